@@ -1,0 +1,1 @@
+//! `lstc`: a compiler from an ONNX transformer to a ladder side-tuning training step.
