@@ -1,1 +1,30 @@
+//! ONNX in and out: an intermediate representation with memory-mapped weights and symbolic shapes, a verifier, and a
+//! text form for tests.
+//!
+//! **Invariant:** this crate knows graphs and tensors. It knows nothing of transformers, training or the command line.
 
+mod attribute;
+mod dot;
+mod dtype;
+mod emit;
+mod infer;
+mod ir;
+mod load;
+pub mod onnx;
+mod save;
+mod text;
+mod traverse;
+mod verify;
+mod weight;
+
+pub use attribute::{Attribute, Attributes};
+pub use dot::dot;
+pub use dtype::DType;
+pub use emit::Builder;
+pub use infer::{Dim, dim_text, shape_text};
+pub use ir::{Graph, Node, NodeId, Origin, Role, Source, Uses, Value, ValueId};
+pub use load::{LoadError, Problem, load, load_bytes};
+pub use save::{DataFile, Saved, encode, write_data};
+pub use text::{ParseError, parse, print};
+pub use verify::{Flaw, verify};
+pub use weight::{FileRange, Weight};

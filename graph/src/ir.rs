@@ -1,0 +1,314 @@
+//! The intermediate representation: nodes and values in arenas, by id.
+//!
+//! **Invariants** (checked by [`crate::verify`]): a value has one source; names are unique; the graph has no cycle.
+
+use std::collections::HashMap;
+
+use rten_shape_inference::{SymTensor, SymbolGen};
+
+use crate::attribute::Attributes;
+use crate::dtype::DType;
+use crate::infer::Dim;
+use crate::weight::Weight;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ValueId(pub(crate) u32);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(pub(crate) u32);
+
+impl ValueId {
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl NodeId {
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// The pass that made a node; [`Origin::SOURCE`] for a node of the model that was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Origin(pub &'static str);
+
+impl Origin {
+    pub const SOURCE: Origin = Origin("source");
+}
+
+/// Whether training changes a value that the graph is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Frozen,
+    Trainable,
+}
+
+/// Where a value comes from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    Input(Role),
+    Weight(Weight),
+    /// Output `.1` of node `.0`.
+    Node(NodeId, usize),
+}
+
+#[derive(Clone, Debug)]
+pub struct Value {
+    pub name: String,
+    pub source: Source,
+    pub dtype: Option<DType>,
+    /// Symbolic shape and, for small integer tensors, symbolic contents.
+    pub(crate) fact: SymTensor,
+}
+
+impl Value {
+    /// The symbolic shape, where it is known.
+    pub fn shape(&self) -> Option<Vec<Dim>> {
+        self.fact.shape().map(|dims| dims.map(|d| d.simplify()).collect())
+    }
+
+    pub fn weight(&self) -> Option<&Weight> {
+        match &self.source {
+            Source::Weight(w) => Some(w),
+            _ => None,
+        }
+    }
+
+    pub fn is_trainable(&self) -> bool {
+        matches!(self.source, Source::Input(Role::Trainable))
+    }
+}
+
+/// One operator call. An absent optional input or output is `None`.
+#[derive(Clone, Debug)]
+pub struct Node {
+    pub name: String,
+    pub op: String,
+    pub domain: String,
+    pub inputs: Vec<Option<ValueId>>,
+    pub outputs: Vec<Option<ValueId>>,
+    pub attributes: Attributes,
+    pub origin: Origin,
+}
+
+impl Node {
+    /// True for operator `op` of the default ONNX domain.
+    pub fn is(&self, op: &str) -> bool {
+        self.op == op && self.is_default_domain()
+    }
+
+    pub fn is_default_domain(&self) -> bool {
+        self.domain.is_empty() || self.domain == "ai.onnx"
+    }
+
+    pub fn input(&self, index: usize) -> Option<ValueId> {
+        self.inputs.get(index).copied().flatten()
+    }
+
+    pub fn output(&self, index: usize) -> Option<ValueId> {
+        self.outputs.get(index).copied().flatten()
+    }
+}
+
+/// Who reads each value: `(node, input slot)`, in node order.
+pub struct Uses(Vec<Vec<(NodeId, usize)>>);
+
+impl Uses {
+    pub fn of(&self, value: ValueId) -> &[(NodeId, usize)] {
+        &self.0[value.index()]
+    }
+}
+
+/// An ONNX graph with the opsets it is written in.
+#[derive(Clone)]
+pub struct Graph {
+    pub name: String,
+    /// `producer_name producer_version` of the model that was read.
+    pub producer: String,
+    pub ir_version: i64,
+    /// Opset version by domain; the default domain is the empty string.
+    pub opsets: Vec<(String, i64)>,
+    pub inputs: Vec<ValueId>,
+    pub outputs: Vec<ValueId>,
+    pub(crate) nodes: Vec<Option<Node>>,
+    pub(crate) values: Vec<Value>,
+    pub(crate) by_name: HashMap<String, ValueId>,
+    /// Model-local functions, carried through unread.
+    pub(crate) functions: Vec<crate::onnx::proto::FunctionProto>,
+    next_name: HashMap<String, usize>,
+    next_symbol: usize,
+}
+
+impl Graph {
+    pub fn new(name: &str, opset: i64) -> Graph {
+        Graph {
+            name: name.to_owned(),
+            producer: String::new(),
+            ir_version: 8,
+            opsets: vec![(String::new(), opset)],
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            nodes: Vec::new(),
+            values: Vec::new(),
+            by_name: HashMap::new(),
+            functions: Vec::new(),
+            next_name: HashMap::new(),
+            next_symbol: 0,
+        }
+    }
+
+    /// The opset version of the default domain.
+    pub fn opset(&self) -> i64 {
+        self.opsets.iter().find(|(d, _)| d.is_empty()).map_or(1, |o| o.1)
+    }
+
+    pub fn value(&self, id: ValueId) -> &Value {
+        &self.values[id.index()]
+    }
+
+    pub fn node(&self, id: NodeId) -> &Node {
+        self.nodes[id.index()].as_ref().expect("ids of removed nodes are not kept")
+    }
+
+    pub fn value_ids(&self) -> impl Iterator<Item = ValueId> + use<> {
+        (0..self.values.len() as u32).map(ValueId)
+    }
+
+    pub fn node_ids(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.nodes.iter().enumerate().filter(|(_, n)| n.is_some()).map(|(i, _)| NodeId(i as u32))
+    }
+
+    pub fn find(&self, name: &str) -> Option<ValueId> {
+        self.by_name.get(name).copied()
+    }
+
+    pub fn weight(&self, id: ValueId) -> Option<&Weight> {
+        self.value(id).weight()
+    }
+
+    /// The node that makes a value, and the output slot.
+    pub fn producer_of(&self, id: ValueId) -> Option<(NodeId, usize)> {
+        match self.value(id).source {
+            Source::Node(node, slot) => Some((node, slot)),
+            _ => None,
+        }
+    }
+
+    pub fn shape(&self, id: ValueId) -> Option<Vec<Dim>> {
+        self.value(id).shape()
+    }
+
+    pub fn uses(&self) -> Uses {
+        let mut uses = vec![Vec::new(); self.values.len()];
+        for id in self.node_ids() {
+            for (slot, input) in self.node(id).inputs.iter().enumerate() {
+                if let Some(value) = input {
+                    uses[value.index()].push((id, slot));
+                }
+            }
+        }
+        Uses(uses)
+    }
+
+    /// A name nobody has yet: `wanted`, else `wanted_1`, `wanted_2`, ...
+    pub fn fresh_name(&mut self, wanted: &str) -> String {
+        if !self.by_name.contains_key(wanted) {
+            return wanted.to_owned();
+        }
+        let counter = self.next_name.entry(wanted.to_owned()).or_insert(0);
+        loop {
+            *counter += 1;
+            let name = format!("{wanted}_{counter}");
+            if !self.by_name.contains_key(&name) {
+                return name;
+            }
+        }
+    }
+
+    pub(crate) fn symbols(&mut self) -> SymbolGen {
+        self.next_symbol += 1;
+        SymbolGen::with_prefix(format!("?{}", self.next_symbol).into())
+    }
+
+    /// Adds a value under a name nobody has yet.
+    pub(crate) fn add_value(&mut self, name: &str, source: Source, dtype: Option<DType>, fact: SymTensor) -> ValueId {
+        let name = self.fresh_name(name);
+        let id = ValueId(self.values.len() as u32);
+        self.by_name.insert(name.clone(), id);
+        self.values.push(Value { name, source, dtype, fact });
+        id
+    }
+
+    /// Adds a graph input. The name must be free: inputs are an interface.
+    pub fn add_input(&mut self, name: &str, dtype: DType, shape: &[Dim], role: Role) -> Result<ValueId, String> {
+        if self.by_name.contains_key(name) {
+            return Err(format!("the model already has a value named `{name}`"));
+        }
+        let id = self.add_value(name, Source::Input(role), Some(dtype), SymTensor::from_shape(shape.to_vec()));
+        self.inputs.push(id);
+        Ok(id)
+    }
+
+    pub fn add_weight(&mut self, name: &str, weight: Weight) -> ValueId {
+        let fact = crate::infer::weight_fact(&weight);
+        let dtype = weight.dtype();
+        self.add_value(name, Source::Weight(weight), Some(dtype), fact)
+    }
+
+    /// Puts another constant of the same type and shape in a weight's place.
+    ///
+    /// # Panics
+    /// When `id` is no weight or the types differ: a slip of the caller's.
+    pub fn replace_weight(&mut self, id: ValueId, weight: Weight) {
+        let old = self.weight(id).expect("a weight is replaced");
+        assert!(old.dtype() == weight.dtype() && old.dims() == weight.dims(), "the interface of a weight stays");
+        let value = &mut self.values[id.index()];
+        value.fact = crate::infer::weight_fact(&weight);
+        value.source = Source::Weight(weight);
+    }
+
+    /// Renames a value. The name must be free.
+    pub fn rename(&mut self, id: ValueId, name: &str) -> Result<(), String> {
+        if self.value(id).name == name {
+            return Ok(());
+        }
+        if self.by_name.contains_key(name) {
+            return Err(format!("the model already has a value named `{name}`"));
+        }
+        let old = std::mem::replace(&mut self.values[id.index()].name, name.to_owned());
+        self.by_name.remove(&old);
+        self.by_name.insert(name.to_owned(), id);
+        Ok(())
+    }
+
+    /// Says what is known of a shape where inference could not tell.
+    pub fn refine(&mut self, id: ValueId, shape: &[Dim]) {
+        self.values[id.index()].fact = SymTensor::from_shape(shape.to_vec());
+    }
+
+    /// Every reader of `old`, and the graph's outputs, read `new` instead.
+    pub fn redirect(&mut self, old: ValueId, new: ValueId) {
+        for node in self.nodes.iter_mut().flatten() {
+            for input in node.inputs.iter_mut().flatten() {
+                if *input == old {
+                    *input = new;
+                }
+            }
+        }
+        for output in &mut self.outputs {
+            if *output == old {
+                *output = new;
+            }
+        }
+    }
+
+    /// Connects one input of a node to another value.
+    pub fn reconnect(&mut self, node: NodeId, slot: usize, value: ValueId) {
+        if let Some(node) = &mut self.nodes[node.index()]
+            && let Some(input) = node.inputs.get_mut(slot)
+        {
+            *input = Some(value);
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Order, reachability and removal, on petgraph's algorithms.
+
+use std::collections::HashSet;
+
+use petgraph::algo::toposort;
+use petgraph::graph::{DiGraph, NodeIndex};
+
+use crate::ir::{Graph, NodeId, Source, ValueId};
+
+impl Graph {
+    /// The data flow between nodes as a petgraph: one edge for each value that a node reads from another.
+    pub fn dataflow(&self) -> DiGraph<NodeId, ValueId, u32> {
+        let mut flow = DiGraph::with_capacity(self.nodes.len(), self.nodes.len() * 2);
+        let mut index = vec![NodeIndex::end(); self.nodes.len()];
+        for id in self.node_ids() {
+            index[id.index()] = flow.add_node(id);
+        }
+        for id in self.node_ids() {
+            for value in self.node(id).inputs.iter().flatten() {
+                if let Source::Node(producer, _) = self.value(*value).source {
+                    flow.add_edge(index[producer.index()], index[id.index()], *value);
+                }
+            }
+        }
+        flow
+    }
+
+    /// Nodes, each after those it reads from: in the order they were added where that serves.
+    ///
+    /// # Errors
+    /// A node on a cycle.
+    pub fn order(&self) -> Result<Vec<NodeId>, NodeId> {
+        let reads_back = |id: NodeId| {
+            let earlier = |v: &ValueId| self.producer_of(*v).is_none_or(|(producer, _)| producer < id);
+            self.node(id).inputs.iter().flatten().all(earlier)
+        };
+        if self.node_ids().all(reads_back) {
+            return Ok(self.node_ids().collect());
+        }
+        let flow = self.dataflow();
+        match toposort(&flow, None) {
+            Ok(order) => Ok(order.into_iter().map(|i| flow[i]).collect()),
+            Err(cycle) => Err(flow[cycle.node_id()]),
+        }
+    }
+
+    /// The nodes that the given values are computed from.
+    pub fn ancestors(&self, values: impl IntoIterator<Item = ValueId>) -> HashSet<NodeId> {
+        self.ancestors_until(values, |_| false)
+    }
+
+    /// As [`Graph::ancestors`], without looking behind a value for which `stop` holds.
+    pub fn ancestors_until(
+        &self,
+        values: impl IntoIterator<Item = ValueId>,
+        stop: impl Fn(ValueId) -> bool,
+    ) -> HashSet<NodeId> {
+        let mut seen = HashSet::new();
+        let mut open: Vec<ValueId> = values.into_iter().collect();
+        while let Some(value) = open.pop() {
+            if stop(value) {
+                continue;
+            }
+            if let Source::Node(node, _) = self.value(value).source
+                && seen.insert(node)
+            {
+                open.extend(self.node(node).inputs.iter().flatten());
+            }
+        }
+        seen
+    }
+
+    /// The values that depend on any of the given ones, themselves included.
+    pub fn dependents(&self, values: impl IntoIterator<Item = ValueId>) -> Vec<bool> {
+        let uses = self.uses();
+        let mut marked = vec![false; self.values.len()];
+        let mut open: Vec<ValueId> = values.into_iter().collect();
+        while let Some(value) = open.pop() {
+            if std::mem::replace(&mut marked[value.index()], true) {
+                continue;
+            }
+            for (node, _) in uses.of(value) {
+                open.extend(self.node(*node).outputs.iter().flatten().filter(|v| !marked[v.index()]));
+            }
+        }
+        marked
+    }
+
+    /// Removes every node that no output is computed from.
+    pub fn remove_dead(&mut self) {
+        let live = self.ancestors(self.outputs.iter().copied());
+        for (index, slot) in self.nodes.iter_mut().enumerate() {
+            if !live.contains(&NodeId(index as u32)) {
+                *slot = None;
+            }
+        }
+    }
+
+    /// The graph that computes only `outputs`, with the inputs that they need.
+    pub fn slice(&self, outputs: &[ValueId]) -> Graph {
+        let mut slice = self.clone();
+        slice.outputs = outputs.to_vec();
+        slice.remove_dead();
+        let uses = slice.uses();
+        slice.inputs.retain(|v| !uses.of(*v).is_empty() || outputs.contains(v));
+        slice
+    }
+
+    /// True where a path of values leads from `from` to `to`.
+    pub fn reaches(&self, from: ValueId, to: ValueId) -> bool {
+        if from == to {
+            return true;
+        }
+        match self.producer_of(from) {
+            _ if self.producer_of(to).is_none() => false,
+            None => self.ancestors([to]).iter().any(|n| self.node(*n).inputs.contains(&Some(from))),
+            Some((node, _)) => self.ancestors([to]).contains(&node),
+        }
+    }
+}
