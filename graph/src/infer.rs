@@ -93,10 +93,10 @@ impl Graph {
         let known: Vec<Option<SymTensor>> =
             node.inputs.iter().map(|v| v.map(|v| self.value(v).fact.clone())).collect();
         let mut symbols = self.symbols();
-        let facts = match fenced(|| output_facts(self, &node, &known, &mut symbols)) {
-            Some(Some(facts)) => facts?,
-            Some(None) | None => Vec::new(),
+        let Some(facts) = fenced(|| output_facts(self, &node, &known, &mut symbols)).flatten() else {
+            return Ok(());
         };
+        let facts = facts?;
         for (slot, output) in node.outputs.iter().enumerate() {
             let Some(output) = *output else { continue };
             let dtype = output_dtype(self, &node, slot);
@@ -161,6 +161,10 @@ fn output_facts(
         | "RandomNormalLike" | "RandomUniformLike" | "Bernoulli" => UnaryOp.infer_shapes(context(), symbols),
         "Identity" => ops::Identity.infer_shapes(context(), symbols),
         "Neg" => ops::Neg.infer_shapes(context(), symbols),
+        "CastLike" => match node.input(1).and_then(|v| graph.value(v).dtype) {
+            Some(to) if !to.is_float() && to != DType::Bool => ops::Identity.infer_shapes(context(), symbols),
+            _ => UnaryOp.infer_shapes(context(), symbols),
+        },
         // A cast keeps the contents of an integer shape vector, and only the shape of anything else.
         "Cast" => match a.get_int("to").and_then(|to| DType::from_onnx(to as i32)) {
             Some(to) if !to.is_float() && to != DType::Bool => ops::Identity.infer_shapes(context(), symbols),
@@ -258,7 +262,7 @@ fn output_dtype(graph: &Graph, node: &Node, slot: usize) -> Option<DType> {
             Some(Attribute::Tensor(t)) => t.dtype(),
             _ => DType::F32,
         },
-        ("Where", 0) => of(1)?,
+        ("Where" | "CastLike", 0) => of(1)?,
         ("OneHot", 0) => of(2)?,
         ("MatMulInteger" | "ConvInteger", 0) => DType::I32,
         ("DynamicQuantizeLinear", 0 | 2) => DType::U8,

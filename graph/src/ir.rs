@@ -282,6 +282,15 @@ impl Graph {
         Ok(())
     }
 
+    /// Renames every node, from its place among them.
+    pub fn rename_nodes(&mut self, name: impl Fn(usize) -> String) {
+        for (index, node) in self.nodes.iter_mut().enumerate() {
+            if let Some(node) = node {
+                node.name = name(index);
+            }
+        }
+    }
+
     /// Says what is known of a shape where inference could not tell.
     pub fn refine(&mut self, id: ValueId, shape: &[Dim]) {
         self.values[id.index()].fact = SymTensor::from_shape(shape.to_vec());

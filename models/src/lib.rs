@@ -1,1 +1,21 @@
+//! The anatomy of a transformer, and how it is recognised in an ONNX graph.
+//!
+//! Recognition goes by structure: the residual stream is walked back from the LM head, and every sublayer on it is
+//! matched against what attention and feed-forward layers compute. Names play no part.
+//!
+//! **Invariant:** what is not understood is refused, with the node and the reason. This crate knows nothing of
+//! training.
 
+mod activation;
+mod anatomy;
+mod attention;
+mod families;
+mod matcher;
+mod recognise;
+
+pub use anatomy::{
+    Activation, Anatomy, Attention, AttentionKind, Bias, Block, FeedForward, Head, Linear, Norm, Orientation, Relative,
+    Sublayer, SublayerKind, Tower, TowerKind,
+};
+pub use families::{Family, Names, families};
+pub use recognise::{Refusal, Refused, recognise};

@@ -1,0 +1,263 @@
+//! A plain description of a transformer: towers of blocks of sublayers, with the weights of each.
+//!
+//! Every [`ValueId`] is a value of the graph that was recognised.
+
+use std::fmt;
+
+use lstc_graph::{Dim, ValueId};
+use serde::Serialize;
+
+/// A recognised model.
+#[derive(Clone, Debug)]
+pub struct Anatomy {
+    /// Name of the family whose constraints the model meets, e.g. `t5`.
+    pub family: &'static str,
+    /// In the order of computation: a tower comes after those it attends to.
+    pub towers: Vec<Tower>,
+    pub head: Head,
+}
+
+impl Anatomy {
+    /// The tower whose output the LM head reads.
+    pub fn last(&self) -> &Tower {
+        self.towers.last().expect("a recognised model has a tower")
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TowerKind {
+    Encoder,
+    Decoder,
+}
+
+impl TowerKind {
+    pub fn name(self) -> &'static str {
+        match self {
+            TowerKind::Encoder => "encoder",
+            TowerKind::Decoder => "decoder",
+        }
+    }
+}
+
+impl fmt::Display for TowerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A stack of blocks over one residual stream.
+#[derive(Clone, Debug)]
+pub struct Tower {
+    pub kind: TowerKind,
+    /// Width d of the residual stream.
+    pub width: usize,
+    /// Token indices, a graph input: i64 `[batch, length]`.
+    pub tokens: ValueId,
+    /// Embedding table `[vocabulary, d]`.
+    pub table: ValueId,
+    /// The embedding output e, which enters block 0: `[batch, length, d]`.
+    pub embedding: ValueId,
+    pub blocks: Vec<Block>,
+    pub final_norm: Norm,
+    /// What the final norm makes of the last block's output.
+    pub output: ValueId,
+    pub batch: Dim,
+    pub length: Dim,
+}
+
+/// One block: the sublayers between two taps.
+#[derive(Clone, Debug)]
+pub struct Block {
+    /// h of the block before, or the embedding output.
+    pub input: ValueId,
+    /// h of this block: the output of its last residual add.
+    pub output: ValueId,
+    pub sublayers: Vec<Sublayer>,
+}
+
+impl Block {
+    pub fn attention(&self, kind: AttentionKind) -> Option<&Attention> {
+        self.sublayers.iter().find_map(|s| match &s.kind {
+            SublayerKind::Attention(a) if a.kind == kind => Some(a),
+            _ => None,
+        })
+    }
+
+    pub fn feed_forward(&self) -> Option<&FeedForward> {
+        self.sublayers.iter().find_map(|s| match &s.kind {
+            SublayerKind::FeedForward(f) => Some(f),
+            SublayerKind::Attention(_) => None,
+        })
+    }
+}
+
+/// `x + f(norm(x))`
+#[derive(Clone, Debug)]
+pub struct Sublayer {
+    pub norm: Norm,
+    pub kind: SublayerKind,
+}
+
+#[derive(Clone, Debug)]
+pub enum SublayerKind {
+    Attention(Attention),
+    FeedForward(FeedForward),
+}
+
+/// `y = weight * x / sqrt(mean(x^2) + epsilon)`, over the last axis.
+#[derive(Clone, Debug)]
+pub struct Norm {
+    /// `[d]`
+    pub weight: ValueId,
+    pub epsilon: f32,
+}
+
+/// How a matrix lies in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Orientation {
+    /// `[in, out]`: `y = x W`
+    InOut,
+    /// `[out, in]`: `y = x W^T`, as PyTorch stores it.
+    OutIn,
+}
+
+/// A matrix product with a constant.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    pub weight: ValueId,
+    pub orientation: Orientation,
+    /// Number of input features.
+    pub inputs: usize,
+    /// Number of output features.
+    pub outputs: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AttentionKind {
+    /// Keys and values come from the sublayer's own input.
+    SelfAttention,
+    /// Keys and values come from another tower's output.
+    Cross,
+}
+
+#[derive(Clone, Debug)]
+pub struct Attention {
+    pub kind: AttentionKind,
+    pub q: Linear,
+    pub k: Linear,
+    pub v: Linear,
+    pub o: Linear,
+    pub heads: usize,
+    /// Width d_kv of a head.
+    pub head_width: usize,
+    /// Factor on the scores, before the bias.
+    pub scale: f32,
+    /// What is added to the scores.
+    pub bias: Option<Bias>,
+    /// For cross-attention: the other tower's output.
+    pub context: Option<ValueId>,
+}
+
+impl Attention {
+    /// The relative-position part of the bias.
+    pub fn relative(&self) -> Option<&Relative> {
+        self.bias.as_ref().and_then(Bias::relative)
+    }
+}
+
+/// An additive bias on attention scores, which broadcasts to `[batch, heads, queries, keys]`.
+#[derive(Clone, Debug)]
+pub enum Bias {
+    Relative(Relative),
+    /// A value computed from the model's inputs alone, added as it is.
+    Mask(ValueId),
+    Sum(Vec<Bias>),
+    /// `where(keep, inner, fill)`: `keep` a boolean value, `fill` a scalar.
+    Where { keep: ValueId, inner: Box<Bias>, fill: ValueId },
+}
+
+impl Bias {
+    pub fn relative(&self) -> Option<&Relative> {
+        match self {
+            Bias::Relative(r) => Some(r),
+            Bias::Mask(_) => None,
+            Bias::Sum(terms) => terms.iter().find_map(Bias::relative),
+            Bias::Where { inner, .. } => inner.relative(),
+        }
+    }
+
+    /// The backbone's own values that the bias is made of: masks and bucket indices.
+    pub fn values(&self) -> Vec<ValueId> {
+        match self {
+            Bias::Relative(r) => vec![r.buckets],
+            Bias::Mask(v) => vec![*v],
+            Bias::Sum(terms) => terms.iter().flat_map(Bias::values).collect(),
+            Bias::Where { keep, inner, fill } => [*keep, *fill].into_iter().chain(inner.values()).collect(),
+        }
+    }
+}
+
+/// A learned bias for each bucket of relative distance and each head.
+#[derive(Clone, Debug)]
+pub struct Relative {
+    /// `[buckets, heads]`
+    pub table: ValueId,
+    pub rows: usize,
+    /// Bucket indices: i64 `[queries, keys]`.
+    pub buckets: ValueId,
+}
+
+#[derive(Clone, Debug)]
+pub struct FeedForward {
+    /// One matrix; for a gated layer two: the one under the activation first.
+    pub inner: Vec<Linear>,
+    pub activation: Activation,
+    pub outer: Linear,
+}
+
+impl FeedForward {
+    /// Width d_ff.
+    pub fn width(&self) -> usize {
+        self.outer.inputs
+    }
+
+    pub fn is_gated(&self) -> bool {
+        self.inner.len() == 2
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Activation {
+    Relu,
+    /// `0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`
+    GeluTanh,
+    /// `0.5 x (1 + erf(x / sqrt(2)))`
+    GeluErf,
+    /// `x sigmoid(x)`
+    Silu,
+}
+
+impl Activation {
+    pub fn name(self) -> &'static str {
+        match self {
+            Activation::Relu => "relu",
+            Activation::GeluTanh => "gelu-tanh",
+            Activation::GeluErf => "gelu-erf",
+            Activation::Silu => "silu",
+        }
+    }
+}
+
+/// Logits from the last tower's output: `scale * output * W`.
+#[derive(Clone, Debug)]
+pub struct Head {
+    pub linear: Linear,
+    pub scale: f32,
+    /// f32 `[batch, length, vocabulary]`, a graph output.
+    pub logits: ValueId,
+    /// The head's matrix holds the same numbers as the last tower's embedding table.
+    pub tied: bool,
+}

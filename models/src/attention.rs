@@ -1,0 +1,278 @@
+//! Attention: `o(softmax(scale q k^T + bias) v)`.
+
+use lstc_graph::{Dim, ValueId};
+
+use crate::anatomy::{Attention, AttentionKind, Bias, Linear, Relative};
+use crate::matcher::{Match, Matcher, Mismatch, close};
+
+/// A projection split into heads, and how it was transposed on the way.
+struct Heads {
+    linear: Linear,
+    input: ValueId,
+    heads: Dim,
+    width: Dim,
+    scale: f64,
+}
+
+impl Matcher<'_> {
+    /// An attention sublayer's branch: the attention, and the value its queries are made of.
+    pub fn attention(&self, branch: ValueId) -> Match<(Attention, ValueId)> {
+        let (o, merged) = self.linear(branch)?;
+        let merge = self.expect(merged, &["Reshape"])?;
+        let swap = self.expect(self.operand(merge, 0)?, &["Transpose"])?;
+        if swap.attributes.get_ints("perm") != Some(&[0, 2, 1, 3]) {
+            return Err(self.mismatch(swap, "expected heads to be merged by a transposition [0, 2, 1, 3]"));
+        }
+        let mixed = self.expect(self.operand(swap, 0)?, &["MatMul"])?;
+        let (weights, values) = (self.operand(mixed, 0)?, self.operand(mixed, 1)?);
+        let softmax = self.expect(weights, &["Softmax"])?;
+        let axis = softmax.attributes.get_int("axis").unwrap_or(if self.graph.opset() < 13 { 1 } else { -1 });
+        if axis != -1 && axis != 3 {
+            return Err(self.mismatch(softmax, format!("expected a softmax over the keys, the last axis, not {axis}")));
+        }
+        let (scores, bias) = self.scores(self.operand(softmax, 0)?)?;
+        let product = self.expect(scores.0, &["MatMul"])?;
+        let q = self.heads(self.operand(product, 0)?, [0, 2, 1, 3])?;
+        let k = self.heads(self.operand(product, 1)?, [0, 2, 3, 1])?;
+        let v = self.heads(values, [0, 2, 1, 3])?;
+        if k.input != v.input {
+            return Err(self.mismatch(product, "its keys and values are made of different inputs"));
+        }
+        let (heads, head_width) = match (&q.heads, &q.width) {
+            (Dim::Value(h), Dim::Value(w)) => (*h as usize, *w as usize),
+            _ => return Err(self.mismatch(product, "the number of heads or their width is not constant")),
+        };
+        let widths = [q.linear.outputs, k.linear.outputs, v.linear.outputs, o.inputs];
+        if widths.iter().any(|w| *w != heads * head_width) {
+            return Err(self.mismatch(product, format!("{heads} heads of {head_width} do not fit widths {widths:?}")));
+        }
+        let kind = if k.input == q.input { AttentionKind::SelfAttention } else { AttentionKind::Cross };
+        let attention = Attention {
+            kind,
+            heads,
+            head_width,
+            scale: (scores.1 * q.scale * k.scale * v.scale) as f32,
+            bias,
+            context: (kind == AttentionKind::Cross).then_some(k.input),
+            q: q.linear,
+            k: k.linear,
+            v: v.linear,
+            o,
+        };
+        if !close(v.scale, 1.0) {
+            return Err(self.mismatch(mixed, "its values are scaled"));
+        }
+        Ok((attention, q.input))
+    }
+
+    /// Scores before the softmax: the product of queries and keys with its scale, and the bias.
+    fn scores(&self, value: ValueId) -> Match<((ValueId, f64), Option<Bias>)> {
+        let value = self.resolve(value);
+        let node = self.expect(value, &["MatMul", "Add", "Mul", "Div"])?;
+        match node.op.as_str() {
+            "MatMul" => Ok(((value, 1.0), None)),
+            "Add" => {
+                let Some((scores, bias)) = self.orders(node)?.into_iter().find(|(s, _)| self.leads_to_product(*s)) else {
+                    return Err(self.mismatch(node, "holds no product of queries and keys"));
+                };
+                let (found, earlier) = self.scores(scores)?;
+                Ok((found, sum(earlier, self.bias(bias)?)))
+            }
+            _ => {
+                let (factors, scale) = self.product(value);
+                let [inner] = factors[..] else {
+                    return Err(self.mismatch(node, "scales the scores by something that is not constant"));
+                };
+                let ((scores, earlier), bias) = self.scores(inner)?;
+                if bias.is_some() && !close(scale, 1.0) {
+                    return Err(self.mismatch(node, format!("scales the scores by {scale} after the bias was added")));
+                }
+                Ok(((scores, earlier * scale), bias))
+            }
+        }
+    }
+
+    /// True where sums and scales lead back to a matrix product.
+    fn leads_to_product(&self, value: ValueId) -> bool {
+        self.node(value).is_some_and(|(_, node)| {
+            let through = node.is("Add") || node.is("Mul") || node.is("Div");
+            node.is("MatMul") || through && node.inputs.iter().flatten().any(|v| self.leads_to_product(*v))
+        })
+    }
+
+    /// A projection split into heads: `[batch, length, features]` to the wanted order of `[batch, length, head, width]`.
+    fn heads(&self, value: ValueId, wanted: [usize; 4]) -> Match<Heads> {
+        let mut order = [0, 1, 2, 3];
+        let mut scale = 1.0;
+        let mut value = self.resolve(value);
+        loop {
+            let node = self.expect(value, &["Transpose", "Mul", "Div", "Reshape"])?;
+            match node.op.as_str() {
+                "Transpose" => {
+                    let perm = node.attributes.get_ints("perm").unwrap_or_default();
+                    let Ok(perm) = <[i64; 4]>::try_from(perm) else {
+                        return Err(self.mismatch(node, "expected a transposition of four axes"));
+                    };
+                    if perm.iter().any(|p| !(0..4).contains(p)) {
+                        return Err(self.mismatch(node, format!("is no transposition: {perm:?}")));
+                    }
+                    order = order.map(|axis| perm[axis] as usize);
+                    value = self.resolve(self.operand(node, 0)?);
+                }
+                "Mul" | "Div" => {
+                    let (factors, constant) = self.product(value);
+                    let [inner] = factors[..] else {
+                        return Err(self.mismatch(node, "scales heads by something that is not constant"));
+                    };
+                    scale *= constant;
+                    value = inner;
+                }
+                _ => {
+                    if let Ok(inner) = self.attempt(|| self.folded_transpose(value)) {
+                        order = order.map(|axis| [0, 1, 3, 2][axis]);
+                        value = self.resolve(inner);
+                        continue;
+                    }
+                    if order != wanted {
+                        let reason = format!("splits heads in the order {order:?}, not {wanted:?}");
+                        return Err(self.mismatch(node, reason));
+                    }
+                    let dims = self.graph.shape(value).unwrap_or_default();
+                    let [_, _, heads, width] = &dims[..] else {
+                        return Err(self.mismatch(node, "expected a projection split into heads"));
+                    };
+                    let (linear, input) = self.linear(self.operand(node, 0)?)?;
+                    return Ok(Heads { linear, input, heads: heads.clone(), width: width.clone(), scale });
+                }
+            }
+        }
+    }
+
+    /// The last two of four axes swapped by way of three: `reshape(transpose(reshape(x)))`.
+    fn folded_transpose(&self, value: ValueId) -> Match<ValueId> {
+        let unfold = self.expect(value, &["Reshape"])?;
+        let swap = self.expect(self.operand(unfold, 0)?, &["Transpose"])?;
+        let fold = self.expect(self.operand(swap, 0)?, &["Reshape"])?;
+        let inner = self.operand(fold, 0)?;
+        let (before, after) = (self.graph.shape(inner), self.graph.shape(value));
+        let swapped = |a: &[Dim], b: &[Dim]| a.len() == 4 && b.len() == 4 && a[..2] == b[..2] && a[2] == b[3] && a[3] == b[2];
+        let folded = fold.output(0).and_then(|v| self.graph.shape(v));
+        let keeps = |a: &[Dim], f: &[Dim]| f.len() == 3 && a.len() == 4 && f[1..] == a[2..];
+        match (before, after, folded) {
+            (Some(a), Some(b), Some(f))
+                if swap.attributes.get_ints("perm") == Some(&[0, 2, 1]) && swapped(&a, &b) && keeps(&a, &f) =>
+            {
+                Ok(inner)
+            }
+            _ => Err(self.mismatch(unfold, "expected the last two axes to be swapped")),
+        }
+    }
+
+    /// What is added to the scores; `None` for nothing but zeros.
+    fn bias(&self, value: ValueId) -> Match<Option<Bias>> {
+        let value = self.resolve(value);
+        if self.is_zero(value) {
+            return Ok(None);
+        }
+        if self.is_mask(value) {
+            return Ok(Some(Bias::Mask(value)));
+        }
+        match self.node(value) {
+            Some((id, node)) if node.is("Add") => {
+                self.claim(id);
+                let (a, b) = (self.bias(self.operand(node, 0)?)?, self.bias(self.operand(node, 1)?)?);
+                Ok(sum(a, b))
+            }
+            Some((id, node)) if node.is("Where") => {
+                self.claim(id);
+                let (keep, inner, fill) = (self.operand(node, 0)?, self.operand(node, 1)?, self.operand(node, 2)?);
+                if self.scalar(fill).is_none() || !self.is_mask(keep) {
+                    return Err(self.mismatch(node, "selects a bias by something that is no mask"));
+                }
+                match self.bias(inner)? {
+                    Some(inner) => Ok(Some(Bias::Where { keep, inner: Box::new(inner), fill })),
+                    None => Err(self.mismatch(node, "masks a bias of zeros")),
+                }
+            }
+            Some(_) => self.relative(value).map(|r| Some(Bias::Relative(r))),
+            None => {
+                let value = self.graph.value(value);
+                let shape = value.shape().map_or_else(String::new, |s| lstc_graph::shape_text(&s));
+                Err(Mismatch {
+                    node: value.name.clone(),
+                    reason: format!(
+                        "is a constant bias {shape} on the attention scores: a position bias that the exporter folded, \
+                         whose table and bucket indices are lost (export with symbolic lengths)"
+                    ),
+                })
+            }
+        }
+    }
+
+    /// `unsqueeze(transpose(table[buckets], [2, 0, 1]))`
+    fn relative(&self, value: ValueId) -> Match<Relative> {
+        let node = self.expect(value, &["Unsqueeze"])?;
+        let swap = self.expect(self.operand(node, 0)?, &["Transpose"])?;
+        if swap.attributes.get_ints("perm") != Some(&[2, 0, 1]) {
+            return Err(self.mismatch(swap, "expected a position bias [queries, keys, heads] transposed by [2, 0, 1]"));
+        }
+        let gather = self.expect(self.operand(swap, 0)?, &["Gather"])?;
+        let (table, buckets) = (self.resolve(self.operand(gather, 0)?), self.operand(gather, 1)?);
+        let rows = match self.graph.weight(table) {
+            Some(w) if w.dims().len() == 2 && gather.attributes.get_int("axis").unwrap_or(0) == 0 => w.dims()[0],
+            _ => return Err(self.mismatch(gather, "expected rows of a constant table [buckets, heads]")),
+        };
+        if self.rank(buckets) != Some(2) || !self.is_mask(buckets) {
+            return Err(self.mismatch(gather, "expected bucket indices [queries, keys] made of lengths alone"));
+        }
+        Ok(Relative { table, rows, buckets })
+    }
+
+    /// A value made of the model's inputs, shapes and small constants alone: no learned tensor, no hidden state.
+    fn is_mask(&self, value: ValueId) -> bool {
+        let graph = self.graph;
+        let is_shape = |v: ValueId| {
+            graph.producer_of(v).is_some_and(|(n, _)| graph.node(n).is("Shape") || graph.node(n).is("Size"))
+        };
+        let learned = |v: ValueId| {
+            graph.weight(v).is_some_and(|w| {
+                let per_head = w.dims().len() == 4 && w.dims()[1] > 1;
+                w.dtype().is_float() && (matches!(w.dims().len(), 2 | 3) || per_head)
+            })
+        };
+        if learned(value) {
+            return false;
+        }
+        graph.ancestors_until([value], is_shape).into_iter().all(|id| {
+            let node = graph.node(id);
+            let learns = node.inputs.iter().flatten().any(|v| !is_shape(*v) && learned(*v));
+            node.is("Shape") || node.is("Size") || !(learns || node.is("MatMul") || node.is("Softmax"))
+        })
+    }
+
+    /// A tensor of zeros, whatever its shape.
+    fn is_zero(&self, value: ValueId) -> bool {
+        if let Some(w) = self.graph.weight(value) {
+            return w.bytes().iter().all(|b| *b == 0);
+        }
+        match self.node(value) {
+            Some((_, node)) if node.is("ConstantOfShape") => match node.attributes.get("value") {
+                Some(lstc_graph::Attribute::Tensor(t)) => t.as_scalar() == Some(0.0),
+                _ => true,
+            },
+            Some((_, node)) if node.is("Expand") => node.input(0).is_some_and(|v| self.is_zero(self.resolve(v))),
+            _ => false,
+        }
+    }
+}
+
+fn sum(a: Option<Bias>, b: Option<Bias>) -> Option<Bias> {
+    let terms = |bias: Bias| match bias {
+        Bias::Sum(terms) => terms,
+        one => vec![one],
+    };
+    match (a, b) {
+        (Some(a), Some(b)) => Some(Bias::Sum(terms(a).into_iter().chain(terms(b)).collect())),
+        (a, b) => a.or(b),
+    }
+}

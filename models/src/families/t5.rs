@@ -1,0 +1,74 @@
+//! T5: an encoder and a decoder with root-mean-square norms before each sublayer, and relative-position biases in the
+//! self-attention, one table a tower (Raffel et al., 2020, <https://arxiv.org/abs/1910.10683>).
+
+use lstc_graph::Graph;
+
+use super::Family;
+use crate::anatomy::{Anatomy, AttentionKind, SublayerKind, Tower, TowerKind};
+use crate::recognise::Refusal;
+
+pub fn family() -> Family {
+    let names = serde_yaml::from_str(include_str!("t5.yaml")).expect("the family's facts are well-formed");
+    Family { name: "t5", names, check }
+}
+
+fn check(graph: &Graph, anatomy: &Anatomy) -> Vec<Refusal> {
+    let mut refusals = Vec::new();
+    let kinds: Vec<TowerKind> = anatomy.towers.iter().map(|t| t.kind).collect();
+    if kinds != [TowerKind::Encoder, TowerKind::Decoder] {
+        let found: Vec<&str> = kinds.iter().map(|k| k.name()).collect();
+        refusals.push(Refusal {
+            place: "the model".to_owned(),
+            node: String::new(),
+            reason: format!(
+                "has {} and no cross-attention between them: a T5 has an encoder and a decoder that attends to it",
+                found.join(" and ")
+            ),
+        });
+        return refusals;
+    }
+    let width = anatomy.towers[0].width;
+    for tower in &anatomy.towers {
+        blocks(graph, tower, &mut refusals);
+        if tower.width != width {
+            refusals.push(Refusal {
+                place: format!("the {}", tower.kind),
+                node: String::new(),
+                reason: format!("is {} wide, where the encoder is {width} wide", tower.width),
+            });
+        }
+    }
+    refusals
+}
+
+/// Blocks of one make, whose self-attentions share the first one's position table.
+fn blocks(graph: &Graph, tower: &Tower, refusals: &mut Vec<Refusal>) {
+    let table = |b: &crate::anatomy::Block| b.attention(AttentionKind::SelfAttention)?.relative().map(|r| r.table);
+    let first = tower.blocks.first().and_then(table);
+    let make = |b: &crate::anatomy::Block| {
+        let heads = b.attention(AttentionKind::SelfAttention).map(|a| (a.heads, a.head_width));
+        (heads, b.feed_forward().map(|f| (f.width(), f.activation, f.is_gated())))
+    };
+    for (index, block) in tower.blocks.iter().enumerate() {
+        let mut refuse = |node: String, reason: String| {
+            refusals.push(Refusal { place: format!("block {index} of the {}", tower.kind), node, reason });
+        };
+        match (table(block), first) {
+            (None, _) => refuse(String::new(), "its self-attention has no relative-position bias".to_owned()),
+            (Some(here), Some(first)) if here != first => {
+                let name = graph.value(here).name.clone();
+                refuse(name, "is a relative-position table of its own: one a tower is supported".to_owned());
+            }
+            _ => {}
+        }
+        if make(block) != make(&tower.blocks[0]) {
+            refuse(String::new(), "its heads, widths or activation differ from those of block 0".to_owned());
+        }
+        for sublayer in &block.sublayers {
+            let SublayerKind::Attention(attention) = &sublayer.kind else { continue };
+            if attention.kind == AttentionKind::Cross && attention.relative().is_some() {
+                refuse(String::new(), "its cross-attention has a relative-position bias".to_owned());
+            }
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! Steps that all patterns are made of.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+
+use lstc_graph::{Graph, Node, NodeId, ValueId, Weight};
+
+use crate::anatomy::{Linear, Norm, Orientation};
+
+/// Why a pattern does not hold, at which node.
+#[derive(Clone, Debug)]
+pub struct Mismatch {
+    /// The node's name.
+    pub node: String,
+    pub reason: String,
+}
+
+pub type Match<T> = Result<T, Mismatch>;
+
+/// Looks at a graph, and remembers the nodes that the patterns that held are made of.
+pub struct Matcher<'g> {
+    pub graph: &'g Graph,
+    trail: RefCell<Vec<NodeId>>,
+}
+
+impl<'g> Matcher<'g> {
+    pub fn new(graph: &'g Graph) -> Matcher<'g> {
+        Matcher { graph, trail: RefCell::default() }
+    }
+
+    /// The nodes of every pattern that held.
+    pub fn claimed(&self) -> HashSet<NodeId> {
+        self.trail.borrow().iter().copied().collect()
+    }
+
+    /// Tries a pattern; the nodes of one that does not hold are forgotten.
+    pub fn attempt<T>(&self, pattern: impl FnOnce() -> Match<T>) -> Match<T> {
+        let mark = self.trail.borrow().len();
+        let result = pattern();
+        if result.is_err() {
+            self.trail.borrow_mut().truncate(mark);
+        }
+        result
+    }
+
+    pub fn claim(&self, node: NodeId) {
+        self.trail.borrow_mut().push(node);
+    }
+
+    /// The node that makes `value`, behind Identity, Dropout, and casts and reshapes that change nothing.
+    pub fn node(&self, value: ValueId) -> Option<(NodeId, &'g Node)> {
+        let (id, _) = self.graph.producer_of(self.resolve(value))?;
+        Some((id, self.graph.node(id)))
+    }
+
+    /// The value that `value` is a copy of.
+    pub fn resolve(&self, value: ValueId) -> ValueId {
+        let mut value = value;
+        while let Some((id, 0)) = self.graph.producer_of(value) {
+            let node = self.graph.node(id);
+            let same_type = || node.input(0).is_some_and(|x| self.graph.value(x).dtype == self.graph.value(value).dtype);
+            // Without its third input, `training_mode`, Dropout copies.
+            let same_shape = || {
+                let shape = self.graph.shape(value);
+                shape.is_some() && node.input(0).and_then(|x| self.graph.shape(x)) == shape
+            };
+            let copies = node.is("Identity")
+                || node.is("Dropout") && node.input(2).is_none()
+                || (node.is("Cast") || node.is("CastLike")) && same_type()
+                || (node.is("Reshape") || node.is("Expand") || node.is("Flatten")) && same_shape();
+            match node.input(0) {
+                Some(input) if copies => {
+                    self.claim(id);
+                    value = input;
+                }
+                _ => break,
+            }
+        }
+        value
+    }
+
+    /// The node that makes `value`, which must be one of these operators.
+    pub fn expect(&self, value: ValueId, ops: &[&str]) -> Match<&'g Node> {
+        match self.node(value) {
+            Some((id, node)) if ops.iter().any(|op| node.is(op)) => {
+                self.claim(id);
+                Ok(node)
+            }
+            Some((_, node)) => Err(Mismatch {
+                node: node.name.clone(),
+                reason: format!("is a {}, where {} was expected", node.op, ops.join(" or ")),
+            }),
+            None => {
+                let name = self.graph.value(value).name.clone();
+                let found = if self.graph.weight(value).is_some() { "a constant" } else { "a graph input" };
+                Err(Mismatch { node: name, reason: format!("is {found}, where {} was expected", ops.join(" or ")) })
+            }
+        }
+    }
+
+    pub fn operand(&self, node: &Node, index: usize) -> Match<ValueId> {
+        node.input(index).ok_or_else(|| self.mismatch(node, format!("has no operand {index}")))
+    }
+
+    pub fn mismatch(&self, node: &Node, reason: impl Into<String>) -> Mismatch {
+        Mismatch { node: node.name.clone(), reason: reason.into() }
+    }
+
+    /// The two orders of a commutative node's operands.
+    pub fn orders(&self, node: &Node) -> Match<[(ValueId, ValueId); 2]> {
+        let (a, b) = (self.operand(node, 0)?, self.operand(node, 1)?);
+        Ok([(a, b), (b, a)])
+    }
+
+    /// The constant that `value` is, behind copies and casts.
+    pub fn constant(&self, value: ValueId) -> Option<&'g Weight> {
+        let mut value = self.resolve(value);
+        while let Some((_, node)) = self.node(value)
+            && (node.is("Cast") || node.is("CastLike"))
+        {
+            value = self.resolve(node.input(0)?);
+        }
+        self.graph.weight(value)
+    }
+
+    /// The number that `value` is.
+    pub fn scalar(&self, value: ValueId) -> Option<f64> {
+        self.constant(value)?.as_scalar()
+    }
+
+    pub fn is_scalar(&self, value: ValueId, wanted: f64) -> bool {
+        self.scalar(value).is_some_and(|v| close(v, wanted))
+    }
+
+    /// Integer contents of a constant, or of a shape vector that inference knows.
+    pub fn ints(&self, value: ValueId) -> Option<Vec<i64>> {
+        self.constant(value)?.to_i64()
+    }
+
+    /// The rank of a value, where inference knows it.
+    pub fn rank(&self, value: ValueId) -> Option<usize> {
+        self.graph.shape(value).map(|s| s.len())
+    }
+
+    /// A constant matrix, plain or under a Transpose.
+    fn matrix(&self, value: ValueId) -> Option<(ValueId, Orientation)> {
+        let value = self.resolve(value);
+        let is_matrix = |v: ValueId| self.graph.weight(v).is_some_and(|w| w.dims().len() == 2);
+        if is_matrix(value) {
+            return Some((value, Orientation::InOut));
+        }
+        let (id, node) = self.node(value)?;
+        let swaps = node.attributes.get_ints("perm").is_none_or(|p| p == [1, 0]);
+        let inner = self.resolve(node.input(0)?);
+        (node.is("Transpose") && swaps && is_matrix(inner)).then(|| {
+            self.claim(id);
+            (inner, Orientation::OutIn)
+        })
+    }
+
+    /// `y = x W`: the matrix and x.
+    pub fn linear(&self, value: ValueId) -> Match<(Linear, ValueId)> {
+        let node = self.expect(value, &["MatMul"])?;
+        let (x, w) = (self.operand(node, 0)?, self.operand(node, 1)?);
+        let Some((weight, orientation)) = self.matrix(w) else {
+            return Err(self.mismatch(node, "expected a product with a constant matrix"));
+        };
+        let dims = self.graph.weight(weight).map_or(&[][..], |w| w.dims());
+        let (inputs, outputs) = match orientation {
+            Orientation::InOut => (dims[0], dims[1]),
+            Orientation::OutIn => (dims[1], dims[0]),
+        };
+        Ok((Linear { weight, orientation, inputs, outputs }, self.resolve(x)))
+    }
+
+    /// A root-mean-square norm over the last axis: the norm and x.
+    pub fn norm(&self, value: ValueId) -> Match<(Norm, ValueId)> {
+        let node = self.expect(value, &["Mul"])?;
+        let is_vector = |v: ValueId| self.constant(v).is_some_and(|w| w.dims().len() == 1 && w.dtype().is_float());
+        let Some((weight, scaled)) = self.orders(node)?.into_iter().find(|(w, _)| is_vector(*w)) else {
+            return Err(self.mismatch(node, "expected a norm: a product with a constant vector"));
+        };
+        let weight = self.resolve(weight);
+        let (x, mean_square) = self.normalised(scaled)?;
+        let (epsilon, mean) = self.plus_constant(mean_square)?;
+        let mean = self.expect(mean, &["ReduceMean"])?;
+        let axes = mean.attributes.get_ints("axes").map(<[i64]>::to_vec);
+        let axes = axes.or_else(|| mean.input(1).and_then(|v| self.ints(v)));
+        let last = self.rank(x).map_or(-1, |r| r as i64 - 1);
+        if !axes.is_some_and(|a| a == [-1] || a == [last]) {
+            return Err(self.mismatch(mean, "expected a mean over the last axis alone"));
+        }
+        let square = self.operand(mean, 0)?;
+        let node = self.expect(square, &["Pow", "Mul"])?;
+        let (a, b) = (self.operand(node, 0)?, self.operand(node, 1)?);
+        let squares = if node.is("Pow") { self.is_scalar(b, 2.0) } else { self.resolve(b) == x };
+        if !squares || self.resolve(a) != x {
+            return Err(self.mismatch(node, "expected the square of the norm's own input (a root-mean-square norm)"));
+        }
+        Ok((Norm { weight, epsilon: epsilon as f32 }, x))
+    }
+
+    /// `x / sqrt(v)` in its spellings: x and v.
+    fn normalised(&self, value: ValueId) -> Match<(ValueId, ValueId)> {
+        let node = self.expect(value, &["Mul", "Div"])?;
+        if node.is("Div") {
+            let v = self.attempt(|| self.root(self.operand(node, 1)?))?;
+            return Ok((self.resolve(self.operand(node, 0)?), v));
+        }
+        let mut error = None;
+        for (x, factor) in self.orders(node)? {
+            match self.attempt(|| self.reciprocal_root(factor)) {
+                Ok(v) => return Ok((self.resolve(x), v)),
+                Err(e) => error = Some(e),
+            }
+        }
+        Err(error.unwrap_or_else(|| self.mismatch(node, "expected a norm")))
+    }
+
+    /// `1 / sqrt(v)`: v.
+    fn reciprocal_root(&self, value: ValueId) -> Match<ValueId> {
+        let node = self.expect(value, &["Reciprocal", "Div", "Pow"])?;
+        match node.op.as_str() {
+            "Reciprocal" => self.root(self.operand(node, 0)?),
+            "Div" if self.is_scalar(self.operand(node, 0)?, 1.0) => self.root(self.operand(node, 1)?),
+            "Pow" if self.is_scalar(self.operand(node, 1)?, -0.5) => self.operand(node, 0),
+            _ => Err(self.mismatch(node, "expected the reciprocal of a square root")),
+        }
+    }
+
+    /// `sqrt(v)`: v.
+    fn root(&self, value: ValueId) -> Match<ValueId> {
+        let node = self.expect(value, &["Sqrt", "Pow"])?;
+        if node.is("Pow") && !self.is_scalar(self.operand(node, 1)?, 0.5) {
+            return Err(self.mismatch(node, "expected a square root"));
+        }
+        self.operand(node, 0)
+    }
+
+    /// `c + v`: c and v.
+    pub fn plus_constant(&self, value: ValueId) -> Match<(f64, ValueId)> {
+        let node = self.expect(value, &["Add"])?;
+        let found = self.orders(node)?.into_iter().find_map(|(c, v)| Some((self.scalar(c)?, v)));
+        found.ok_or_else(|| self.mismatch(node, "expected the sum of a value and a constant"))
+    }
+
+    /// The factors of a product tree: the values, and the product of the constants.
+    pub fn product(&self, value: ValueId) -> (Vec<ValueId>, f64) {
+        let split = |id: NodeId, node: &Node| -> Option<(Vec<ValueId>, f64)> {
+            let (a, b) = (node.input(0)?, node.input(1)?);
+            if node.is("Div") {
+                let divisor = self.scalar(b)?;
+                self.claim(id);
+                let (values, constant) = self.product(a);
+                return Some((values, constant / divisor));
+            }
+            if !node.is("Mul") {
+                return None;
+            }
+            self.claim(id);
+            let (mut values, left) = self.product(a);
+            let (more, right) = self.product(b);
+            values.extend(more);
+            Some((values, left * right))
+        };
+        if let Some(c) = self.scalar(value) {
+            return (Vec::new(), c);
+        }
+        self.node(value).and_then(|(id, node)| split(id, node)).unwrap_or_else(|| (vec![self.resolve(value)], 1.0))
+    }
+}
+
+/// Equal to the precision in which exporters write constants.
+pub fn close(a: f64, b: f64) -> bool {
+    (a - b).abs() <= 1e-5 * b.abs().max(1e-12)
+}

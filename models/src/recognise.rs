@@ -1,0 +1,520 @@
+//! From a graph to its anatomy.
+//!
+//! The walk begins at the LM head and follows the residual stream back, one residual add at a time, to the embedding.
+//! Of an add's two operands one is the stream and the other the branch of a sublayer, `f(norm(stream))`. A tower that
+//! a cross-attention reads is walked in the same way.
+//!
+//! Everything that is not understood is collected and refused at once.
+
+use std::collections::HashSet;
+use std::fmt;
+
+use lstc_graph::{Dim, Graph, Node, NodeId, ValueId};
+
+use crate::anatomy::{
+    Anatomy, AttentionKind, Block, FeedForward, Head, Orientation, Sublayer, SublayerKind, Tower, TowerKind,
+};
+use crate::families::families;
+use crate::matcher::{Match, Matcher, Mismatch};
+
+/// One thing that was not understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// `block 3 of the decoder`, `the LM head`, ...
+    pub place: String,
+    /// The node's name; empty where no single node is to blame.
+    pub node: String,
+    pub reason: String,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.place)?;
+        if !self.node.is_empty() {
+            write!(f, "`{}` ", self.node)?;
+        }
+        f.write_str(&self.reason)
+    }
+}
+
+/// A model that is not understood, with every reason.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{}", .0.iter().map(|r| format!("  {r}")).collect::<Vec<_>>().join("\n"))]
+pub struct Refused(pub Vec<Refusal>);
+
+/// Recognises the model that a graph computes.
+///
+/// # Errors
+/// Everything that was not understood.
+pub fn recognise(graph: &Graph) -> Result<Anatomy, Refused> {
+    let matcher = Matcher::new(graph);
+    let mut walk = Walk { matcher: &matcher, refusals: Vec::new(), stream: HashSet::new(), suspects: HashSet::new() };
+    let anatomy = walk.model();
+    if let Some(anatomy) = &anatomy {
+        walk.strangers();
+        walk.others(anatomy);
+    }
+    match anatomy {
+        Some(mut anatomy) if walk.refusals.is_empty() => match families().iter().find(|f| f.name == "t5") {
+            Some(family) => {
+                family.check(graph, &anatomy).map_err(Refused)?;
+                anatomy.family = family.name;
+                Ok(anatomy)
+            }
+            None => Ok(anatomy),
+        },
+        _ => Err(Refused(walk.refusals)),
+    }
+}
+
+struct Walk<'m, 'g> {
+    matcher: &'m Matcher<'g>,
+    refusals: Vec<Refusal>,
+    /// Points of the residual streams, and tower outputs: what many may read.
+    stream: HashSet<ValueId>,
+    /// Nodes of branches that were not understood.
+    suspects: HashSet<NodeId>,
+}
+
+/// What stands between two points of the residual stream.
+enum Step {
+    Sublayer(Sublayer),
+    /// Not understood; why is noted when the block's number is known.
+    Stranger(Guess, Mismatch),
+}
+
+/// What a branch that is not understood looks like.
+#[derive(Clone, Copy, PartialEq)]
+enum Guess {
+    SelfAttention,
+    Cross,
+    FeedForward,
+    /// No matrix product at its end: no sublayer at all.
+    Other,
+}
+
+impl Step {
+    fn guess(&self) -> Guess {
+        match self {
+            Step::Stranger(guess, _) => *guess,
+            Step::Sublayer(Sublayer { kind: SublayerKind::FeedForward(_), .. }) => Guess::FeedForward,
+            Step::Sublayer(Sublayer { kind: SublayerKind::Attention(a), .. }) => match a.kind {
+                AttentionKind::SelfAttention => Guess::SelfAttention,
+                AttentionKind::Cross => Guess::Cross,
+            },
+        }
+    }
+}
+
+impl<'g> Walk<'_, 'g> {
+    fn graph(&self) -> &'g Graph {
+        self.matcher.graph
+    }
+
+    fn refuse(&mut self, place: impl Into<String>, node: impl Into<String>, reason: impl Into<String>) {
+        self.refusals.push(Refusal { place: place.into(), node: node.into(), reason: reason.into() });
+    }
+
+    fn mismatch(&mut self, place: &str, mismatch: Mismatch) {
+        self.refuse(place, mismatch.node, mismatch.reason);
+    }
+
+    fn model(&mut self) -> Option<Anatomy> {
+        let (head, output) = self.head()?;
+        let mut anatomy = Anatomy { family: "", towers: Vec::new(), head };
+        let mut open = Some(output);
+        while let Some(output) = open {
+            let tower = self.tower(output)?;
+            let contexts: HashSet<ValueId> = tower
+                .blocks
+                .iter()
+                .flat_map(|b| &b.sublayers)
+                .filter_map(|s| match &s.kind {
+                    SublayerKind::Attention(a) => a.context,
+                    SublayerKind::FeedForward(_) => None,
+                })
+                .collect();
+            anatomy.towers.insert(0, tower);
+            if contexts.len() > 1 {
+                let place = format!("the {}", anatomy.towers[0].kind);
+                self.refuse(place, "", "its blocks attend to different towers");
+                return None;
+            }
+            open = contexts.into_iter().next();
+            if anatomy.towers.len() > 8 {
+                self.refuse("the model", "", "more towers attend to each other than any model has");
+                return None;
+            }
+        }
+        let table = self.graph().weight(anatomy.last().table)?;
+        let matrix = self.graph().weight(anatomy.head.linear.weight)?;
+        anatomy.head.tied = same_numbers(table, matrix, anatomy.head.linear.orientation);
+        Some(anatomy)
+    }
+
+    /// The one graph output that is an LM head, and the tower output that it reads.
+    fn head(&mut self) -> Option<(Head, ValueId)> {
+        let mut found = Vec::new();
+        let mut reasons = Vec::new();
+        for output in &self.graph().outputs {
+            match self.matcher.attempt(|| self.match_head(*output)) {
+                Ok(head) => found.push(head),
+                Err(mismatch) => reasons.push((self.graph().value(*output).name.clone(), mismatch)),
+            }
+        }
+        if found.len() > 1 {
+            for (head, _) in &found {
+                let name = self.graph().value(head.logits).name.clone();
+                let others = found.len() - 1;
+                self.refuse("the LM head", name, format!("is one of several LM heads ({others} more): which to train?"));
+            }
+            return None;
+        }
+        if found.is_empty() {
+            for (output, mismatch) in reasons {
+                let reason = format!("makes output `{output}` no logits of an LM head: {}", mismatch.reason);
+                self.refuse("the LM head", mismatch.node, reason);
+            }
+        }
+        found.pop()
+    }
+
+    /// `logits = scale * norm(h) W`, which reads `norm(h)`.
+    fn match_head(&self, output: ValueId) -> Match<(Head, ValueId)> {
+        let (linear, input) = self.matcher.linear(output)?;
+        let (factors, scale) = self.scaled(input);
+        let [normed] = factors[..] else {
+            let (_, node) = self.matcher.node(input).ok_or_else(|| self.no_node(input))?;
+            return Err(self.matcher.mismatch(node, "expected the last tower's output, times a constant"));
+        };
+        self.matcher.norm(normed)?;
+        Ok((Head { linear, scale: scale as f32, logits: output, tied: false }, normed))
+    }
+
+    /// A value times constants, without looking into the norm that makes it.
+    fn scaled(&self, value: ValueId) -> (Vec<ValueId>, f64) {
+        let value = self.matcher.resolve(value);
+        if let Some((id, node)) = self.matcher.node(value)
+            && (node.is("Mul") || node.is("Div"))
+            && let (Some(a), Some(b)) = (node.input(0), node.input(1))
+        {
+            for (x, c) in [(a, b), (b, a)] {
+                let Some(c) = self.matcher.scalar(c) else { continue };
+                if node.is("Div") && x == b {
+                    continue;
+                }
+                self.matcher.claim(id);
+                let (factors, scale) = self.scaled(x);
+                return (factors, if node.is("Div") { scale / c } else { scale * c });
+            }
+        }
+        (vec![value], 1.0)
+    }
+
+    fn no_node(&self, value: ValueId) -> Mismatch {
+        Mismatch { node: self.graph().value(value).name.clone(), reason: "is made by no node".to_owned() }
+    }
+
+    /// Walks a tower back from its output.
+    fn tower(&mut self, output: ValueId) -> Option<Tower> {
+        let (final_norm, mut stream) = match self.matcher.attempt(|| self.matcher.norm(output)) {
+            Ok(found) => found,
+            Err(mismatch) => {
+                self.mismatch("the end of a tower", mismatch);
+                return None;
+            }
+        };
+        self.stream.insert(self.matcher.resolve(output));
+        let mut steps: Vec<(Step, ValueId, ValueId)> = Vec::new();
+        let embedding = loop {
+            if let Ok(embedding) = self.matcher.attempt(|| self.embedding(stream)) {
+                self.stream.insert(stream);
+                break Some((embedding, stream));
+            }
+            self.stream.insert(stream);
+            match self.step(stream) {
+                Ok((step, before)) => {
+                    steps.push((step, before, stream));
+                    stream = before;
+                }
+                Err(mismatch) => {
+                    self.mismatch("the residual stream", mismatch);
+                    break None;
+                }
+            }
+        };
+        steps.reverse();
+        let crosses = steps.iter().any(|(s, ..)| s.guess() == Guess::Cross);
+        let kind = if crosses { TowerKind::Decoder } else { TowerKind::Encoder };
+        let blocks = self.blocks(kind, steps);
+        let ((table, tokens), embedding) = embedding?;
+        let width = self.graph().weight(table)?.dims()[1];
+        let shape = self.graph().shape(tokens).unwrap_or_default();
+        let [batch, length] = <[Dim; 2]>::try_from(shape).ok().or_else(|| {
+            let name = self.graph().value(tokens).name.clone();
+            self.refuse(format!("the {kind}"), name, "expected token indices [batch, length]");
+            None
+        })?;
+        Some(Tower { kind, width, tokens, table, embedding, blocks, final_norm, output, batch, length })
+    }
+
+    /// `table[tokens]`: the table and the tokens.
+    fn embedding(&self, value: ValueId) -> Match<(ValueId, ValueId)> {
+        let node = self.matcher.expect(value, &["Gather"])?;
+        let table = self.matcher.resolve(self.matcher.operand(node, 0)?);
+        let tokens = self.matcher.resolve(self.matcher.operand(node, 1)?);
+        let is_table = self.graph().weight(table).is_some_and(|w| w.dims().len() == 2 && w.dtype().is_float());
+        if !is_table || node.attributes.get_int("axis").unwrap_or(0) != 0 {
+            return Err(self.matcher.mismatch(node, "expected rows of an embedding table"));
+        }
+        if !self.graph().inputs.contains(&tokens) {
+            return Err(self.matcher.mismatch(node, "expected the rows of a graph input's token indices"));
+        }
+        Ok((table, tokens))
+    }
+
+    /// One step back along the stream: what was added, and the stream before.
+    fn step(&mut self, stream: ValueId) -> Match<(Step, ValueId)> {
+        let add = match self.matcher.expect(stream, &["Add"]) {
+            Ok(add) => add,
+            // Perhaps a sublayer that lacks its residual add.
+            Err(mismatch) => return self.bare_sublayer(stream).ok_or(mismatch),
+        };
+        let (a, b) = (self.matcher.operand(add, 0)?, self.matcher.operand(add, 1)?);
+        let (residual, branch) = self.sides(a, b);
+        match self.matcher.attempt(|| self.sublayer(branch, residual)) {
+            Ok(sublayer) => Ok((Step::Sublayer(sublayer), residual)),
+            Err(mut mismatch) => {
+                let guess = self.guess(branch, residual);
+                if guess == Guess::Other {
+                    mismatch.reason += ": it is added to the residual stream, but is neither attention nor feed-forward";
+                }
+                self.suspects.extend(self.graph().ancestors_until([branch], |v| v == residual));
+                Ok((Step::Stranger(guess, mismatch), residual))
+            }
+        }
+    }
+
+    /// Which operand of a residual add is the stream, and which the branch: the branch is computed from the stream.
+    fn sides(&self, a: ValueId, b: ValueId) -> (ValueId, ValueId) {
+        let (a, b) = (self.matcher.resolve(a), self.matcher.resolve(b));
+        let depth = |v: ValueId| self.graph().ancestors([v]).len();
+        if self.graph().reaches(a, b) || (!self.graph().reaches(b, a) && depth(a) > depth(b)) { (a, b) } else { (b, a) }
+    }
+
+    /// A sublayer whose output is the stream itself.
+    fn bare_sublayer(&self, stream: ValueId) -> Option<(Step, ValueId)> {
+        let read = self
+            .matcher
+            .attempt(|| self.matcher.attention(stream).map(|(_, input)| input))
+            .or_else(|_| self.matcher.attempt(|| self.feed_forward(stream).map(|(_, input)| input)));
+        let (_, before) = self.matcher.attempt(|| self.matcher.norm(read?)).ok()?;
+        let node = self.matcher.node(stream).map_or_else(String::new, |(_, n)| n.name.clone());
+        let reason = "the output of a sublayer is not added to the residual stream".to_owned();
+        Some((Step::Stranger(self.guess(stream, before), Mismatch { node, reason }), before))
+    }
+
+    fn sublayer(&self, branch: ValueId, residual: ValueId) -> Match<Sublayer> {
+        let (kind, input) = match self.guess(branch, residual) {
+            Guess::FeedForward | Guess::Other => {
+                let (feed_forward, input) = self.feed_forward(branch)?;
+                (SublayerKind::FeedForward(feed_forward), input)
+            }
+            Guess::SelfAttention | Guess::Cross => {
+                let (attention, input) = self.matcher.attention(branch)?;
+                (SublayerKind::Attention(attention), input)
+            }
+        };
+        let (norm, x) = self.matcher.norm(input)?;
+        if x != self.matcher.resolve(residual) {
+            let name = self.matcher.node(branch).map_or_else(String::new, |(_, n)| n.name.clone());
+            let reason = "reads another point of the residual stream than it is added to".to_owned();
+            return Err(Mismatch { node: name, reason });
+        }
+        Ok(Sublayer { norm, kind })
+    }
+
+    /// What a branch looks like from afar: attention has a softmax, cross-attention another tower's products too.
+    fn guess(&self, branch: ValueId, residual: ValueId) -> Guess {
+        if !self.matcher.node(branch).is_some_and(|(_, n)| n.is("MatMul")) {
+            return Guess::Other;
+        }
+        let nodes = self.graph().ancestors_until([branch], |v| v == residual);
+        let count = |op: &str| nodes.iter().filter(|n| self.graph().node(**n).is(op)).count();
+        match (count("Softmax"), count("MatMul")) {
+            (0, _) => Guess::FeedForward,
+            (1, 0..=6) => Guess::SelfAttention,
+            _ => Guess::Cross,
+        }
+    }
+
+    /// `outer(f(inner x))` or `outer(f(gate x) * inner x)`, and x.
+    fn feed_forward(&self, branch: ValueId) -> Match<(FeedForward, ValueId)> {
+        let m = self.matcher;
+        let (outer, hidden) = m.linear(branch)?;
+        let plain = m.attempt(|| {
+            let (activation, x) = m.activation(hidden)?;
+            let (inner, input) = m.linear(x)?;
+            Ok((FeedForward { inner: vec![inner], activation, outer: outer.clone() }, input))
+        });
+        let mismatch = match plain {
+            Ok(found) => return Ok(found),
+            Err(mismatch) => mismatch,
+        };
+        let Some((id, gate)) = m.node(hidden).filter(|(_, n)| n.is("Mul")) else { return Err(mismatch) };
+        m.claim(id);
+        let mut error = mismatch;
+        for (activated, linear) in m.orders(gate)? {
+            let Ok((value, input)) = m.attempt(|| m.linear(linear)) else { continue };
+            let gated = m.attempt(|| {
+                let (activation, x) = m.activation(activated)?;
+                let (gate, gate_input) = m.linear(x)?;
+                if gate_input != input {
+                    return Err(m.mismatch(outer_node(m, hidden)?, "gates one value by another's activation"));
+                }
+                Ok((FeedForward { inner: vec![gate, value.clone()], activation, outer: outer.clone() }, input))
+            });
+            match gated {
+                Ok(found) => return Ok(found),
+                Err(mismatch) => error = mismatch,
+            }
+        }
+        Err(error)
+    }
+
+    /// Steps grouped into blocks: a block begins at each self-attention.
+    fn blocks(&mut self, kind: TowerKind, steps: Vec<(Step, ValueId, ValueId)>) -> Vec<Block> {
+        let mut wanted = vec![Guess::SelfAttention, Guess::FeedForward];
+        if kind == TowerKind::Decoder {
+            wanted.insert(1, Guess::Cross);
+        }
+        let mut blocks: Vec<Block> = Vec::new();
+        let mut shapes: Vec<Vec<Guess>> = Vec::new();
+        for (step, input, output) in steps {
+            let guess = step.guess();
+            if guess == Guess::SelfAttention || blocks.is_empty() {
+                blocks.push(Block { input, output, sublayers: Vec::new() });
+                shapes.push(Vec::new());
+            }
+            let index = blocks.len() - 1;
+            blocks[index].output = output;
+            if guess != Guess::Other {
+                shapes[index].push(guess);
+            }
+            match step {
+                Step::Sublayer(sublayer) => blocks[index].sublayers.push(sublayer),
+                Step::Stranger(_, mismatch) => self.mismatch(&format!("block {index} of the {kind}"), mismatch),
+            }
+        }
+        if blocks.is_empty() {
+            self.refuse(format!("the {kind}"), "", "has no blocks");
+        }
+        for (index, shape) in shapes.into_iter().enumerate() {
+            if shape == wanted {
+                continue;
+            }
+            let last = self.graph().value(blocks[index].output).name.clone();
+            let reason = if kind == TowerKind::Decoder && !shape.contains(&Guess::Cross) {
+                let first = self.graph().value(blocks[index].input).name.clone();
+                format!("no cross-attention found between `{first}` and `{last}`")
+            } else {
+                let names: Vec<&str> = shape.iter().map(|g| guess_name(*g)).collect();
+                let wanted: Vec<&str> = wanted.iter().map(|g| guess_name(*g)).collect();
+                format!("ends a block of {}, not of {}", names.join(", "), wanted.join(", "))
+            };
+            let node = if reason.starts_with("no ") { String::new() } else { last };
+            self.refuse(format!("block {index} of the {kind}"), node, reason);
+        }
+        blocks
+    }
+
+    /// Refuses nodes that read the inside of what was recognised and whose results reach an output. What only a shape
+    /// is taken of does not count.
+    fn strangers(&mut self) {
+        let graph = self.graph();
+        let claimed = self.matcher.claimed();
+        let is_shape = |v: ValueId| {
+            graph.producer_of(v).is_some_and(|(n, _)| graph.node(n).is("Shape") || graph.node(n).is("Size"))
+        };
+        let live = graph.ancestors_until(graph.outputs.iter().copied(), is_shape);
+        let uses = graph.uses();
+        for id in graph.node_ids().filter(|id| claimed.contains(id) && !constant_glue(graph, *id)) {
+            for value in graph.node(id).outputs.iter().flatten() {
+                let excused = |user: &NodeId| self.suspects.contains(user) && self.stream.contains(&self.matcher.resolve(*value));
+                let stranger = |(user, _): &&(NodeId, usize)| {
+                    !claimed.contains(user) && live.contains(user) && !excused(user)
+                };
+                let Some((user, _)) = uses.of(*value).iter().find(stranger) else { continue };
+                let user = graph.node(*user);
+                self.refusals.push(Refusal {
+                    place: "inside a block".to_owned(),
+                    node: graph.value(*value).name.clone(),
+                    reason: format!("is also read by the {} `{}`, which is no part of the model", user.op, user.name),
+                });
+            }
+        }
+    }
+
+    /// Refuses outputs that are neither the logits nor a value of the recognised model.
+    fn others(&mut self, anatomy: &Anatomy) {
+        let graph = self.graph();
+        let claimed = self.matcher.claimed();
+        for output in graph.outputs.iter().filter(|o| **o != anatomy.head.logits) {
+            let known = graph.producer_of(*output).is_some_and(|(n, _)| claimed.contains(&n));
+            if !known {
+                let name = graph.value(*output).name.clone();
+                self.refuse("the outputs", name, "is an output besides the logits that is no part of the model");
+            }
+        }
+    }
+}
+
+/// True for a node all of whose operands are constants.
+fn constant_glue(graph: &Graph, id: NodeId) -> bool {
+    graph.node(id).inputs.iter().flatten().all(|v| graph.weight(*v).is_some())
+}
+
+fn outer_node<'g>(m: &Matcher<'g>, value: ValueId) -> Match<&'g Node> {
+    m.expect(value, &["Mul"])
+}
+
+fn guess_name(guess: Guess) -> &'static str {
+    match guess {
+        Guess::SelfAttention => "self-attention",
+        Guess::Cross => "cross-attention",
+        Guess::FeedForward => "feed-forward",
+        Guess::Other => "something else",
+    }
+}
+
+/// True where a table `[rows, columns]` and a head's matrix hold the same numbers, transposed or not.
+///
+/// A transposed copy is compared by a sample of its elements: reading a 100 MB matrix column by column would take
+/// longer than the rest of the compiler.
+fn same_numbers(table: &lstc_graph::Weight, matrix: &lstc_graph::Weight, orientation: Orientation) -> bool {
+    if table.dtype() != matrix.dtype() || table.elements() != matrix.elements() || table.elements() == 0 {
+        return false;
+    }
+    let (rows, columns, size) = (table.dims()[0], table.dims()[1], table.dtype().size());
+    let wanted = match orientation {
+        Orientation::OutIn => [rows, columns],
+        Orientation::InOut => [columns, rows],
+    };
+    if matrix.dims() != wanted {
+        return false;
+    }
+    if orientation == Orientation::OutIn && table.bytes().as_ptr() == matrix.bytes().as_ptr() {
+        return true;
+    }
+    const SAMPLES: usize = 4096;
+    (0..SAMPLES).all(|i| {
+        let (row, column) = ((i * 2_654_435_761) % rows, (i * 40_503 + i / columns) % columns);
+        let here = (row * columns + column) * size;
+        let there = match orientation {
+            Orientation::OutIn => here,
+            Orientation::InOut => (column * rows + row) * size,
+        };
+        table.bytes()[here..here + size] == matrix.bytes()[there..there + size]
+    })
+}
+
