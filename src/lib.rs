@@ -1,1 +1,5 @@
 //! `lstc`: a compiler from an ONNX transformer to a ladder side-tuning training step.
+
+pub mod commands;
+pub mod report;
+pub mod runtime;

@@ -198,6 +198,14 @@ impl<'g> Builder<'g> {
         self.op("Transpose", &[x], Attributes::none().ints("perm", perm))
     }
 
+    /// A new axis of size 1.
+    pub fn unsqueeze(&self, x: ValueId, axis: i64) -> ValueId {
+        if self.opset() >= 13 {
+            return self.op("Unsqueeze", &[x, self.i64s(&[axis])], Attributes::none());
+        }
+        self.op("Unsqueeze", &[x], Attributes::none().ints("axes", &[axis]))
+    }
+
     /// Reshape to a constant shape in ONNX's notation (`-1` infers, `0` copies).
     pub fn reshape(&self, x: ValueId, shape: &[i64]) -> ValueId {
         self.op("Reshape", &[x, self.i64s(shape)], Attributes::none())

@@ -1,0 +1,209 @@
+//! A transformer block in canonical form, on tokens laid out as rows: `[batch * length, width]`.
+//!
+//! Matrix products with weights are Gemm on those rows; only attention sees four axes. The same code emits a side
+//! block at width d/r and, for the proof that the anatomy is right, the backbone's own block at full width.
+
+use lstc_graph::{Attributes, Builder, Dim, ValueId, Weight};
+use lstc_models::{Activation, Attention, Bias, FeedForward, Orientation};
+
+/// A matrix that rows are multiplied with.
+#[derive(Clone, Copy, Debug)]
+pub struct MatrixValue {
+    pub value: ValueId,
+    pub orientation: Orientation,
+}
+
+impl MatrixValue {
+    /// `[out, in]`, as parameters are.
+    pub fn out_in(value: ValueId) -> MatrixValue {
+        MatrixValue { value, orientation: Orientation::OutIn }
+    }
+}
+
+/// The rows of one residual stream.
+#[derive(Clone, Debug)]
+pub struct Rows {
+    pub batch: Dim,
+    pub length: Dim,
+    /// A backbone value `[batch, length, ...]` that tells the run-time sizes.
+    pub like: ValueId,
+}
+
+impl Rows {
+    pub fn count(&self) -> Dim {
+        (self.batch.clone() * self.length.clone()).simplify()
+    }
+
+    /// `[batch, length, width]` as rows.
+    pub fn flatten(&self, b: &Builder, x: ValueId, width: usize) -> ValueId {
+        let rows = b.reshape(x, &[-1, width as i64]);
+        b.shaped(rows, &[self.count(), Dim::Value(width as i32)])
+    }
+
+    /// Rows as `[batch, length, axes...]`.
+    pub fn unflatten(&self, b: &Builder, x: ValueId, axes: &[usize]) -> ValueId {
+        let mut dims = vec![self.batch.clone(), self.length.clone()];
+        dims.extend(axes.iter().map(|&a| Dim::Value(a as i32)));
+        let tail: Vec<i64> = axes.iter().map(|&a| a as i64).collect();
+        let shape = match (&self.batch, &self.length) {
+            (Dim::Value(batch), _) => b.i64s(&[&[i64::from(*batch), -1], &tail[..]].concat()),
+            (_, Dim::Value(length)) => b.i64s(&[&[-1, i64::from(*length)], &tail[..]].concat()),
+            _ => b.concat(&[b.shape_slice(self.like, 0, 2), b.i64s(&tail)], 0),
+        };
+        b.reshape_to(x, shape, &dims)
+    }
+}
+
+/// Dropout in training; a rate of 0 leaves no trace in the graph.
+#[derive(Clone, Copy, Debug)]
+pub struct Dropout {
+    pub rate: f32,
+    pub seed: u64,
+}
+
+impl Dropout {
+    pub const NONE: Dropout = Dropout { rate: 0.0, seed: 0 };
+
+    pub fn apply(self, b: &Builder, x: ValueId) -> ValueId {
+        if self.rate == 0.0 {
+            return x;
+        }
+        // ONNX seeds by a float; one for each node, from the place of its operand.
+        let seed = ((self.seed.wrapping_mul(0x9e37_79b9) ^ x.index() as u64) & 0xff_ffff) as f32;
+        let training = b.constant(
+            Weight::new(lstc_graph::DType::Bool, vec![], vec![1_u8].into(), None).expect("one byte is one bool"),
+        );
+        let attributes = Attributes::none().float("seed", seed);
+        b.unshared("Dropout", &[x, b.f32(self.rate), training], attributes, 2)[0]
+    }
+}
+
+/// `weight * x / sqrt(mean(x^2) + epsilon)` on rows of `width`.
+pub fn norm(b: &Builder, x: ValueId, weight: ValueId, epsilon: f32, width: usize) -> ValueId {
+    let sum = b.reduce_sum(b.mul(x, x), &[-1], true);
+    let mean_square = b.mul(sum, b.f32(1.0 / width as f32));
+    let root = b.sqrt(b.add(mean_square, b.f32(epsilon)));
+    b.mul(b.div(x, root), weight)
+}
+
+/// `x W^T (+ bias)` on rows.
+pub fn linear(b: &Builder, x: ValueId, matrix: MatrixValue, bias: Option<ValueId>) -> ValueId {
+    b.gemm(x, matrix.value, bias, false, matrix.orientation == Orientation::OutIn)
+}
+
+/// The weights of an attention layer.
+pub struct AttentionWeights {
+    pub q: MatrixValue,
+    pub k: MatrixValue,
+    pub v: MatrixValue,
+    pub o: MatrixValue,
+    /// `[buckets, heads]`, where the bias has a relative part.
+    pub table: Option<ValueId>,
+    pub head_width: usize,
+}
+
+/// `o(softmax(scale q k^T + bias) v)` on normed rows `x`; keys and values of `context`, or of `x`.
+pub fn attention(
+    b: &Builder,
+    anatomy: &Attention,
+    weights: &AttentionWeights,
+    (x, rows): (ValueId, &Rows),
+    context: Option<(ValueId, &Rows)>,
+    dropout: Dropout,
+) -> ValueId {
+    let (source, keys) = context.unwrap_or((x, rows));
+    let axes = [anatomy.heads, weights.head_width];
+    let split = |x, rows: &Rows, matrix, perm: [i64; 4]| {
+        b.transpose(rows.unflatten(b, linear(b, x, matrix, None), &axes), &perm)
+    };
+    let q = split(x, rows, weights.q, [0, 2, 1, 3]);
+    let k = split(source, keys, weights.k, [0, 2, 3, 1]);
+    let v = split(source, keys, weights.v, [0, 2, 1, 3]);
+    let shape = [rows.batch.clone(), Dim::Value(axes[0] as i32), rows.length.clone(), keys.length.clone()];
+    let mut scores = b.shaped(b.matmul(q, k), &shape);
+    if anatomy.scale != 1.0 {
+        scores = b.mul(scores, b.f32(anatomy.scale));
+    }
+    if let Some(bias) = &anatomy.bias {
+        scores = add_bias(b, scores, bias, weights.table, &shape);
+    }
+    let probabilities = dropout.apply(b, b.softmax(scores));
+    let mixed = b.shaped(
+        b.matmul(probabilities, v),
+        &[shape[0].clone(), shape[1].clone(), shape[2].clone(), Dim::Value(axes[1] as i32)],
+    );
+    let merged = rows.flatten(b, b.transpose(mixed, &[0, 2, 1, 3]), axes[0] * axes[1]);
+    linear(b, merged, weights.o, None)
+}
+
+/// `scores + bias`, of the scores' shape.
+fn add_bias(b: &Builder, scores: ValueId, bias: &Bias, table: Option<ValueId>, shape: &[Dim; 4]) -> ValueId {
+    match bias {
+        Bias::Sum(terms) => terms.iter().fold(scores, |scores, term| add_bias(b, scores, term, table, shape)),
+        one => b.shaped(b.add(scores, bias_value(b, one, table, shape)), shape),
+    }
+}
+
+/// A bias that broadcasts to the scores' shape.
+fn bias_value(b: &Builder, bias: &Bias, table: Option<ValueId>, shape: &[Dim; 4]) -> ValueId {
+    match bias {
+        Bias::Mask(value) => *value,
+        Bias::Relative(relative) => {
+            let table = table.expect("a layer with a relative bias has a table");
+            let rows = b.op("Gather", &[table, relative.buckets], Attributes::none().int("axis", 0));
+            let rows = b.shaped(rows, &[shape[2].clone(), shape[3].clone(), shape[1].clone()]);
+            let by_head = b.transpose(rows, &[2, 0, 1]);
+            let value = b.unsqueeze(by_head, 0);
+            b.shaped(value, &[Dim::Value(1), shape[1].clone(), shape[2].clone(), shape[3].clone()])
+        }
+        Bias::Sum(terms) => {
+            let values: Vec<ValueId> = terms.iter().map(|t| bias_value(b, t, table, shape)).collect();
+            values.into_iter().reduce(|x, y| b.add(x, y)).expect("a sum has terms")
+        }
+        Bias::Where { keep, inner, fill } => {
+            let selected = b.select(*keep, bias_value(b, inner, table, shape), *fill);
+            b.shaped(selected, shape)
+        }
+    }
+}
+
+/// The weights of a feed-forward layer.
+pub struct FeedForwardWeights {
+    pub inner: Vec<MatrixValue>,
+    pub outer: MatrixValue,
+}
+
+/// `outer(f(inner x))`, or `outer(f(gate x) * inner x)`, on normed rows.
+pub fn feed_forward(
+    b: &Builder,
+    anatomy: &FeedForward,
+    weights: &FeedForwardWeights,
+    x: ValueId,
+    dropout: Dropout,
+) -> ValueId {
+    let hidden = activate(b, anatomy.activation, linear(b, x, weights.inner[0], None));
+    let hidden = match weights.inner.get(1) {
+        Some(matrix) => b.mul(hidden, linear(b, x, *matrix, None)),
+        None => hidden,
+    };
+    linear(b, dropout.apply(b, hidden), weights.outer, None)
+}
+
+fn activate(b: &Builder, activation: Activation, x: ValueId) -> ValueId {
+    let unary = |op: &str, x| b.op(op, &[x], Attributes::none());
+    match activation {
+        Activation::Relu => unary("Relu", x),
+        Activation::Silu => b.mul(x, unary("Sigmoid", x)),
+        Activation::GeluErf => {
+            let curve = unary("Erf", b.mul(x, b.f32(std::f32::consts::FRAC_1_SQRT_2)));
+            b.mul(b.mul(x, b.f32(0.5)), b.add(curve, b.f32(1.0)))
+        }
+        Activation::GeluTanh => {
+            // sqrt(2/pi) (x + 0.044715 x^3) = x (c + 0.044715 c x^2), c = sqrt(2/pi)
+            let c = std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::FRAC_1_SQRT_2;
+            let slope = b.add(b.mul(b.mul(x, x), b.f32(0.044_715 * c)), b.f32(c));
+            let curve = unary("Tanh", b.mul(x, slope));
+            b.mul(b.mul(x, b.f32(0.5)), b.add(curve, b.f32(1.0)))
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! What passes work on: the graph, what is known of it, and what has been made so far.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use lstc_graph::{Graph, Origin, Role, Source, ValueId};
+use lstc_models::Anatomy;
+use ndarray::ArrayD;
+
+use crate::options::Options;
+use crate::plan::{Group, Plan, PlannedParameter};
+
+/// Where in a tower a hidden state is tapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Point {
+    /// The embedding output e.
+    Embedding,
+    /// h of this block.
+    Block(usize),
+}
+
+/// A hidden state of the backbone that the side network reads.
+#[derive(Clone, Debug)]
+pub struct Tap {
+    /// Index of the tower in the anatomy.
+    pub tower: usize,
+    pub point: Point,
+    /// f32 `[batch, length, d]`
+    pub value: ValueId,
+}
+
+/// A trainable tensor.
+#[derive(Clone, Debug)]
+pub struct Parameter {
+    /// In the reference's state dict; also the graph input's name.
+    pub name: String,
+    pub dims: Vec<usize>,
+    pub group: Group,
+    pub value: ValueId,
+    /// dLoss/dParameter, once the graph is differentiated.
+    pub gradient: Option<ValueId>,
+}
+
+/// A model on its way through the pipeline.
+pub struct Module {
+    pub graph: Graph,
+    pub anatomy: Anatomy,
+    pub options: Options,
+    pub plan: Plan,
+    pub taps: Vec<Tap>,
+    /// Backbone values that new nodes may read.
+    pub cut: HashSet<ValueId>,
+    /// Initial values, in the order of the plan's parameters.
+    pub initial: Vec<ArrayD<f32>>,
+    pub parameters: Vec<Parameter>,
+    /// The side state behind each tower's final norm, `[batch * length, d/r]`, in the anatomy's order.
+    pub side_outputs: Vec<ValueId>,
+    pub logits: Option<ValueId>,
+    pub labels: Option<ValueId>,
+    pub loss: Option<ValueId>,
+    /// Values named in train.onnx's interface.
+    pub step: Option<StepValues>,
+    /// The graph as it was read: what the backbone must stay.
+    source: Arc<Graph>,
+}
+
+/// What an optimizer step gives.
+#[derive(Clone, Debug)]
+pub struct StepValues {
+    pub grad_norm: ValueId,
+    /// `<name>.next`, `adam.m/<name>.next` and `adam.v/<name>.next` of each parameter.
+    pub next: Vec<[ValueId; 3]>,
+}
+
+impl Module {
+    /// A recognised model, with the side network that the options ask for planned.
+    ///
+    /// # Errors
+    /// Every option that does not fit the model.
+    pub fn new(graph: Graph, anatomy: Anatomy, options: Options) -> Result<Module, Vec<String>> {
+        let plan = Plan::new(&anatomy, &options)?;
+        Ok(Module {
+            source: Arc::new(graph.clone()),
+            graph,
+            anatomy,
+            options,
+            plan,
+            taps: Vec::new(),
+            cut: HashSet::new(),
+            initial: Vec::new(),
+            parameters: Vec::new(),
+            side_outputs: Vec::new(),
+            logits: None,
+            labels: None,
+            loss: None,
+            step: None,
+        })
+    }
+
+    pub fn tap(&self, tower: usize, point: Point) -> ValueId {
+        let tap = self.taps.iter().find(|t| t.tower == tower && t.point == point);
+        tap.expect("the taps of the kept blocks were set").value
+    }
+
+    /// The graph input of a planned parameter.
+    pub fn parameter(&self, name: &str) -> ValueId {
+        self.parameters.iter().find(|p| p.name == name).expect("planned parameters were declared").value
+    }
+
+    pub fn planned(&self) -> impl Iterator<Item = &PlannedParameter> {
+        self.plan.parameters.iter()
+    }
+
+    /// The invariants that hold after every pass.
+    ///
+    /// 1. No frozen value depends on a trainable parameter.
+    /// 2. No new node reads a backbone value other than a tap, a mask, bucket indices or the frozen head weight.
+    /// 3. The backbone's nodes are the source model's, unchanged.
+    /// 4. Every value has an element type and a symbolic shape.
+    ///
+    /// # Errors
+    /// Every breach, with the node or value.
+    pub fn check(&self) -> Result<(), Vec<String>> {
+        let mut breaches = Vec::new();
+        self.check_frozen(&mut breaches);
+        self.check_cut(&mut breaches);
+        self.check_backbone(&mut breaches);
+        breaches.extend(lstc_graph::verify(&self.graph).iter().map(|f| format!("invariant 4: {f}")));
+        if breaches.is_empty() { Ok(()) } else { Err(breaches) }
+    }
+
+    fn check_frozen(&self, breaches: &mut Vec<String>) {
+        let graph = &self.graph;
+        let trainable = graph.value_ids().filter(|v| graph.value(*v).is_trainable());
+        let touched = graph.dependents(trainable);
+        for id in graph.node_ids().filter(|id| graph.node(*id).origin == Origin::SOURCE) {
+            let node = graph.node(id);
+            if node.outputs.iter().flatten().any(|v| touched[v.index()]) {
+                breaches.push(format!("invariant 1: the frozen node `{}` depends on a trainable parameter", node.name));
+            }
+        }
+    }
+
+    fn check_cut(&self, breaches: &mut Vec<String>) {
+        let graph = &self.graph;
+        let count = self.source.value_ids().count();
+        let of_source = |v: &ValueId| v.index() < count;
+        for id in graph.node_ids().filter(|id| graph.node(*id).origin != Origin::SOURCE) {
+            let node = graph.node(id);
+            for value in node.inputs.iter().flatten().filter(|v| of_source(v) && !self.cut.contains(v)) {
+                let name = &graph.value(*value).name;
+                breaches.push(format!(
+                    "invariant 2: `{}` of pass {} reads the backbone's `{name}`, which is no tap",
+                    node.name, node.origin.0
+                ));
+            }
+        }
+    }
+
+    fn check_backbone(&self, breaches: &mut Vec<String>) {
+        for id in self.source.node_ids() {
+            let (before, after) = (self.source.node(id), self.graph.node(id));
+            let same = before.op == after.op
+                && before.inputs == after.inputs
+                && before.outputs == after.outputs
+                && before.attributes == after.attributes;
+            if !same {
+                breaches.push(format!("invariant 3: the backbone's node `{}` was changed", before.name));
+            }
+        }
+        for id in self.source.value_ids() {
+            let (before, after) = (self.source.value(id), self.graph.value(id));
+            let same = match (&before.source, &after.source) {
+                (Source::Weight(a), Source::Weight(b)) => a.bytes().as_ptr() == b.bytes().as_ptr() || a == b,
+                (Source::Node(a, i), Source::Node(b, j)) => (a, i) == (b, j),
+                (Source::Input(_), Source::Input(role)) => *role == Role::Frozen,
+                _ => false,
+            };
+            if !same {
+                breaches.push(format!("invariant 3: the backbone's value `{}` was changed", before.name));
+            }
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! What can be chosen, with the paper's values as defaults. This is also the layout of the configuration file.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use lstc_models::TowerKind;
+use serde::{Deserialize, Serialize};
+
+/// Everything that decides what the compiler makes of a model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    pub method: Method,
+    pub loss: LossOptions,
+    pub optimizer: OptimizerOptions,
+}
+
+/// Ladder Side-Tuning (Sung, Cho, Bansal, 2022, <https://arxiv.org/abs/2206.06522>).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Method {
+    /// Reduction factor r: widths of the side network are the backbone's divided by it, rounded down.
+    pub reduction: usize,
+    /// Kept blocks by tower, counted from 0; a tower that is not named keeps all of its blocks.
+    pub blocks: BTreeMap<TowerName, Vec<usize>>,
+    pub gate: Gate,
+    /// Temperature T of the gates, `sigmoid(alpha / T)`.
+    pub temperature: f32,
+    /// Initial alpha of the gates; what a fixed gate keeps.
+    pub alpha: f32,
+    /// Mix the backbone's final output into the side network's before the LM head, by a gate.
+    pub merge_last: bool,
+    /// Biases on the down- and up-projections.
+    pub bias: bool,
+    /// Dropout rate in the side network, in training only.
+    pub dropout: f32,
+    pub init: Init,
+    /// Seed of the initial values and of dropout.
+    pub seed: u64,
+}
+
+impl Default for Method {
+    fn default() -> Self {
+        Method {
+            reduction: 8,
+            blocks: BTreeMap::new(),
+            gate: Gate::Learnable,
+            temperature: 0.1,
+            alpha: 0.0,
+            merge_last: false,
+            bias: true,
+            dropout: 0.0,
+            init: Init::Magnitude,
+            seed: 0,
+        }
+    }
+}
+
+impl Method {
+    pub fn kept(&self, tower: TowerKind) -> Option<&[usize]> {
+        self.blocks.get(&TowerName::from(tower)).map(Vec::as_slice)
+    }
+}
+
+/// A tower as the configuration names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TowerName {
+    Encoder,
+    Decoder,
+}
+
+impl From<TowerKind> for TowerName {
+    fn from(kind: TowerKind) -> Self {
+        match kind {
+            TowerKind::Encoder => TowerName::Encoder,
+            TowerKind::Decoder => TowerName::Decoder,
+        }
+    }
+}
+
+/// How a tap is mixed into the side state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Gate {
+    /// `g s + (1 - g) tap`, `g = sigmoid(alpha / T)`, alpha trained.
+    Learnable,
+    /// The same with alpha constant.
+    Fixed,
+    /// `s + tap`
+    None,
+}
+
+/// Where the side network's initial weights come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Init {
+    /// The rows and columns of the backbone's weights that are largest, chained as the reference does.
+    Magnitude,
+    /// The largest, with one set of columns for a residual stream and an equal share of every head.
+    MagnitudeConsistent,
+    /// Normal(0, 1/sqrt(fan in)).
+    Random,
+}
+
+impl fmt::Display for Init {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Init::Magnitude => "magnitude",
+            Init::MagnitudeConsistent => "magnitude-consistent",
+            Init::Random => "random",
+        })
+    }
+}
+
+/// `label * cross-entropy + distill * KL(backbone / 0.1 || side)`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LossOptions {
+    /// Weight of the cross-entropy with the labels.
+    pub label: f32,
+    /// Weight of the distillation from the backbone's own logits; 0 leaves the backbone's head out of the graph.
+    pub distill: f32,
+}
+
+impl Default for LossOptions {
+    fn default() -> Self {
+        LossOptions { label: 1.0, distill: 0.0 }
+    }
+}
+
+/// AdamW (Loshchilov, Hutter, 2019, <https://arxiv.org/abs/1711.05101>).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OptimizerOptions {
+    pub beta1: f32,
+    pub beta2: f32,
+    pub epsilon: f32,
+    /// Decoupled weight decay, on matrices only: not on biases, norms, gates and position tables.
+    pub weight_decay: f32,
+    /// Largest global norm of the gradients; 0 does not clip.
+    pub clip: f32,
+}
+
+impl Default for OptimizerOptions {
+    fn default() -> Self {
+        OptimizerOptions { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0, clip: 1.0 }
+    }
+}
+
+impl Options {
+    /// Everything that is out of its range.
+    pub fn problems(&self) -> Vec<String> {
+        let (m, l, o) = (&self.method, &self.loss, &self.optimizer);
+        let mut problems = Vec::new();
+        let mut check = |ok: bool, text: String| {
+            if !ok {
+                problems.push(text);
+            }
+        };
+        check(m.reduction >= 1, format!("method.reduction is {}, but must be at least 1", m.reduction));
+        check(
+            m.temperature > 0.0 && m.temperature.is_finite(),
+            format!("method.temperature is {}, but must be positive", m.temperature),
+        );
+        check(m.alpha.is_finite(), format!("method.alpha is {}", m.alpha));
+        check((0.0..1.0).contains(&m.dropout), format!("method.dropout is {}, but must be in [0, 1)", m.dropout));
+        check(l.label >= 0.0 && l.label.is_finite(), format!("loss.label is {}, but must not be negative", l.label));
+        check(
+            l.distill >= 0.0 && l.distill.is_finite(),
+            format!("loss.distill is {}, but must not be negative", l.distill),
+        );
+        check(l.label > 0.0 || l.distill > 0.0, "loss.label and loss.distill are both 0: nothing to train".to_owned());
+        for (name, beta) in [("beta1", o.beta1), ("beta2", o.beta2)] {
+            check((0.0..1.0).contains(&beta), format!("optimizer.{name} is {beta}, but must be in [0, 1)"));
+        }
+        check(
+            o.epsilon > 0.0 && o.epsilon.is_finite(),
+            format!("optimizer.epsilon is {}, but must be positive", o.epsilon),
+        );
+        for (name, v) in [("weight_decay", o.weight_decay), ("clip", o.clip)] {
+            check(v >= 0.0 && v.is_finite(), format!("optimizer.{name} is {v}, but must not be negative"));
+        }
+        problems
+    }
+}

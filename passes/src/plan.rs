@@ -1,0 +1,272 @@
+//! The side network's shape: widths, kept blocks, and its parameters by name.
+
+use lstc_models::{Anatomy, AttentionKind, Family, SublayerKind, Tower, families};
+
+use crate::options::{Gate, Options};
+
+/// What part of the side network a parameter belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Group {
+    Downsample,
+    Gate,
+    Attention,
+    FeedForward,
+    Norm,
+    PositionTable,
+    Upsample,
+}
+
+impl Group {
+    pub fn name(self) -> &'static str {
+        match self {
+            Group::Downsample => "downsample",
+            Group::Gate => "gate",
+            Group::Attention => "attention",
+            Group::FeedForward => "feed-forward",
+            Group::Norm => "norm",
+            Group::PositionTable => "position table",
+            Group::Upsample => "upsample",
+        }
+    }
+}
+
+/// Where the initial value of a parameter comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Start {
+    Constant(f32),
+    Normal { deviation: f32 },
+    /// Cut from the backbone.
+    Cut(Cut),
+}
+
+/// A part of the backbone: tower, block, sublayer and matrix by place. A tower's final norm has no block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Cut {
+    pub tower: usize,
+    pub part: Part,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Part {
+    Norm { block: usize, sublayer: usize },
+    Q { block: usize, sublayer: usize },
+    K { block: usize, sublayer: usize },
+    V { block: usize, sublayer: usize },
+    O { block: usize, sublayer: usize },
+    Inner { block: usize, sublayer: usize, index: usize },
+    Outer { block: usize, sublayer: usize },
+    PositionTable,
+    FinalNorm,
+}
+
+/// A trainable tensor to be.
+#[derive(Clone, Debug)]
+pub struct PlannedParameter {
+    /// In the reference's state dict.
+    pub name: String,
+    pub dims: Vec<usize>,
+    pub group: Group,
+    pub start: Start,
+}
+
+/// The side stack of one tower.
+#[derive(Clone, Debug)]
+pub struct SideTower {
+    /// Index of the tower in the anatomy.
+    pub tower: usize,
+    /// Kept blocks, ascending.
+    pub kept: Vec<usize>,
+    pub width: usize,
+    pub heads: usize,
+    pub head_width: usize,
+    pub ff_width: usize,
+}
+
+/// The side network's shape.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub towers: Vec<SideTower>,
+    pub parameters: Vec<PlannedParameter>,
+}
+
+/// The family of a recognised model.
+pub(crate) fn family(anatomy: &Anatomy) -> Family {
+    families().into_iter().find(|f| f.name == anatomy.family).expect("a recognised model has a family")
+}
+
+/// Deviation of the down- and up-projections' initial values.
+const PROJECTION_DEVIATION: f32 = 0.01;
+
+impl Plan {
+    /// Plans the side network of a model.
+    ///
+    /// # Errors
+    /// Every option that does not fit the model.
+    pub fn new(anatomy: &Anatomy, options: &Options) -> Result<Plan, Vec<String>> {
+        let mut problems = options.problems();
+        let mut towers = Vec::new();
+        for (index, tower) in anatomy.towers.iter().enumerate() {
+            match side_tower(index, tower, options) {
+                Ok(side) => towers.push(side),
+                Err(more) => problems.extend(more),
+            }
+        }
+        for name in options.method.blocks.keys() {
+            if !anatomy.towers.iter().any(|t| *name == t.kind.into()) {
+                problems.push(format!("method.blocks names a tower that the model does not have: {name:?}"));
+            }
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let parameters = parameters(anatomy, &towers, options);
+        Ok(Plan { towers, parameters })
+    }
+
+    /// Number of trainable elements.
+    pub fn elements(&self) -> usize {
+        self.parameters.iter().map(|p| p.dims.iter().product::<usize>()).sum()
+    }
+}
+
+fn side_tower(index: usize, tower: &Tower, options: &Options) -> Result<SideTower, Vec<String>> {
+    let r = options.method.reduction.max(1);
+    let count = tower.blocks.len();
+    let kept = options.method.kept(tower.kind).map_or_else(|| (0..count).collect::<Vec<_>>(), <[usize]>::to_vec);
+    let mut problems = Vec::new();
+    if kept.is_empty() {
+        problems.push(format!("no block of the {} is kept: at least one is needed", tower.kind));
+    }
+    if !kept.is_sorted_by(|a, b| a < b) {
+        problems.push(format!("the kept blocks of the {} must ascend, each once: {kept:?}", tower.kind));
+    }
+    if let Some(bad) = kept.iter().find(|b| **b >= count) {
+        problems.push(format!("block {bad} of the {} is to be kept, but it has blocks 0 to {}", tower.kind, count - 1));
+    }
+    let block = &tower.blocks[0];
+    let attention = block.attention(AttentionKind::SelfAttention).expect("the family's blocks have self-attention");
+    let ff = block.feed_forward().expect("the family's blocks have a feed-forward layer");
+    let mut divided = |name: &str, width: usize| {
+        if width / r == 0 {
+            problems.push(format!("reduction {r} leaves nothing of the {}'s {name} of {width}", tower.kind));
+        }
+        width / r
+    };
+    let side = SideTower {
+        tower: index,
+        kept,
+        width: divided("width", tower.width),
+        heads: attention.heads,
+        head_width: divided("head width", attention.head_width),
+        ff_width: divided("feed-forward width", ff.width()),
+    };
+    if problems.is_empty() { Ok(side) } else { Err(problems) }
+}
+
+fn parameters(anatomy: &Anatomy, towers: &[SideTower], options: &Options) -> Vec<PlannedParameter> {
+    let family = family(anatomy);
+    let method = &options.method;
+    let mut list = Vec::new();
+    for side in towers {
+        tower_parameters(&mut list, anatomy, side, &family, options);
+    }
+    let last = towers.last().expect("a model has towers");
+    let d = anatomy.last().width;
+    projection(&mut list, "side_final_upsample", d, last.width, Group::Upsample, method.bias);
+    if method.merge_last && method.gate == Gate::Learnable {
+        list.push(PlannedParameter {
+            name: "side_gate_params_merge_last".to_owned(),
+            dims: vec![1],
+            group: Group::Gate,
+            start: Start::Constant(method.alpha),
+        });
+    }
+    list
+}
+
+fn projection(list: &mut Vec<PlannedParameter>, name: &str, out: usize, inputs: usize, group: Group, bias: bool) {
+    list.push(PlannedParameter {
+        name: format!("{name}.weight"),
+        dims: vec![out, inputs],
+        group,
+        start: Start::Normal { deviation: PROJECTION_DEVIATION },
+    });
+    if bias {
+        list.push(PlannedParameter {
+            name: format!("{name}.bias"),
+            dims: vec![out],
+            group,
+            start: Start::Constant(0.0),
+        });
+    }
+}
+
+fn tower_parameters(
+    list: &mut Vec<PlannedParameter>,
+    anatomy: &Anatomy,
+    side: &SideTower,
+    family: &Family,
+    options: &Options,
+) {
+    let tower = &anatomy.towers[side.tower];
+    let (method, kind, names) = (&options.method, tower.kind, &family.names);
+    let (w, inner) = (side.width, side.heads * side.head_width);
+    projection(list, &format!("{kind}.side_first_downsample"), w, tower.width, Group::Downsample, method.bias);
+    for &block in &side.kept {
+        projection(list, &format!("{kind}.side_downsamples.{block}"), w, tower.width, Group::Downsample, method.bias);
+        if method.gate == Gate::Learnable {
+            list.push(PlannedParameter {
+                name: format!("{kind}.side_gate_params.{block}"),
+                dims: vec![1],
+                group: Group::Gate,
+                start: Start::Constant(method.alpha),
+            });
+        }
+        for (sublayer, layer) in tower.blocks[block].sublayers.iter().enumerate() {
+            let path = format!("{kind}.side_block.{block}.layer.{sublayer}");
+            let mut push = |name: String, dims: Vec<usize>, group, part| {
+                list.push(PlannedParameter { name, dims, group, start: Start::Cut(Cut { tower: side.tower, part }) });
+            };
+            let norm = Part::Norm { block, sublayer };
+            push(format!("{path}.{}.weight", names.norm), vec![w], Group::Norm, norm);
+            match &layer.kind {
+                SublayerKind::Attention(attention) => {
+                    let path = format!("{path}.{}", names.attention(attention.kind));
+                    // The width of what keys and values are made of: the side state of the tower attended to.
+                    for (name, part) in [
+                        (&names.q, Part::Q { block, sublayer }),
+                        (&names.k, Part::K { block, sublayer }),
+                        (&names.v, Part::V { block, sublayer }),
+                    ] {
+                        push(format!("{path}.{name}.weight"), vec![inner, w], Group::Attention, part);
+                    }
+                    let o = Part::O { block, sublayer };
+                    push(format!("{path}.{}.weight", names.o), vec![w, inner], Group::Attention, o);
+                    if let Some(relative) = attention.relative()
+                        && side.kept.first() == Some(&block)
+                    {
+                        let rows = relative.rows;
+                        let name = format!("{path}.{}.weight", names.relative);
+                        push(name, vec![rows, side.heads], Group::PositionTable, Part::PositionTable);
+                    }
+                }
+                SublayerKind::FeedForward(layer) => {
+                    let path = format!("{path}.{}", names.feed_forward);
+                    for (index, name) in names.inner_of(layer).into_iter().enumerate() {
+                        let part = Part::Inner { block, sublayer, index };
+                        push(format!("{path}.{name}.weight"), vec![side.ff_width, w], Group::FeedForward, part);
+                    }
+                    let outer = Part::Outer { block, sublayer };
+                    push(format!("{path}.{}.weight", names.outer), vec![w, side.ff_width], Group::FeedForward, outer);
+                }
+            }
+        }
+    }
+    list.push(PlannedParameter {
+        name: format!("{kind}.final_side_layer_norm.weight"),
+        dims: vec![w],
+        group: Group::Norm,
+        start: Start::Cut(Cut { tower: side.tower, part: Part::FinalNorm }),
+    });
+}

@@ -1,0 +1,317 @@
+//! The side network's initial weights: cut from the backbone's, or drawn.
+//!
+//! `magnitude` is the reference's "fisher-v2" with |w| for an importance. One chain runs through the first tower and
+//! on into the next, carrying the kept set K of the residual stream's features:
+//!
+//! * K begins as the kept columns of the embedding table;
+//! * q, k and v take the columns K and one common set of rows, scored by the elementwise product of their importances;
+//!   o takes those rows as its columns, and its own best rows become the new K; the feed-forward matrices likewise;
+//! * a norm's weight is indexed by K; blocks that are not kept still advance the chain;
+//! * the relative-position table is copied whole.
+//!
+//! The score of a row is the sum of its importances, in f64: products underflow f32. The rows with the largest scores
+//! are kept, in ascending order; of equal scores the later row is. The reference keeps `n - round((1 - 1/r) n)` of n;
+//! where that is not n/r rounded down, the width of the side network, the latter counts.
+//!
+//! `magnitude-consistent` keeps one K for the whole of a tower's residual stream, and an equal share of each head.
+
+use std::collections::HashMap;
+
+use lstc_graph::{Graph, Weight};
+use lstc_models::{Anatomy, Attention, AttentionKind, FeedForward, Linear, Orientation, SublayerKind, Tower};
+use ndarray::{ArrayD, IxDyn};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+use rand_distr::{Distribution, Normal};
+
+use crate::importance::{Importance, Magnitude};
+use crate::matrix::{Matrix, vector};
+use crate::module::Module;
+use crate::options::Init;
+use crate::pipeline::Pass;
+use crate::plan::{Cut, Part, PlannedParameter, Start};
+
+pub struct Prune;
+
+impl Pass for Prune {
+    fn name(&self) -> &'static str {
+        "prune"
+    }
+
+    fn run(&self, module: &mut Module) -> Result<(), Vec<String>> {
+        let source = Source { graph: &module.graph, anatomy: &module.anatomy, importance: &Magnitude };
+        let reduction = module.options.method.reduction;
+        let mut cuts = match module.options.method.init {
+            Init::Magnitude => source.chain(reduction),
+            Init::MagnitudeConsistent => source.consistent(reduction),
+            Init::Random => HashMap::new(),
+        };
+        let seed = module.options.method.seed;
+        let initial: Vec<ArrayD<f32>> = module.planned().map(|p| start(p, &mut cuts, seed)).collect();
+        for (planned, value) in module.plan.parameters.iter().zip(&initial) {
+            assert_eq!(value.shape(), planned.dims, "`{}` starts with the planned shape", planned.name);
+        }
+        module.initial = initial;
+        Ok(())
+    }
+}
+
+/// The initial value of one parameter.
+fn start(planned: &PlannedParameter, cuts: &mut HashMap<Cut, ArrayD<f32>>, seed: u64) -> ArrayD<f32> {
+    let shape = IxDyn(&planned.dims);
+    match &planned.start {
+        Start::Constant(v) => ArrayD::from_elem(shape, *v),
+        Start::Normal { deviation } => normal(planned, *deviation, seed),
+        Start::Cut(cut) => cuts.remove(cut).unwrap_or_else(|| match planned.dims[..] {
+            [_, fan_in] => normal(planned, (fan_in as f32).sqrt().recip(), seed),
+            _ => ArrayD::ones(shape),
+        }),
+    }
+}
+
+/// Normal(0, deviation), from a stream of the parameter's own: what else is drawn does not matter.
+fn normal(planned: &PlannedParameter, deviation: f32, seed: u64) -> ArrayD<f32> {
+    let name = planned.name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    let mut rng = ChaCha8Rng::seed_from_u64(seed ^ name);
+    let normal = Normal::new(0.0, deviation).expect("a deviation is finite and not negative");
+    ArrayD::from_shape_simple_fn(IxDyn(&planned.dims), || normal.sample(&mut rng))
+}
+
+/// The kept indices at one step of the chain; see [`kept_by_magnitude`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// `shared`, or `<tower>.<block>.<sublayer>.rows` (of q, k, v or the inner matrices), or `... .out` (of o or the
+    /// outer matrix).
+    pub place: String,
+    pub indices: Vec<usize>,
+}
+
+/// The kept indices of `magnitude`, step by step, for all blocks.
+pub fn kept_by_magnitude(graph: &Graph, anatomy: &Anatomy, reduction: usize) -> Vec<Kept> {
+    let mut kept = Vec::new();
+    Source { graph, anatomy, importance: &Magnitude }.walk(reduction, &mut HashMap::new(), |place, indices| {
+        kept.push(Kept { place, indices: indices.to_vec() });
+    });
+    kept
+}
+
+/// A backbone to cut from.
+struct Source<'s> {
+    graph: &'s Graph,
+    anatomy: &'s Anatomy,
+    importance: &'s dyn Importance,
+}
+
+type Cuts = HashMap<Cut, ArrayD<f32>>;
+
+impl<'s> Source<'s> {
+    fn weight(&self, linear: &Linear) -> &'s Weight {
+        self.graph.weight(linear.weight).expect("the anatomy's matrices are constants")
+    }
+
+    fn matrix(&self, linear: &Linear) -> Matrix<'s> {
+        Matrix::new(self.weight(linear), linear.orientation).expect("the anatomy's matrices are of floats")
+    }
+
+    /// Scores of the rows of the elementwise product of several matrices, over some columns.
+    fn row_scores(&self, linears: &[&Linear], columns: &[usize]) -> Vec<f64> {
+        let tensors: Vec<_> = linears.iter().map(|l| (self.importance.of(self.weight(l)), l.orientation)).collect();
+        let matrices: Vec<Matrix> = tensors
+            .iter()
+            .map(|(t, o)| Matrix::new(t, *o).expect("an importance has its weight's shape"))
+            .collect();
+        let mut scores = vec![0.0; matrices[0].rows];
+        matrices[0].visit(columns, |row, column| {
+            scores[row] += matrices.iter().map(|m| f64::from(m.at(row, column)).abs()).product::<f64>();
+        });
+        scores
+    }
+
+    /// Scores of a matrix's columns, over all rows.
+    fn column_scores(&self, weight: &Weight, orientation: Orientation) -> Vec<f64> {
+        let tensor = self.importance.of(weight);
+        let matrix = Matrix::new(&tensor, orientation).expect("the anatomy's matrices are of floats");
+        let columns: Vec<usize> = (0..matrix.columns).collect();
+        let mut scores = vec![0.0; matrix.columns];
+        matrix.visit(&columns, |row, column| scores[column] += f64::from(matrix.at(row, column)).abs());
+        scores
+    }
+
+    fn table_scores(&self, tower: &Tower) -> Vec<f64> {
+        let table = self.graph.weight(tower.table).expect("an embedding table is a constant");
+        self.column_scores(table, Orientation::OutIn)
+    }
+
+    fn chain(&self, reduction: usize) -> Cuts {
+        let mut cuts = Cuts::new();
+        self.walk(reduction, &mut cuts, |_, _| ());
+        cuts
+    }
+
+    /// Runs the reference's chain, filling `cuts` and showing each kept set.
+    fn walk(&self, r: usize, cuts: &mut Cuts, mut show: impl FnMut(String, &[usize])) {
+        let mut k = largest(&self.table_scores(&self.anatomy.towers[0]), self.anatomy.towers[0].width / r);
+        show("shared".to_owned(), &k);
+        for (index, tower) in self.anatomy.towers.iter().enumerate() {
+            let mut put = |part, array| {
+                cuts.insert(Cut { tower: index, part }, array);
+            };
+            for (block, layers) in tower.blocks.iter().enumerate() {
+                for (sublayer, layer) in layers.sublayers.iter().enumerate() {
+                    let norm = self.graph.weight(layer.norm.weight).expect("a norm's weight is a constant");
+                    put(Part::Norm { block, sublayer }, vector(norm, &k));
+                    let rows = match &layer.kind {
+                        SublayerKind::Attention(a) => {
+                            let scores = self.row_scores(&[&a.q, &a.k, &a.v], &k);
+                            let rows = largest(&scores, a.heads * (a.head_width / r));
+                            put(Part::Q { block, sublayer }, self.matrix(&a.q).cut(&rows, &k));
+                            put(Part::K { block, sublayer }, self.matrix(&a.k).cut(&rows, &k));
+                            put(Part::V { block, sublayer }, self.matrix(&a.v).cut(&rows, &k));
+                            k = largest(&self.row_scores(&[&a.o], &rows), tower.width / r);
+                            put(Part::O { block, sublayer }, self.matrix(&a.o).cut(&k, &rows));
+                            self.position_table(a, &mut put);
+                            rows
+                        }
+                        SublayerKind::FeedForward(f) => {
+                            let rows = largest(&self.row_scores(&f.inner.iter().collect::<Vec<_>>(), &k), f.width() / r);
+                            for (index, inner) in f.inner.iter().enumerate() {
+                                put(Part::Inner { block, sublayer, index }, self.matrix(inner).cut(&rows, &k));
+                            }
+                            k = largest(&self.row_scores(&[&f.outer], &rows), tower.width / r);
+                            put(Part::Outer { block, sublayer }, self.matrix(&f.outer).cut(&k, &rows));
+                            rows
+                        }
+                    };
+                    show(format!("{}.{block}.{sublayer}.rows", tower.kind), &rows);
+                    show(format!("{}.{block}.{sublayer}.out", tower.kind), &k);
+                }
+            }
+            let norm = self.graph.weight(tower.final_norm.weight).expect("a norm's weight is a constant");
+            put(Part::FinalNorm, vector(norm, &k));
+        }
+    }
+
+    fn position_table(&self, attention: &Attention, put: &mut impl FnMut(Part, ArrayD<f32>)) {
+        let Some(relative) = attention.relative() else { return };
+        let table = self.graph.weight(relative.table).expect("a position table is a constant");
+        let matrix = Matrix::new(table, Orientation::OutIn).expect("a position table is a matrix of floats");
+        let (rows, columns): (Vec<usize>, Vec<usize>) = ((0..matrix.rows).collect(), (0..matrix.columns).collect());
+        put(Part::PositionTable, matrix.cut(&rows, &columns));
+    }
+
+    /// Cuts that keep one set of features for each residual stream, and an equal share of every head.
+    fn consistent(&self, r: usize) -> Cuts {
+        let mut cuts = Cuts::new();
+        let streams: Vec<Vec<usize>> =
+            self.anatomy.towers.iter().map(|t| largest(&self.stream_scores(t), t.width / r)).collect();
+        for (index, tower) in self.anatomy.towers.iter().enumerate() {
+            let k = &streams[index];
+            let mut put = |part, array| {
+                cuts.insert(Cut { tower: index, part }, array);
+            };
+            for (block, layers) in tower.blocks.iter().enumerate() {
+                for (sublayer, layer) in layers.sublayers.iter().enumerate() {
+                    let norm = self.graph.weight(layer.norm.weight).expect("a norm's weight is a constant");
+                    put(Part::Norm { block, sublayer }, vector(norm, k));
+                    match &layer.kind {
+                        SublayerKind::Attention(a) => {
+                            // Keys and values are made of the stream that is attended to.
+                            let cross = a.kind == AttentionKind::Cross;
+                            let context = if cross { &streams[index - 1] } else { k };
+                            let (qk, vo) = self.head_shares(a, r, k, context);
+                            put(Part::Q { block, sublayer }, self.matrix(&a.q).cut(&qk, k));
+                            put(Part::K { block, sublayer }, self.matrix(&a.k).cut(&qk, context));
+                            put(Part::V { block, sublayer }, self.matrix(&a.v).cut(&vo, context));
+                            put(Part::O { block, sublayer }, self.matrix(&a.o).cut(k, &vo));
+                            self.position_table(a, &mut put);
+                        }
+                        SublayerKind::FeedForward(f) => {
+                            let rows = largest(&self.hidden_scores(f, k), f.width() / r);
+                            for (index, inner) in f.inner.iter().enumerate() {
+                                put(Part::Inner { block, sublayer, index }, self.matrix(inner).cut(&rows, k));
+                            }
+                            put(Part::Outer { block, sublayer }, self.matrix(&f.outer).cut(k, &rows));
+                        }
+                    }
+                }
+            }
+            let norm = self.graph.weight(tower.final_norm.weight).expect("a norm's weight is a constant");
+            put(Part::FinalNorm, vector(norm, k));
+        }
+        cuts
+    }
+
+    /// Scores of a residual stream's features: the shares that they have of every matrix which reads or writes it.
+    fn stream_scores(&self, tower: &Tower) -> Vec<f64> {
+        let mut total = vec![0.0; tower.width];
+        let mut add = |scores: Vec<f64>| {
+            let sum: f64 = scores.iter().sum::<f64>().max(f64::MIN_POSITIVE);
+            total.iter_mut().zip(scores).for_each(|(t, s)| *t += s / sum);
+        };
+        add(self.table_scores(tower));
+        let reads = |l: &Linear| self.column_scores(self.weight(l), l.orientation);
+        let writes = |l: &Linear| self.row_scores(&[l], &(0..l.inputs).collect::<Vec<_>>());
+        for layer in tower.blocks.iter().flat_map(|b| &b.sublayers) {
+            match &layer.kind {
+                SublayerKind::Attention(a) => {
+                    add(reads(&a.q));
+                    if a.kind == AttentionKind::SelfAttention {
+                        add(reads(&a.k));
+                        add(reads(&a.v));
+                    }
+                    add(writes(&a.o));
+                }
+                SublayerKind::FeedForward(f) => {
+                    f.inner.iter().for_each(|inner| add(reads(inner)));
+                    add(writes(&f.outer));
+                }
+            }
+        }
+        total
+    }
+
+    /// The rows of q and k, and those of v (columns of o), that are kept: as many of every head.
+    fn head_shares(&self, a: &Attention, r: usize, k: &[usize], context: &[usize]) -> (Vec<usize>, Vec<usize>) {
+        let product = |x: Vec<f64>, y: Vec<f64>| x.iter().zip(y).map(|(x, y)| x * y).collect::<Vec<f64>>();
+        let qk = product(self.row_scores(&[&a.q], k), self.row_scores(&[&a.k], context));
+        let vo = product(self.row_scores(&[&a.v], context), self.column_scores(self.weight(&a.o), a.o.orientation));
+        let share = |scores: Vec<f64>| -> Vec<usize> {
+            let head = |h: usize| {
+                let first = h * a.head_width;
+                largest(&scores[first..first + a.head_width], a.head_width / r).into_iter().map(move |i| first + i)
+            };
+            (0..a.heads).flat_map(head).collect()
+        };
+        (share(qk), share(vo))
+    }
+
+    /// Scores of a feed-forward layer's hidden features: what comes in times what goes out.
+    fn hidden_scores(&self, f: &FeedForward, k: &[usize]) -> Vec<f64> {
+        let mut scores = self.column_scores(self.weight(&f.outer), f.outer.orientation);
+        for inner in &f.inner {
+            scores.iter_mut().zip(self.row_scores(&[inner], k)).for_each(|(s, more)| *s *= more);
+        }
+        scores
+    }
+}
+
+/// Indices of the `count` largest scores, ascending. Of equal scores the later index is kept.
+fn largest(scores: &[f64], count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    order.sort_by(|a, b| scores[*a].total_cmp(&scores[*b]).then(a.cmp(b)));
+    let mut kept = order.split_off(scores.len().saturating_sub(count));
+    kept.sort_unstable();
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::largest;
+
+    #[test]
+    fn the_largest_are_kept_in_order_and_later_ones_win_ties() {
+        assert_eq!(largest(&[3.0, 1.0, 2.0, 5.0], 2), [0, 3]);
+        assert_eq!(largest(&[1.0, 1.0, 1.0], 2), [1, 2]);
+        assert_eq!(largest(&[1.0], 3), [0]);
+    }
+}

@@ -1,0 +1,67 @@
+//! The command line: one file a command, each with its arguments and its `run`.
+
+mod runtime;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::report::{self, Exit};
+
+/// Train a small side network beside a frozen ONNX transformer, on stock ONNX Runtime.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    propagate_version = true,
+    long_about = "\
+lstc is a compiler. It reads a transformer that was exported to ONNX, freezes it, grows a small ladder side network \
+beside it, derives the side network's backward pass and optimizer as plain ONNX nodes, and trains the result through \
+stock ONNX Runtime.",
+    after_long_help = "\
+Examples:
+  lstc runtime install     fetch the ONNX Runtime library, once
+  lstc runtime show        tell which library is used, and why
+
+Data goes to stdout and everything else to stderr. The exit code is 0 when done, 1 when the answer is no, and 2 when \
+lstc or its environment failed."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+// In the order in which a user meets them; `--help` lists them so.
+#[derive(Debug, Subcommand)]
+enum Command {
+    Runtime(runtime::Runtime),
+    /// Print the completions of a shell
+    #[command(after_long_help = "Example:\n  lstc completions bash > ~/.local/share/bash-completion/completions/lstc")]
+    Completions {
+        shell: Shell,
+    },
+}
+
+/// Reads the command line, does what it says, and tells how it ended.
+pub fn main() -> Exit {
+    let outcome = match Cli::parse().command {
+        Command::Runtime(runtime) => runtime.run(),
+        Command::Completions { shell } => completions(shell),
+    };
+    outcome.unwrap_or_else(|error| report::failure(&error))
+}
+
+fn completions(shell: Shell) -> anyhow::Result<Exit> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "lstc", &mut script);
+    report::text(&String::from_utf8(script)?)?;
+    Ok(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

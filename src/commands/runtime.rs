@@ -1,0 +1,246 @@
+use std::fmt;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use crate::report::{self, Bytes, Exit, Format, ProgressLine};
+use crate::runtime::install::{self, Installed, Progress, Request};
+use crate::runtime::{self, Device, Flavour, Look, Outcome};
+
+/// Install and show the ONNX Runtime library that lstc runs on
+#[derive(Debug, Args)]
+pub struct Runtime {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Install(Install),
+    Show(Show),
+}
+
+impl Runtime {
+    pub fn run(self) -> anyhow::Result<Exit> {
+        match self.command {
+            Command::Install(install) => install.run(),
+            Command::Show(show) => show.run(),
+        }
+    }
+}
+
+/// Fetch the ONNX Runtime library into the user's cache directory
+#[derive(Debug, Args)]
+#[command(
+    long_about = "\
+Fetch the ONNX Runtime library into the user's cache directory.
+
+The library comes from a wheel of the Python package index, through pip, so that the index, proxy and credentials that \
+pip is configured with are used. Only the shared libraries and their licences are unpacked; Python is not needed to run \
+them. A wheel is used only if its SHA-256 is the one that this release of lstc was tested with.",
+    after_long_help = "\
+Examples:
+  lstc runtime install
+  lstc runtime install --cuda
+  lstc runtime install --wheel onnxruntime-1.32.0-cp311-cp311-manylinux_2_28_x86_64.whl
+
+The directory is $XDG_CACHE_HOME/lstc, or ~/.cache/lstc."
+)]
+struct Install {
+    /// Install the build for NVIDIA GPUs (CUDA 13) with the CUDA libraries it needs; about 830 MB to fetch
+    #[arg(
+        long,
+        long_help = "\
+Install the build for NVIDIA GPUs (CUDA 13), with cuBLAS, cuRAND, NVRTC and the CUDA runtime beside it: about 830 MB to \
+fetch, and 1.2 GB on the disk. The driver must be there already. cuDNN and cuFFT are left out: the CUDA provider \
+runs lstc's graphs without them."
+    )]
+    cuda: bool,
+
+    /// Install from this wheel instead of through pip; once for each package
+    #[arg(long, value_name = "FILE")]
+    wheel: Vec<PathBuf>,
+
+    /// Accept wheels whose SHA-256 is not a pinned one
+    #[arg(long, requires = "wheel")]
+    allow_unpinned: bool,
+
+    /// Install again what is installed already
+    #[arg(long)]
+    force: bool,
+
+    /// The form of the result
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+impl Install {
+    fn run(self) -> anyhow::Result<Exit> {
+        let request = Request {
+            flavour: if self.cuda { Flavour::Cuda } else { Flavour::Cpu },
+            wheels: self.wheel,
+            allow_unpinned: self.allow_unpinned,
+            force: self.force,
+        };
+        let mut line = ProgressLine::default();
+        let installed = install::install(&request, &mut |progress| tell(progress, &mut line))?;
+        drop(line);
+        report::data(&InstallReport::new(&installed), self.format)?;
+        Ok(Exit::Done)
+    }
+}
+
+fn tell(progress: Progress, line: &mut ProgressLine) {
+    match progress {
+        Progress::Waiting => report::note("waiting for another installation to end"),
+        Progress::Downloading { package } => {
+            line.clear();
+            report::note(format_args!("fetching {package} with pip"));
+        }
+        Progress::Arrived { bytes } => line.show(Bytes(bytes)),
+        Progress::Unpinned { file, sha256 } => {
+            line.clear();
+            report::warning(format_args!(
+                "`{}` (sha256 {sha256}) is not pinned, and used all the same",
+                file.display()
+            ));
+        }
+        Progress::Unpacking { package } => line.show(format_args!("unpacking {package}")),
+    }
+}
+
+#[derive(Serialize)]
+struct InstallReport {
+    /// Whether this command installed it, or it was installed before.
+    fresh: bool,
+    version: String,
+    flavour: String,
+    directory: PathBuf,
+    library: PathBuf,
+    bytes: u64,
+}
+
+impl InstallReport {
+    fn new(installed: &Installed) -> InstallReport {
+        InstallReport {
+            fresh: installed.fresh,
+            version: installed.version.to_string(),
+            flavour: installed.flavour.to_string(),
+            directory: installed.directory.clone(),
+            library: installed.library.clone(),
+            bytes: installed.bytes,
+        }
+    }
+}
+
+impl fmt::Display for InstallReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = if self.fresh { "installed" } else { "already installed" };
+        let (version, flavour, size) = (&self.version, &self.flavour, Bytes(self.bytes));
+        writeln!(f, "{state}: ONNX Runtime {version} ({flavour}), {size}, in {}", self.directory.display())
+    }
+}
+
+/// Tell which ONNX Runtime library is used, and where it was looked for
+#[derive(Debug, Args)]
+#[command(
+    long_about = "\
+Tell which ONNX Runtime library is used, and where it was looked for.
+
+The first of these that holds a library that is new enough: the file that ORT_DYLIB_PATH names, and then no other; what \
+`lstc runtime install` put into the cache directory; the `onnxruntime` package of the active Python environment; the \
+directories of LD_LIBRARY_PATH and of the system.",
+    after_long_help = "\
+Examples:
+  lstc runtime show
+  lstc runtime show --device cuda
+  lstc runtime show --format json | jq -r .library.path"
+)]
+struct Show {
+    /// What the library is to run on: cpu, cuda, or cuda:1
+    #[arg(long, default_value_t)]
+    device: Device,
+
+    /// The form of the report
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+impl Show {
+    fn run(self) -> anyhow::Result<Exit> {
+        let search = runtime::search(self.device);
+        let looked = search.looked.iter().map(LookReport::new).collect();
+        match search.into_library() {
+            Ok(library) => {
+                let loaded = runtime::Runtime::load(&library)?;
+                let library = Some(LibraryReport::new(loaded));
+                report::data(&ShowReport { library, looked }, self.format)?;
+                Ok(Exit::Done)
+            }
+            Err(error) => {
+                report::data(&ShowReport { library: None, looked }, self.format)?;
+                Err(error.into())
+            }
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct ShowReport {
+    library: Option<LibraryReport>,
+    looked: Vec<LookReport>,
+}
+
+#[derive(Serialize)]
+struct LibraryReport {
+    path: PathBuf,
+    version: String,
+    origin: String,
+    providers: Vec<String>,
+}
+
+impl LibraryReport {
+    fn new(loaded: &runtime::Runtime) -> LibraryReport {
+        let library = loaded.library();
+        LibraryReport {
+            path: library.path.clone(),
+            version: library.version.to_string(),
+            origin: library.origin.to_string(),
+            providers: loaded.providers(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct LookReport {
+    origin: String,
+    path: PathBuf,
+    usable: bool,
+    result: String,
+}
+
+impl LookReport {
+    fn new(look: &Look) -> LookReport {
+        LookReport {
+            origin: look.origin.to_string(),
+            path: look.path.clone(),
+            usable: matches!(look.outcome, Outcome::Usable(_)),
+            result: look.outcome.to_string(),
+        }
+    }
+}
+
+impl fmt::Display for ShowReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(library) = &self.library {
+            writeln!(f, "ONNX Runtime {}", library.version)?;
+            writeln!(f, "  library    {}", library.path.display())?;
+            writeln!(f, "  from       {}", library.origin)?;
+            writeln!(f, "  providers  {}\n", library.providers.join(", "))?;
+        }
+        let rows =
+            self.looked.iter().map(|look| [look.origin.clone(), look.path.display().to_string(), look.result.clone()]);
+        writeln!(f, "{}", report::table(["from", "looked at", "found"], rows))
+    }
+}

@@ -1,0 +1,224 @@
+//! What lstc says: data on stdout, talk on stderr, and how a command ends.
+//!
+//! **Invariant:** nothing else in the crate prints. A closed stdout (`lstc ... | head`) ends the command in silence.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use comfy_table::{ContentArrangement, Table, TableStyle};
+use serde::Serialize;
+
+use crate::runtime;
+use crate::runtime::install::InstallError;
+
+/// How a command ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// What was asked for is done.
+    Done,
+    /// The answer is no: the model is not supported, the check does not hold.
+    No,
+    /// lstc or its environment failed.
+    Failed,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(match exit {
+            Exit::Done => 0,
+            Exit::No => 1,
+            Exit::Failed => 2,
+        })
+    }
+}
+
+/// The form in which a command gives its data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    #[default]
+    Text,
+    Json,
+}
+
+/// Writes a command's data to stdout: as its text, or as JSON on several lines.
+pub fn data<T: fmt::Display + Serialize>(data: &T, format: Format) -> anyhow::Result<()> {
+    match format {
+        Format::Text => text(&data.to_string()),
+        Format::Json => text(&format!("{}\n", serde_json::to_string_pretty(data)?)),
+    }
+}
+
+/// Writes text that is a command's data to stdout.
+pub fn text(text: &str) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()?;
+    Ok(())
+}
+
+/// A table for a text report, as wide as the terminal allows.
+pub fn table<const COLUMNS: usize>(
+    header: [&str; COLUMNS],
+    rows: impl IntoIterator<Item = [String; COLUMNS]>,
+) -> Table {
+    let mut table = Table::new();
+    table.load_style(TableStyle::default()).set_content_arrangement(ContentArrangement::Dynamic).set_header(header);
+    table.add_rows(rows);
+    table
+}
+
+/// An error with something that the user can do about it.
+#[derive(Debug)]
+pub struct Hinted {
+    source: anyhow::Error,
+    hint: String,
+}
+
+impl Hinted {
+    pub fn new(source: impl Into<anyhow::Error>, hint: impl Into<String>) -> Hinted {
+        Hinted { source: source.into(), hint: hint.into() }
+    }
+}
+
+impl fmt::Display for Hinted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.source.fmt(f)
+    }
+}
+
+impl StdError for Hinted {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.source()
+    }
+}
+
+/// The hint of one error of a chain. Every error type that has hints stands here.
+fn hint(error: &(dyn StdError + 'static)) -> Option<String> {
+    if let Some(error) = error.downcast_ref::<Hinted>() {
+        Some(error.hint.clone())
+    } else if let Some(error) = error.downcast_ref::<runtime::Error>() {
+        error.hint()
+    } else if let Some(error) = error.downcast_ref::<InstallError>() {
+        error.hint()
+    } else {
+        None
+    }
+}
+
+/// Tells why a command failed, and how it ends.
+pub fn failure(error: &anyhow::Error) -> Exit {
+    if is_closed_stdout(error) {
+        return Exit::Done;
+    }
+    say(&explain(error));
+    Exit::Failed
+}
+
+fn is_closed_stdout(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe))
+}
+
+/// `error:`, then each cause, then each hint, a line each or more.
+fn explain(error: &anyhow::Error) -> String {
+    let mut text = format!("error: {error}\n");
+    for cause in error.chain().skip(1) {
+        text.push_str(&format!("  Caused by: {}\n", cause.to_string().trim_end().replace('\n', "\n  ")));
+    }
+    for hint in error.chain().filter_map(hint) {
+        text.push_str(&format!("hint: {hint}\n"));
+    }
+    text
+}
+
+pub fn warning(text: impl fmt::Display) {
+    say(&format!("warning: {text}\n"));
+}
+
+pub fn note(text: impl fmt::Display) {
+    say(&format!("{text}\n"));
+}
+
+/// A line that each next one replaces, on a terminal; elsewhere there is none.
+#[derive(Debug, Default)]
+pub struct ProgressLine {
+    shown: bool,
+}
+
+impl ProgressLine {
+    pub fn show(&mut self, text: impl fmt::Display) {
+        if io::stderr().is_terminal() {
+            self.shown = true;
+            say(&format!("\r\x1b[K{text}"));
+        }
+    }
+
+    pub fn clear(&mut self) {
+        if self.shown {
+            self.shown = false;
+            say("\r\x1b[K");
+        }
+    }
+}
+
+impl Drop for ProgressLine {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+fn say(text: &str) {
+    // There is nobody left to tell that stderr is closed.
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+/// A size in bytes as people read it, as in 33.2 MiB.
+pub struct Bytes(pub u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+        if self.0 < 1024 {
+            return write!(f, "{} bytes", self.0);
+        }
+        let mut size = self.0 as f64 / 1024.0;
+        let mut unit = 0;
+        while size >= 1024.0 && unit + 1 < UNITS.len() {
+            size /= 1024.0;
+            unit += 1;
+        }
+        write!(f, "{size:.1} {}", UNITS[unit])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+
+    use super::*;
+
+    #[test]
+    fn an_error_is_told_with_its_causes_and_hints() {
+        let file = io::Error::new(io::ErrorKind::NotFound, "no such file");
+        let error = anyhow::Error::from(Hinted::new(anyhow::Error::from(file).context("cannot read `a`"), "make it"));
+        let error = Err::<(), _>(error).context("cannot start").unwrap_err();
+        insta::assert_snapshot!(explain(&error), @r"
+        error: cannot start
+          Caused by: cannot read `a`
+          Caused by: no such file
+        hint: make it
+        ");
+    }
+
+    #[test]
+    fn sizes_are_readable() {
+        let text = |bytes| Bytes(bytes).to_string();
+        assert_eq!(text(12), "12 bytes");
+        assert_eq!(text(1024), "1.0 KiB");
+        assert_eq!(text(34_824_680), "33.2 MiB");
+        assert_eq!(text(3 << 30), "3.0 GiB");
+    }
+}

@@ -1,0 +1,102 @@
+use std::path::PathBuf;
+
+use super::library::{Look, OLDEST, Outcome, Version};
+use super::session::Device;
+use super::tensor::ElementType;
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong between looking for ONNX Runtime and reading a result.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("no usable ONNX Runtime library was found{}", rejected(looked))]
+    NotFound { device: Device, looked: Vec<Look> },
+
+    #[error("ORT_DYLIB_PATH names `{}`: {outcome}", path.display())]
+    Explicit { path: PathBuf, outcome: Outcome },
+
+    #[error("cannot load ONNX Runtime from `{}`", path.display())]
+    Load { path: PathBuf, source: ort::LoadDynamicError },
+
+    #[error(
+        "this process runs on the ONNX Runtime at `{}` and cannot also load `{}`",
+        loaded.display(),
+        asked.display()
+    )]
+    AlreadyLoaded { loaded: PathBuf, asked: PathBuf },
+
+    #[error("ONNX Runtime did not start")]
+    Start { source: ort::Error },
+
+    #[error("the ONNX Runtime at `{}` was built without CUDA", path.display())]
+    WithoutCuda { path: PathBuf },
+
+    #[error("cannot use CUDA device {index}{}", lacking(missing.as_deref()))]
+    Cuda { index: u32, missing: Option<String>, source: ort::Error },
+
+    #[error("cannot set up a session")]
+    Options { source: ort::Error },
+
+    #[error("cannot read the model `{}`", path.display())]
+    Unreadable { path: PathBuf, source: std::io::Error },
+
+    #[error("ONNX Runtime refuses {model}")]
+    Model { model: String, source: ort::Error },
+
+    #[error("`{name}` is a {kind}, and lstc runs models of tensors only")]
+    NotATensor { name: String, kind: String },
+
+    #[error("the model has no {direction} `{name}`; it has {}", known.join(", "))]
+    NoSuchPort { direction: &'static str, name: String, known: Vec<String> },
+
+    #[error("`{name}` is {expected}, not {found}")]
+    WrongType { name: String, expected: ElementType, found: ElementType },
+
+    #[error("`{name}` is {found}, which lstc does not read")]
+    UnsupportedType { name: String, found: ElementType },
+
+    #[error("ONNX Runtime failed while running the model")]
+    Run { source: ort::Error },
+}
+
+impl Error {
+    /// What the user can do about it, where there is something to do.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Error::NotFound { device: Device::Cpu, .. } => Some("`lstc runtime install` fetches one".into()),
+            Error::NotFound { device: Device::Cuda(_), .. } => {
+                Some("`lstc runtime install --cuda` fetches one for CUDA".into())
+            }
+            Error::Explicit { .. } => Some("unset ORT_DYLIB_PATH to let lstc look for a library itself".into()),
+            Error::Cuda { missing: Some(library), .. } if library == DRIVER => {
+                Some("libcuda.so.1 comes with the NVIDIA driver; without an NVIDIA GPU, use the CPU".into())
+            }
+            Error::WithoutCuda { .. } | Error::Cuda { missing: Some(_), .. } => Some(
+                "`lstc runtime install --cuda` fetches a library for CUDA, and `lstc runtime show --device cuda` tells \
+                 which one is used"
+                    .into(),
+            ),
+            _ => None,
+        }
+    }
+}
+
+/// The one library of CUDA that no package ships.
+const DRIVER: &str = "libcuda.so.1";
+
+fn lacking(library: Option<&str>) -> String {
+    library.map_or_else(String::new, |name| format!(": `{name}` is missing"))
+}
+
+/// The libraries that were there but could not serve, one a line.
+fn rejected(looked: &[Look]) -> String {
+    looked
+        .iter()
+        .filter(|look| look.outcome != Outcome::Absent)
+        .map(|look| format!("\n  `{}`: {}", look.path.display(), look.outcome))
+        .collect()
+}
+
+pub(super) fn too_old(version: Version) -> String {
+    format!("version {version}, older than the {OLDEST} that lstc needs")
+}

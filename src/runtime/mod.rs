@@ -1,0 +1,25 @@
+//! ONNX Runtime: found or installed, loaded once, and asked to run graphs.
+//!
+//! * [`search`] looks for the library, [`install`] fetches a pinned one.
+//! * [`Runtime`] is the loaded library. A process loads one library, once, and keeps it.
+//! * [`Session`] is one model, ready to run on a [`Device`]; [`Tensor`] is what goes in and comes out.
+//!
+//! **Invariant:** what was asked for is what runs. A library named by the user, or a CUDA device, that cannot be used is
+//! an error, never a fall-back to another one.
+
+mod error;
+pub mod install;
+mod library;
+mod loaded;
+mod pins;
+mod pip;
+mod session;
+mod tensor;
+mod wheel;
+
+pub use error::{Error, Result};
+pub use library::{Library, Look, Origin, Outcome, Search, Version, find, search};
+pub use loaded::Runtime;
+pub use pins::Flavour;
+pub use session::{Device, Dim, Optimisation, Port, Session, SessionBuilder};
+pub use tensor::{ElementType, Tensor};

@@ -1,0 +1,308 @@
+use std::fmt;
+use std::fs;
+use std::path::Path;
+use std::str::FromStr;
+
+use ort::ep;
+use ort::ep::{ArbitrarilyConfigurableExecutionProvider as _, ExecutionProvider as _};
+use ort::logging::LogLevel;
+use ort::session::builder::GraphOptimizationLevel;
+use ort::session::{OutputSelector, RunOptions};
+use ort::value::{Outlet, ValueType};
+
+use super::error::{Error, Result};
+use super::loaded::Runtime;
+use super::tensor::{ElementType, Tensor};
+
+/// What a session runs on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    #[default]
+    Cpu,
+    /// The CUDA device of this index.
+    Cuda(u32),
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Device::Cpu => f.write_str("cpu"),
+            Device::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Device, String> {
+        match text.split_once(':') {
+            None if text == "cpu" => Ok(Device::Cpu),
+            None if text == "cuda" => Ok(Device::Cuda(0)),
+            Some(("cuda", index)) => {
+                index.parse().map(Device::Cuda).map_err(|_| format!("`{index}` is not the number of a CUDA device"))
+            }
+            _ => Err("a device is `cpu`, `cuda` or `cuda:1`".to_owned()),
+        }
+    }
+}
+
+/// Whether ONNX Runtime may rewrite the graph before it runs it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Optimisation {
+    /// Every node runs as it is written.
+    Off,
+    #[default]
+    All,
+}
+
+/// What a session is to be, before its model is loaded.
+#[derive(Clone, Debug)]
+pub struct SessionBuilder<'r> {
+    runtime: &'r Runtime,
+    device: Device,
+    optimisation: Optimisation,
+    threads: Option<usize>,
+    deterministic: bool,
+}
+
+impl<'r> SessionBuilder<'r> {
+    pub(super) fn new(runtime: &'r Runtime) -> SessionBuilder<'r> {
+        SessionBuilder {
+            runtime,
+            device: Device::default(),
+            optimisation: Optimisation::default(),
+            threads: None,
+            deterministic: false,
+        }
+    }
+
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = device;
+        self
+    }
+
+    pub fn optimisation(mut self, optimisation: Optimisation) -> Self {
+        self.optimisation = optimisation;
+        self
+    }
+
+    /// The number of threads that one operator may use.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = Some(threads);
+        self
+    }
+
+    /// Only kernels whose results repeat bit for bit from run to run.
+    pub fn deterministic(mut self, deterministic: bool) -> Self {
+        self.deterministic = deterministic;
+        self
+    }
+
+    /// Loads a model from its file; external data lies where the model says, beside it.
+    pub fn open(self, path: &Path) -> Result<Session> {
+        // ONNX Runtime tells a missing file, but not one that may not be read, from a broken model.
+        fs::File::open(path).map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
+        let model = format!("`{}`", path.display());
+        let loaded = self.options()?.commit_from_file(path);
+        Session::new(loaded.map_err(|source| Error::Model { model, source })?)
+    }
+
+    /// Loads a model from its bytes; `data` is the folder that its external data lies in, where it has any.
+    pub fn load(self, model: &[u8], data: Option<&Path>) -> Result<Session> {
+        const DATA_FOLDER: &str = "session.model_external_initializers_file_folder_path";
+        let mut options = self.options()?;
+        if let Some(folder) = data {
+            options = options.with_config_entry(DATA_FOLDER, folder.to_string_lossy()).map_err(refused)?;
+        }
+        let loaded = options.commit_from_memory(model);
+        Session::new(loaded.map_err(|source| Error::Model { model: "the model".to_owned(), source })?)
+    }
+
+    fn options(&self) -> Result<ort::session::builder::SessionBuilder> {
+        let level = match self.optimisation {
+            Optimisation::Off => GraphOptimizationLevel::Disable,
+            Optimisation::All => GraphOptimizationLevel::All,
+        };
+        let options = ort::session::Session::builder(self.runtime.environment());
+        let options = options.map_err(|source| Error::Options { source })?;
+        let options = options.with_log_level(LogLevel::Error).map_err(refused)?;
+        let options = options.with_optimization_level(level).map_err(refused)?;
+        let mut options = options.with_deterministic_compute(self.deterministic).map_err(refused)?;
+        if let Some(threads) = self.threads {
+            options = options.with_intra_threads(threads).map_err(refused)?;
+        }
+        match self.device {
+            Device::Cpu => Ok(options),
+            Device::Cuda(index) => cuda(options, self.runtime, index),
+        }
+    }
+}
+
+fn refused(error: ort::Error<ort::session::builder::SessionBuilder>) -> Error {
+    Error::Options { source: error.into() }
+}
+
+/// Adds the CUDA provider, as the only one beside the CPU's; that it cannot be used is an error.
+fn cuda(
+    options: ort::session::builder::SessionBuilder,
+    runtime: &Runtime,
+    index: u32,
+) -> Result<ort::session::builder::SessionBuilder> {
+    let library = &runtime.library().path;
+    if !runtime.providers().iter().any(|name| name == ep::CUDA::NAME) {
+        return Err(Error::WithoutCuda { path: library.clone() });
+    }
+    let directory = library.parent().unwrap_or(Path::new("."));
+    preload(directory);
+    // TF32 has 10 bits of mantissa: too few for the agreement with the CPU that lstc promises.
+    let mut provider = ep::CUDA::default().with_device_id(i32::try_from(index).unwrap_or(i32::MAX)).with_tf32(false);
+    // The provider looks for cuDNN only where it needs it, and then fails unless it was told to do without.
+    if !directory.join("libcudnn.so.9").exists() {
+        provider = provider.with_arbitrary_config("enable_cudnn", "0");
+    }
+    options.with_execution_providers([provider.build().error_on_failure()]).map_err(|error| {
+        let source = ort::Error::from(error);
+        Error::Cuda { index, missing: missing_library(source.message()), source }
+    })
+}
+
+/// Loads NVIDIA's libraries from beside ONNX Runtime's, each after those that it needs: the provider asks for them by
+/// name, and the loader then finds them loaded. What is not there is left to the system's search path.
+fn preload(directory: &Path) {
+    for name in ep::cuda::CUDA_DYLIBS {
+        let file = directory.join(name);
+        if file.exists() {
+            // A failure shows, with its name, when the provider needs the library.
+            let _ = ort::util::preload_dylib(file);
+        }
+    }
+}
+
+/// Reads the name out of `...: libcublas.so.13: cannot open shared object file: No such file or directory`.
+fn missing_library(message: &str) -> Option<String> {
+    let (before, _) = message.split_once(": cannot open shared object file")?;
+    before.rsplit([' ', '/']).next().filter(|name| name.contains(".so")).map(str::to_owned)
+}
+
+/// One dimension of an input or output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Dim {
+    Known(usize),
+    Symbol(String),
+    Unknown,
+}
+
+/// An input or output of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    pub name: String,
+    pub element_type: ElementType,
+    pub dims: Vec<Dim>,
+}
+
+impl Port {
+    fn new(outlet: &Outlet) -> Result<Port> {
+        let name = outlet.name().to_owned();
+        let ValueType::Tensor { ty, shape, dimension_symbols } = outlet.dtype() else {
+            return Err(Error::NotATensor { name, kind: outlet.dtype().to_string() });
+        };
+        let dims = shape.iter().zip(dimension_symbols.iter()).map(|(&size, symbol)| match usize::try_from(size) {
+            Ok(size) => Dim::Known(size),
+            Err(_) if symbol.is_empty() => Dim::Unknown,
+            Err(_) => Dim::Symbol(symbol.clone()),
+        });
+        Ok(Port { name, element_type: *ty, dims: dims.collect() })
+    }
+}
+
+/// A model that is ready to run.
+#[derive(Debug)]
+pub struct Session {
+    session: ort::session::Session,
+    inputs: Vec<Port>,
+    outputs: Vec<Port>,
+}
+
+impl Session {
+    fn new(session: ort::session::Session) -> Result<Session> {
+        let inputs = session.inputs().iter().map(Port::new).collect::<Result<_>>()?;
+        let outputs = session.outputs().iter().map(Port::new).collect::<Result<_>>()?;
+        Ok(Session { session, inputs, outputs })
+    }
+
+    /// The model's inputs, in its order.
+    pub fn inputs(&self) -> &[Port] {
+        &self.inputs
+    }
+
+    /// The model's outputs, in its order.
+    pub fn outputs(&self) -> &[Port] {
+        &self.outputs
+    }
+
+    /// Runs the model on named inputs and returns the named outputs, in the order in which they are asked for. What no
+    /// output needs is not computed.
+    ///
+    /// # Errors
+    /// A name that the model does not have, an input of the wrong type, or what ONNX Runtime has against the run: a
+    /// missing input, a shape that does not fit, no memory.
+    pub fn run(&mut self, inputs: &[(&str, &Tensor)], outputs: &[&str]) -> Result<Vec<Tensor>> {
+        let run = |source| Error::Run { source };
+        let mut values = Vec::with_capacity(inputs.len());
+        for (name, tensor) in inputs {
+            let port = find_port(&self.inputs, "input", name)?;
+            if port.element_type != tensor.element_type() {
+                return Err(Error::WrongType {
+                    name: port.name.clone(),
+                    expected: port.element_type,
+                    found: tensor.element_type(),
+                });
+            }
+            values.push((*name, tensor.to_input().map_err(run)?));
+        }
+        let mut selected = OutputSelector::no_default();
+        for name in outputs {
+            find_port(&self.outputs, "output", name)?;
+            selected = selected.with(*name);
+        }
+        if outputs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let options = RunOptions::new().map_err(run)?.with_outputs(selected);
+        let results = self.session.run_with_options(values, &options).map_err(run)?;
+        results.iter().map(|(name, value)| Tensor::from_output(name, &value)).collect()
+    }
+}
+
+fn find_port<'p>(ports: &'p [Port], direction: &'static str, name: &str) -> Result<&'p Port> {
+    ports.iter().find(|port| port.name == name).ok_or_else(|| Error::NoSuchPort {
+        direction,
+        name: name.to_owned(),
+        known: ports.iter().map(|port| format!("`{}`", port.name)).collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_read_as_they_are_written() {
+        for device in [Device::Cpu, Device::Cuda(0), Device::Cuda(3)] {
+            assert_eq!(device.to_string().parse(), Ok(device));
+        }
+        assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
+        for wrong in ["", "gpu", "cpu:1", "cuda:", "cuda:-1", "cuda:x"] {
+            assert!(wrong.parse::<Device>().is_err(), "`{wrong}` is no device");
+        }
+    }
+
+    #[test]
+    fn the_missing_library_is_read_from_the_message() {
+        let message = "Failed to load library libonnxruntime_providers_cuda.so with error: libcublasLt.so.13: cannot \
+                       open shared object file: No such file or directory";
+        assert_eq!(missing_library(message).as_deref(), Some("libcublasLt.so.13"));
+        assert_eq!(missing_library("CUDA execution provider is not enabled in this build."), None);
+    }
+}
