@@ -2,4 +2,6 @@
 
 pub mod commands;
 pub mod report;
+pub mod rewrite;
 pub mod runtime;
+pub mod side;

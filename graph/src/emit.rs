@@ -90,11 +90,14 @@ impl<'g> Builder<'g> {
         value
     }
 
-    /// Gives a value its final name. The name must be free; an interface's names are checked before emission.
+    /// Gives a value, and the node that makes it, its final name. The name must be free; an interface's names are checked before emission.
     pub fn named(&self, value: ValueId, name: &str) -> ValueId {
         let mut graph = self.graph.borrow_mut();
         let name = graph.fresh_name(name);
         graph.rename(value, &name).expect("a fresh name is free");
+        if let Some((node, _)) = graph.producer_of(value) {
+            graph.rename_node(node, &name);
+        }
         value
     }
 

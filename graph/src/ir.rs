@@ -282,6 +282,12 @@ impl Graph {
         Ok(())
     }
 
+    pub(crate) fn rename_node(&mut self, id: NodeId, name: &str) {
+        if let Some(node) = &mut self.nodes[id.index()] {
+            name.clone_into(&mut node.name);
+        }
+    }
+
     /// Renames every node, from its place among them.
     pub fn rename_nodes(&mut self, name: impl Fn(usize) -> String) {
         for (index, node) in self.nodes.iter_mut().enumerate() {

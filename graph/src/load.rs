@@ -19,7 +19,7 @@ use rten_shape_inference::SymTensor;
 
 use crate::attribute::{Attribute, Attributes};
 use crate::dtype::DType;
-use crate::infer::Dim;
+use crate::infer::{Dim, MAX_RANK};
 use crate::ir::{Graph, Node, NodeId, Origin, Role, Source, ValueId};
 use crate::onnx::proto::attribute_proto::AttributeType;
 use crate::onnx::proto::tensor_proto::DataLocation;
@@ -66,10 +66,8 @@ fn list(problems: &[Problem]) -> String {
 /// # Errors
 /// Everything that is wrong with the file, each with its place.
 pub fn load(path: &Path) -> Result<Graph, LoadError> {
-    let fail = |reason: String| LoadError {
-        path: path.to_owned(),
-        problems: vec![Problem { place: String::new(), reason }],
-    };
+    let fail =
+        |reason: String| LoadError { path: path.to_owned(), problems: vec![Problem { place: String::new(), reason }] };
     let metadata = std::fs::metadata(path).map_err(|e| fail(plain(&e)))?;
     if metadata.is_dir() {
         return Err(fail("is a directory, not an ONNX file".to_owned()));
@@ -82,7 +80,7 @@ pub fn load(path: &Path) -> Result<Graph, LoadError> {
     }
     let file = File::open(path).map_err(|e| fail(plain(&e)))?;
     let bytes = map(&file).map_err(|e| fail(plain(&e)))?;
-    load_bytes(bytes, path)
+    read(bytes, path, Holder::File)
 }
 
 /// Reads a model from memory. `path` names it in errors; external data is looked for in its folder.
@@ -90,6 +88,17 @@ pub fn load(path: &Path) -> Result<Graph, LoadError> {
 /// # Errors
 /// As [`load`].
 pub fn load_bytes(bytes: Bytes, path: &Path) -> Result<Graph, LoadError> {
+    read(bytes, path, Holder::Memory)
+}
+
+/// Where the model's own bytes are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Holder {
+    File,
+    Memory,
+}
+
+fn read(bytes: Bytes, path: &Path, holder: Holder) -> Result<Graph, LoadError> {
     let error = |problems| LoadError { path: path.to_owned(), problems };
     let one = |reason: String| error(vec![Problem { place: String::new(), reason }]);
     let model =
@@ -100,8 +109,10 @@ pub fn load_bytes(bytes: Bytes, path: &Path) -> Result<Graph, LoadError> {
     let mut reader = Reader {
         out: Graph::new(graph.name(), 1),
         base: bytes,
+        holder,
         path: Arc::new(path.to_owned()),
         external: HashMap::new(),
+        refused: HashSet::new(),
         problems: Vec::new(),
     };
     reader.model(&model);
@@ -132,12 +143,21 @@ fn plain(e: &std::io::Error) -> String {
 struct Reader {
     out: Graph,
     base: Bytes,
+    holder: Holder,
     path: Arc<PathBuf>,
     external: HashMap<PathBuf, (Arc<PathBuf>, Bytes)>,
+    /// Values that the file has and that were refused: who reads one is not to blame.
+    refused: HashSet<String>,
     problems: Vec<Problem>,
 }
 
 impl Reader {
+    /// A value that cannot be read.
+    fn refuse(&mut self, name: &str, place: impl Into<String>, reason: impl Into<String>) {
+        self.refused.insert(name.to_owned());
+        self.problem(place, reason);
+    }
+
     fn problem(&mut self, place: impl Into<String>, reason: impl Into<String>) {
         self.problems.push(Problem { place: place.into(), reason: reason.into() });
     }
@@ -156,9 +176,9 @@ impl Reader {
         if graph.node.is_empty() {
             self.problem("graph", "has no nodes");
         }
-        if let Some(sparse) = graph.sparse_initializer.first() {
-            let name = sparse.values.as_ref().map_or("", |v| v.name()).to_owned();
-            self.problem(format!("initializer `{name}`"), "is sparse, which lstc cannot read");
+        for sparse in &graph.sparse_initializer {
+            let name = sparse.values.as_ref().map_or("", |v| v.name());
+            self.refuse(name, format!("initializer `{name}`"), "is sparse, which lstc cannot read");
         }
         for tensor in &graph.initializer {
             self.initializer(tensor);
@@ -182,6 +202,7 @@ impl Reader {
             match self.out.find(output.name()) {
                 Some(id) if seen.insert(id) => self.out.outputs.push(id),
                 Some(_) => self.problem(format!("output `{}`", output.name()), "is listed twice"),
+                None if self.refused.contains(output.name()) => {}
                 None => self.problem(format!("output `{}`", output.name()), "no node makes it"),
             }
         }
@@ -208,7 +229,7 @@ impl Reader {
                 let fact = crate::infer::weight_fact(&weight);
                 self.new_value(tensor.name(), Source::Weight(weight.clone()), Some(weight.dtype()), fact);
             }
-            Err(reason) => self.problem(format!("initializer `{}`", tensor.name()), reason),
+            Err(reason) => self.refuse(tensor.name(), format!("initializer `{}`", tensor.name()), reason),
         }
     }
 
@@ -218,14 +239,20 @@ impl Reader {
             return;
         }
         match tensor_type(input.r#type.as_ref()) {
+            Ok((_, Some(shape))) if shape.len() > MAX_RANK => {
+                let reason = format!("has {} dimensions, more than {MAX_RANK}", shape.len());
+                self.refuse(input.name(), format!("input `{}`", input.name()), reason);
+            }
             Ok((dtype, shape)) => {
-                let dims = shape.map_or_else(Vec::new, |s| dims(s, input.name()));
-                let fact = SymTensor::from_shape(dims);
+                let fact = shape.map_or_else(
+                    || SymTensor::unknown("not declared"),
+                    |shape| SymTensor::from_shape(dims(shape, input.name())),
+                );
                 if let Some(id) = self.new_value(input.name(), Source::Input(Role::Frozen), Some(dtype), fact) {
                     self.out.inputs.push(id);
                 }
             }
-            Err(reason) => self.problem(format!("input `{}`", input.name()), reason),
+            Err(reason) => self.refuse(input.name(), format!("input `{}`", input.name()), reason),
         }
     }
 
@@ -238,7 +265,7 @@ impl Reader {
                 let fact = crate::infer::weight_fact(&weight);
                 self.new_value(name, Source::Weight(weight.clone()), Some(weight.dtype()), fact);
             }
-            Err(reason) => self.problem(format!("Constant `{name}`"), reason),
+            Err(reason) => self.refuse(name, format!("Constant `{name}`"), reason),
         }
     }
 
@@ -268,8 +295,10 @@ impl Reader {
             }
             let info = declared.get(name.as_str()).and_then(|info| tensor_type(info.r#type.as_ref()).ok());
             let (dtype, fact) = match info {
-                Some((dtype, Some(shape))) => (Some(dtype), SymTensor::from_shape(dims(shape, name))),
-                Some((dtype, None)) => (Some(dtype), SymTensor::unknown("not inferred")),
+                Some((dtype, Some(shape))) if shape.len() <= MAX_RANK => {
+                    (Some(dtype), SymTensor::from_shape(dims(shape, name)))
+                }
+                Some((dtype, _)) => (Some(dtype), SymTensor::unknown("not inferred")),
                 None => (None, SymTensor::unknown("not inferred")),
             };
             self.new_value(name, Source::Node(id, slot), dtype, fact)
@@ -281,8 +310,14 @@ impl Reader {
         let first = node.output.iter().find(|o| !o.is_empty()).cloned().unwrap_or_default();
         let name = if node.name().is_empty() { first } else { node.name().to_owned() };
         let place = format!("{} `{name}`", node.op_type());
+        if node.op_type().is_empty() {
+            self.problem(format!("node `{name}`"), "names no operator");
+        }
         let mut attributes = Attributes::none();
         for attribute in &node.attribute {
+            if attributes.get(attribute.name()).is_some() {
+                self.problem(format!("{place}, attribute `{}`", attribute.name()), "is given twice");
+            }
             match self.attribute(attribute) {
                 Ok(value) => attributes.insert(attribute.name(), value),
                 Err(reason) => self.problem(format!("{place}, attribute `{}`", attribute.name()), reason),
@@ -294,7 +329,7 @@ impl Reader {
         let mut inputs = Vec::with_capacity(node.input.len());
         for input in &node.input {
             let value = self.out.find(input);
-            if value.is_none() && !input.is_empty() {
+            if value.is_none() && !input.is_empty() && !self.refused.contains(input) {
                 self.problem(&place, format!("reads `{input}`, which nothing makes"));
             }
             inputs.push(value);
@@ -336,6 +371,9 @@ impl Reader {
             .iter()
             .map(|&d| usize::try_from(d).map_err(|_| format!("has a dimension of {d}")))
             .collect::<Result<_, _>>()?;
+        if dims.len() > MAX_RANK {
+            return Err(format!("has {} dimensions, more than {MAX_RANK}", dims.len()));
+        }
         let declared = format!("{} {dims:?}", dtype.name());
         let wanted = byte_len(dtype, &dims).ok_or_else(|| format!("declares an absurd size: {declared}"))?;
         if dims.iter().any(|&d| d > i32::MAX as usize) {
@@ -355,8 +393,11 @@ impl Reader {
             .ok_or_else(|| format!("declares {declared}, which takes {wanted} bytes, but holds {held}"))
     }
 
-    /// The place of embedded bytes in the model's own file.
+    /// The place of embedded bytes in the model's own file, if it is one.
     fn embedded_place(&self, raw: &Bytes) -> Option<FileRange> {
+        if self.holder == Holder::Memory {
+            return None;
+        }
         let offset = (raw.as_ptr() as usize).checked_sub(self.base.as_ptr() as usize)?;
         (offset + raw.len() <= self.base.len()).then(|| FileRange { file: self.path.clone(), offset: offset as u64 })
     }
@@ -374,7 +415,8 @@ impl Reader {
         }
         let path = self.path.parent().unwrap_or(Path::new("")).join(&location);
         if !self.external.contains_key(&path) {
-            let place = |e: &std::io::Error| format!("its external data `{}` cannot be read: {}", path.display(), plain(e));
+            let place =
+                |e: &std::io::Error| format!("its external data `{}` cannot be read: {}", path.display(), plain(e));
             let metadata = std::fs::metadata(&path).map_err(|e| place(&e))?;
             if !metadata.is_file() {
                 return Err(format!("its external data `{}` is not a regular file", path.display()));
@@ -416,7 +458,8 @@ fn typed_data(t: &TensorProto, dtype: DType) -> Result<Bytes, String> {
     if !t.string_data.is_empty() {
         return Err("holds strings".to_owned());
     }
-    let narrow = |size: usize| -> Bytes { t.int32_data.iter().flat_map(|v| v.to_le_bytes()[..size].to_vec()).collect() };
+    let narrow =
+        |size: usize| -> Bytes { t.int32_data.iter().flat_map(|v| v.to_le_bytes()[..size].to_vec()).collect() };
     Ok(match dtype {
         DType::F32 => t.float_data.iter().flat_map(|v| v.to_le_bytes()).collect(),
         DType::F64 => t.double_data.iter().flat_map(|v| v.to_le_bytes()).collect(),
@@ -430,9 +473,7 @@ fn typed_data(t: &TensorProto, dtype: DType) -> Result<Bytes, String> {
 }
 
 /// Element type and declared dimensions of a tensor; an error for anything else.
-fn tensor_type(
-    declared: Option<&TypeProto>,
-) -> Result<(DType, Option<&[tensor_shape_proto::Dimension]>), String> {
+fn tensor_type(declared: Option<&TypeProto>) -> Result<(DType, Option<&[tensor_shape_proto::Dimension]>), String> {
     let Some(type_proto::Value::TensorType(tensor)) = declared.and_then(|t| t.value.as_ref()) else {
         return Err("is no dense tensor".to_owned());
     };

@@ -9,15 +9,19 @@
 //! } -> loss
 //! ```
 //!
-//! Without `-> ...` the outputs are the values that no node reads. An absent optional operand is `_`. Operators of
-//! another domain are written `domain::Op`.
+//! Without `-> ...` the outputs are the values that no node reads. An absent optional operand or output is `_`.
+//! Operators of another domain are written `domain::Op`. A name that is more than letters, digits and `_./` stands in
+//! quotes. What the form does not hold: names of nodes, the payload of a NaN.
 
 use std::fmt::Write;
 
+use half::{bf16, f16};
+use rten_shape_inference::SymTensor;
+
 use crate::attribute::{Attribute, Attributes};
 use crate::dtype::DType;
-use crate::infer::{Dim, shape_text};
-use crate::ir::{Graph, Origin, Role, Source, ValueId};
+use crate::infer::{Dim, dim_text};
+use crate::ir::{Graph, Node, NodeId, Origin, Role, Source, ValueId};
 use crate::weight::Weight;
 
 /// Why a text is no graph.
@@ -36,14 +40,16 @@ pub fn parse(text: &str, opset: i64) -> Result<Graph, ParseError> {
     let mut parser = Parser { rest: text, line: 1, graph: Graph::new("text", opset) };
     parser.graph()?;
     let Parser { mut graph, line, .. } = parser;
-    graph.infer().map_err(|(node, reason)| ParseError { line, reason: format!("{}: {reason}", graph.node(node).name) })?;
+    graph
+        .infer()
+        .map_err(|(node, reason)| ParseError { line, reason: format!("{}: {reason}", graph.node(node).name) })?;
     Ok(graph)
 }
 
 /// Writes the text form: what [`parse`] reads back as an equal graph.
 pub fn print(graph: &Graph) -> String {
     let mut out = String::new();
-    let name = |v: ValueId| graph.value(v).name.as_str();
+    let name = |v: ValueId| name_text(&graph.value(v).name);
     let inputs: Vec<String> = graph
         .inputs
         .iter()
@@ -51,7 +57,9 @@ pub fn print(graph: &Graph) -> String {
             let value = graph.value(*v);
             let role = if value.is_trainable() { "trainable " } else { "" };
             let dtype = value.dtype.map_or("?", DType::name);
-            format!("{role}{}: {dtype}{}", value.name, value.shape().map_or_else(String::new, |s| shape_text(&s)))
+            let dim = |d: &Dim| if let Dim::Value(v) = d { v.to_string() } else { name_text(&dim_text(d)) };
+            let dims = |s: Vec<Dim>| format!("[{}]", s.iter().map(dim).collect::<Vec<_>>().join(", "));
+            format!("{role}{}: {dtype}{}", name(*v), value.shape().map_or_else(String::new, dims))
         })
         .collect();
     let _ = writeln!(out, "({}) {{", inputs.join(", "));
@@ -61,27 +69,48 @@ pub fn print(graph: &Graph) -> String {
         if let Source::Weight(weight) = &value.source
             && (!uses.of(id).is_empty() || graph.outputs.contains(&id))
         {
-            let _ = writeln!(out, "    {} = const {}", value.name, weight_text(weight));
+            let _ = writeln!(out, "    {} = const {}", name(id), weight_text(weight));
         }
     }
     for id in graph.order().unwrap_or_else(|_| graph.node_ids().collect()) {
         let node = graph.node(id);
-        let names = |vs: &[Option<ValueId>]| vs.iter().map(|v| v.map_or("_", name)).collect::<Vec<_>>().join(", ");
-        let domain = if node.domain.is_empty() { String::new() } else { format!("{}::", node.domain) };
-        let attributes: Vec<String> = node.attributes.iter().map(|(k, v)| format!("{k}={}", attribute_text(v))).collect();
+        let operand = |v: &Option<ValueId>| v.map_or_else(|| "_".to_owned(), name);
+        let names = |vs: &[Option<ValueId>]| vs.iter().map(operand).collect::<Vec<_>>().join(", ");
+        let domain = if node.domain.is_empty() { String::new() } else { format!("{}::", name_text(&node.domain)) };
+        let attribute = |(k, v): (&String, &Attribute)| format!("{}={}", name_text(k), attribute_text(v));
+        let attributes: Vec<String> = node.attributes.iter().map(attribute).collect();
         let attributes = if attributes.is_empty() { String::new() } else { format!("<{}>", attributes.join(", ")) };
-        let _ = writeln!(out, "    {} = {domain}{}{attributes}({})", names(&node.outputs), node.op, names(&node.inputs));
+        let (outputs, op) = (names(&node.outputs), name_text(&node.op));
+        let _ = writeln!(out, "    {outputs} = {domain}{op}{attributes}({})", names(&node.inputs));
     }
-    let outputs: Vec<&str> = graph.outputs.iter().map(|v| name(*v)).collect();
+    let outputs: Vec<String> = graph.outputs.iter().map(|v| name(*v)).collect();
     let _ = write!(out, "}} -> {}", outputs.join(", "));
     out
 }
 
+/// Words that mean something where a name may stand.
+const RESERVED: [&str; 3] = ["_", "const", "trainable"];
+
+fn is_word_char(c: char) -> bool {
+    c.is_alphanumeric() || "_./".contains(c)
+}
+
+fn name_text(name: &str) -> String {
+    let plain = !name.is_empty() && name.chars().all(is_word_char) && !RESERVED.contains(&name);
+    // A dimension named like a number is a symbol all the same.
+    if plain && name.parse::<i64>().is_err() { name.to_owned() } else { format!("{name:?}") }
+}
+
 fn weight_text(weight: &Weight) -> String {
-    let numbers = match (weight.to_f32(), weight.to_i64()) {
-        (Some(v), _) => v.iter().map(|v| format!("{v:?}")).collect::<Vec<_>>(),
-        (_, Some(v)) => v.iter().map(i64::to_string).collect(),
-        (None, None) => Vec::new(),
+    let numbers = match (weight.dtype(), weight.to_f32(), weight.to_i64()) {
+        (DType::F64, ..) => {
+            let doubles = weight.bytes().chunks_exact(8);
+            doubles.map(|c| format!("{:?}", f64::from_le_bytes(c.try_into().expect("chunks of 8 bytes")))).collect()
+        }
+        (_, Some(v), _) => v.iter().map(|v| format!("{v:?}")).collect::<Vec<_>>(),
+        (DType::U64, _, Some(v)) => v.iter().map(|v| (*v as u64).to_string()).collect(),
+        (_, _, Some(v)) => v.iter().map(i64::to_string).collect(),
+        (_, None, None) => Vec::new(),
     };
     format!("{}{:?} {{{}}}", weight.dtype(), weight.dims(), numbers.join(", "))
 }
@@ -92,6 +121,9 @@ fn attribute_text(value: &Attribute) -> String {
         Attribute::Float(v) => format!("{v:?}"),
         Attribute::String(v) => format!("{v:?}"),
         Attribute::Ints(v) => format!("{v:?}"),
+        // Three kinds of list: an empty one says which.
+        Attribute::Floats(v) if v.is_empty() => "floats []".to_owned(),
+        Attribute::Strings(v) if v.is_empty() => "strings []".to_owned(),
         Attribute::Floats(v) => format!("{v:?}"),
         Attribute::Strings(v) => format!("{v:?}"),
         Attribute::Tensor(v) => format!("const {}", weight_text(v)),
@@ -135,13 +167,60 @@ impl<'a> Parser<'a> {
     /// A name: of a value, operator, attribute, symbol or type.
     fn word(&mut self) -> Result<&'a str, ParseError> {
         self.skip();
-        let end = self.rest.find(|c: char| !(c.is_alphanumeric() || "_./".contains(c))).unwrap_or(self.rest.len());
+        let end = self.rest.find(|c: char| !is_word_char(c)).unwrap_or(self.rest.len());
         if end == 0 {
             return self.fail("expected a name");
         }
         let (word, rest) = self.rest.split_at(end);
         self.rest = rest;
         Ok(word)
+    }
+
+    /// A word, or a text in quotes.
+    fn name(&mut self) -> Result<String, ParseError> {
+        if self.eat("\"") { self.quoted() } else { self.word().map(str::to_owned) }
+    }
+
+    /// A name, or `_` for what is absent.
+    fn optional(&mut self) -> Result<Option<String>, ParseError> {
+        let quoted = self.rest.trim_start().starts_with('"');
+        self.name().map(|name| (quoted || name != "_").then_some(name))
+    }
+
+    /// The rest of a text in quotes, in Rust's escapes.
+    fn quoted(&mut self) -> Result<String, ParseError> {
+        let mut text = String::new();
+        let mut chars = self.rest.chars();
+        loop {
+            match chars.next() {
+                Some('"') => break,
+                Some('\\') => {
+                    let escaped = chars.next().and_then(|c| match c {
+                        'n' => Some('\n'),
+                        't' => Some('\t'),
+                        'r' => Some('\r'),
+                        '0' => Some('\0'),
+                        '\\' | '"' | '\'' => Some(c),
+                        'u' => {
+                            let (code, rest) = chars.as_str().strip_prefix('{')?.split_once('}')?;
+                            chars = rest.chars();
+                            char::from_u32(u32::from_str_radix(code, 16).ok()?)
+                        }
+                        _ => None,
+                    });
+                    match escaped {
+                        Some(c) => text.push(c),
+                        None => return self.fail("a string has an escape that is none"),
+                    }
+                }
+                Some(c) => text.push(c),
+                None => return self.fail("a string has no end"),
+            }
+        }
+        let rest = chars.as_str();
+        self.line += self.rest[..self.rest.len() - rest.len()].matches('\n').count();
+        self.rest = rest;
+        Ok(text)
     }
 
     fn number(&mut self) -> Result<&'a str, ParseError> {
@@ -189,16 +268,15 @@ impl<'a> Parser<'a> {
             self.statement()?;
         }
         if self.eat("->") {
-            let names = self.list("\0", |p| {
-                let word = p.word()?;
-                if p.rest.trim().is_empty() {
-                    p.rest = "\0";
-                }
-                Ok(word)
-            })?;
-            for name in names {
-                let value = self.value(name)?;
+            self.skip();
+            while !self.rest.is_empty() {
+                let name = self.name()?;
+                let value = self.value(&name)?;
                 self.graph.outputs.push(value);
+                self.skip();
+                if !self.rest.is_empty() {
+                    self.expect(",")?;
+                }
             }
         } else {
             let uses = self.graph.uses();
@@ -213,20 +291,31 @@ impl<'a> Parser<'a> {
     }
 
     fn input(&mut self) -> Result<(), ParseError> {
-        let mut name = self.word()?;
+        let quoted = self.rest.trim_start().starts_with('"');
+        let mut name = self.name()?;
         let mut role = Role::Frozen;
-        if name == "trainable" {
+        if name == "trainable" && !quoted {
             role = Role::Trainable;
-            name = self.word()?;
+            name = self.name()?;
         }
         self.expect(":")?;
         let dtype = self.dtype()?;
-        self.expect("[")?;
-        let dims = self.list("]", |p| {
-            let word = p.word()?;
-            Ok(word.parse().map_or_else(|_| Dim::pos_var(word), Dim::Value))
-        })?;
-        self.graph.add_input(name, dtype, &dims, role).or_else(|e| self.fail(e)).map(drop)
+        let known = self.eat("[");
+        let mut dims = Vec::new();
+        if known {
+            dims = self.list("]", |p| {
+                if p.eat("\"") {
+                    return p.quoted().map(|name| Dim::pos_var(&name));
+                }
+                let word = p.word()?;
+                Ok(word.parse().map_or_else(|_| Dim::pos_var(word), Dim::Value))
+            })?;
+        }
+        let input = self.graph.add_input(&name, dtype, &dims, role).or_else(|e| self.fail(e))?;
+        if !known {
+            self.graph.values[input.index()].fact = SymTensor::unknown("not declared");
+        }
+        Ok(())
     }
 
     fn weight(&mut self) -> Result<Weight, ParseError> {
@@ -236,10 +325,17 @@ impl<'a> Parser<'a> {
         self.expect("{")?;
         let bytes: Vec<u8> = match dtype {
             DType::F32 => self.list("}", Self::parsed::<f32>)?.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            DType::F64 => self.list("}", Self::parsed::<f64>)?.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            DType::F16 => self.list("}", Self::parsed::<f16>)?.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            DType::BF16 => self.list("}", Self::parsed::<bf16>)?.iter().flat_map(|v| v.to_le_bytes()).collect(),
             DType::I64 => self.list("}", Self::parsed::<i64>)?.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            DType::U64 => self.list("}", Self::parsed::<u64>)?.iter().flat_map(|v| v.to_le_bytes()).collect(),
             DType::I32 => self.list("}", Self::parsed::<i32>)?.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            DType::Bool => self.list("}", Self::parsed::<u8>)?,
-            _ => return self.fail(format!("constants of {dtype} have no text form")),
+            DType::U32 => self.list("}", Self::parsed::<u32>)?.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            DType::I16 => self.list("}", Self::parsed::<i16>)?.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            DType::U16 => self.list("}", Self::parsed::<u16>)?.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            DType::I8 => self.list("}", Self::parsed::<i8>)?.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            DType::U8 | DType::Bool => self.list("}", Self::parsed::<u8>)?,
         };
         let count = bytes.len() / dtype.size();
         Weight::new(dtype, dims, bytes.into(), None)
@@ -247,69 +343,87 @@ impl<'a> Parser<'a> {
     }
 
     fn statement(&mut self) -> Result<(), ParseError> {
-        let mut names = vec![self.word()?];
+        let mut names = vec![self.optional()?];
         while self.eat(",") {
-            names.push(self.word()?);
+            names.push(self.optional()?);
         }
-        if let Some(taken) = names.iter().find(|n| self.graph.find(n).is_some()) {
-            return self.fail(format!("`{taken}` is defined twice"));
+        for (index, name) in names.iter().enumerate().filter_map(|(i, n)| Some((i, n.as_ref()?))) {
+            if self.graph.find(name).is_some() || names[..index].iter().flatten().any(|n| n == name) {
+                return self.fail(format!("`{name}` is defined twice"));
+            }
         }
         self.expect("=")?;
-        let mut op = self.word()?;
-        if op == "const" {
+        let quoted = self.rest.trim_start().starts_with('"');
+        let mut op = self.name()?;
+        if op == "const" && !quoted {
             let weight = self.weight()?;
-            self.graph.add_weight(names[0], weight);
+            let [Some(name)] = &names[..] else { return self.fail("a constant has one name") };
+            self.graph.add_weight(name, weight);
             return Ok(());
         }
-        let mut domain = "";
+        let mut domain = String::new();
         if self.eat("::") {
-            domain = op;
-            op = self.word()?;
+            domain = if op == "ai.onnx" { String::new() } else { op };
+            op = self.name()?;
         }
         let mut attributes = Attributes::none();
         if self.eat("<") {
             for (name, value) in self.list(">", Self::attribute)? {
-                attributes.insert(name, value);
+                attributes.insert(&name, value);
             }
         }
         self.expect("(")?;
-        let operands = self.list(")", |p| {
-            let word = p.word()?;
-            if word == "_" { Ok(None) } else { p.value(word).map(Some) }
-        })?;
-        let node = self.graph.add_node("unnamed", op, &[], attributes, names.len(), Origin::SOURCE);
-        let outputs: Vec<ValueId> = self.graph.node(node).outputs.iter().flatten().copied().collect();
-        for (output, name) in outputs.into_iter().zip(&names) {
-            self.graph.rename(output, name).or_else(|e| self.fail(e))?;
-        }
-        let node = self.graph.nodes[node.index()].as_mut().expect("it was just added");
-        node.name = names[0].to_owned();
-        node.domain = domain.to_owned();
-        node.inputs = operands;
+        let inputs = self.list(")", |p| p.optional()?.map(|name| p.value(&name)).transpose())?;
+        let id = NodeId(self.graph.nodes.len() as u32);
+        let mut output = |(slot, name): (usize, &Option<String>)| {
+            let unknown = SymTensor::unknown("not inferred");
+            name.as_ref().map(|name| self.graph.add_value(name, Source::Node(id, slot), None, unknown))
+        };
+        let outputs = names.iter().enumerate().map(&mut output).collect();
+        let name = names.into_iter().flatten().next().unwrap_or_default();
+        self.graph.nodes.push(Some(Node { name, op, domain, inputs, outputs, attributes, origin: Origin::SOURCE }));
         Ok(())
     }
 
-    fn attribute(&mut self) -> Result<(&'a str, Attribute), ParseError> {
-        let name = self.word()?;
+    fn attribute(&mut self) -> Result<(String, Attribute), ParseError> {
+        let name = self.name()?;
         self.expect("=")?;
         let value = if self.eat("[") {
-            Attribute::Ints(self.list("]", Self::parsed)?)
+            self.numbers_or_strings()?
         } else if self.eat("\"") {
-            let Some((text, rest)) = self.rest.split_once('"') else { return self.fail("a string has no end") };
-            self.rest = rest;
-            Attribute::String(text.to_owned())
+            Attribute::String(self.quoted()?)
         } else if self.eat("const ") {
             Attribute::Tensor(self.weight()?)
+        } else if self.eat("floats [") {
+            self.expect("]")?;
+            Attribute::Floats(Vec::new())
+        } else if self.eat("strings [") {
+            self.expect("]")?;
+            Attribute::Strings(Vec::new())
         } else {
             let word = self.number()?;
-            match word.parse::<i64>() {
-                Ok(v) => Attribute::Int(v),
-                Err(_) => match word.parse() {
-                    Ok(v) => Attribute::Float(v),
-                    Err(_) => return self.fail(format!("`{word}` is no number")),
-                },
+            match (word.parse(), word.parse()) {
+                (Ok(v), _) => Attribute::Int(v),
+                (_, Ok(v)) => Attribute::Float(v),
+                _ => return self.fail(format!("`{word}` is no number")),
             }
         };
         Ok((name, value))
+    }
+
+    /// A list: of strings, of integers, or of floats where one of its numbers is no integer.
+    fn numbers_or_strings(&mut self) -> Result<Attribute, ParseError> {
+        self.skip();
+        if self.rest.starts_with('"') {
+            return self.list("]", Self::name).map(Attribute::Strings);
+        }
+        let words = self.list("]", Self::number)?;
+        if let Ok(ints) = words.iter().map(|w| w.parse()).collect() {
+            return Ok(Attribute::Ints(ints));
+        }
+        match words.iter().map(|w| w.parse()).collect() {
+            Ok(floats) => Ok(Attribute::Floats(floats)),
+            Err(_) => self.fail(format!("`{}` are no numbers", words.join(", "))),
+        }
     }
 }

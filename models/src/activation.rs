@@ -12,7 +12,10 @@ impl Matcher<'_> {
     pub fn activation(&self, value: ValueId) -> Match<(Activation, ValueId)> {
         let Some((id, node)) = self.node(value) else {
             let name = self.graph.value(value).name.clone();
-            return Err(Mismatch { node: name, reason: "is made by no node, where an activation was expected".to_owned() });
+            return Err(Mismatch {
+                node: name,
+                reason: "is made by no node, where an activation was expected".to_owned(),
+            });
         };
         match node.op.as_str() {
             "Relu" => {
@@ -57,7 +60,8 @@ impl Matcher<'_> {
                         && (curve_node.is("Erf") || curve_node.is("Tanh"))
                     {
                         if !close(one, 1.0) || !close(constant, 0.5) {
-                            let reason = format!("computes a GELU whose constants are {constant} and {one}, not 0.5 and 1");
+                            let reason =
+                                format!("computes a GELU whose constants are {constant} and {one}, not 0.5 and 1");
                             return Err(self.mismatch(node, reason));
                         }
                         return self.gelu(x, curve);

@@ -175,7 +175,11 @@ pub enum Bias {
     Mask(ValueId),
     Sum(Vec<Bias>),
     /// `where(keep, inner, fill)`: `keep` a boolean value, `fill` a scalar.
-    Where { keep: ValueId, inner: Box<Bias>, fill: ValueId },
+    Where {
+        keep: ValueId,
+        inner: Box<Bias>,
+        fill: ValueId,
+    },
 }
 
 impl Bias {

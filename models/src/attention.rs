@@ -72,7 +72,8 @@ impl Matcher<'_> {
         match node.op.as_str() {
             "MatMul" => Ok(((value, 1.0), None)),
             "Add" => {
-                let Some((scores, bias)) = self.orders(node)?.into_iter().find(|(s, _)| self.leads_to_product(*s)) else {
+                let Some((scores, bias)) = self.orders(node)?.into_iter().find(|(s, _)| self.leads_to_product(*s))
+                else {
                     return Err(self.mismatch(node, "holds no product of queries and keys"));
                 };
                 let (found, earlier) = self.scores(scores)?;
@@ -155,7 +156,8 @@ impl Matcher<'_> {
         let fold = self.expect(self.operand(swap, 0)?, &["Reshape"])?;
         let inner = self.operand(fold, 0)?;
         let (before, after) = (self.graph.shape(inner), self.graph.shape(value));
-        let swapped = |a: &[Dim], b: &[Dim]| a.len() == 4 && b.len() == 4 && a[..2] == b[..2] && a[2] == b[3] && a[3] == b[2];
+        let swapped =
+            |a: &[Dim], b: &[Dim]| a.len() == 4 && b.len() == 4 && a[..2] == b[..2] && a[2] == b[3] && a[3] == b[2];
         let folded = fold.output(0).and_then(|v| self.graph.shape(v));
         let keeps = |a: &[Dim], f: &[Dim]| f.len() == 3 && a.len() == 4 && f[1..] == a[2..];
         match (before, after, folded) {

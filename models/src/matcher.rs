@@ -58,7 +58,8 @@ impl<'g> Matcher<'g> {
         let mut value = value;
         while let Some((id, 0)) = self.graph.producer_of(value) {
             let node = self.graph.node(id);
-            let same_type = || node.input(0).is_some_and(|x| self.graph.value(x).dtype == self.graph.value(value).dtype);
+            let same_type =
+                || node.input(0).is_some_and(|x| self.graph.value(x).dtype == self.graph.value(value).dtype);
             // Without its third input, `training_mode`, Dropout copies.
             let same_shape = || {
                 let shape = self.graph.shape(value);

@@ -166,7 +166,11 @@ impl<'g> Walk<'_, 'g> {
             for (head, _) in &found {
                 let name = self.graph().value(head.logits).name.clone();
                 let others = found.len() - 1;
-                self.refuse("the LM head", name, format!("is one of several LM heads ({others} more): which to train?"));
+                self.refuse(
+                    "the LM head",
+                    name,
+                    format!("is one of several LM heads ({others} more): which to train?"),
+                );
             }
             return None;
         }
@@ -287,7 +291,8 @@ impl<'g> Walk<'_, 'g> {
             Err(mut mismatch) => {
                 let guess = self.guess(branch, residual);
                 if guess == Guess::Other {
-                    mismatch.reason += ": it is added to the residual stream, but is neither attention nor feed-forward";
+                    mismatch.reason +=
+                        ": it is added to the residual stream, but is neither attention nor feed-forward";
                 }
                 self.suspects.extend(self.graph().ancestors_until([branch], |v| v == residual));
                 Ok((Step::Stranger(guess, mismatch), residual))
@@ -440,10 +445,10 @@ impl<'g> Walk<'_, 'g> {
         let uses = graph.uses();
         for id in graph.node_ids().filter(|id| claimed.contains(id) && !constant_glue(graph, *id)) {
             for value in graph.node(id).outputs.iter().flatten() {
-                let excused = |user: &NodeId| self.suspects.contains(user) && self.stream.contains(&self.matcher.resolve(*value));
-                let stranger = |(user, _): &&(NodeId, usize)| {
-                    !claimed.contains(user) && live.contains(user) && !excused(user)
-                };
+                let excused =
+                    |user: &NodeId| self.suspects.contains(user) && self.stream.contains(&self.matcher.resolve(*value));
+                let stranger =
+                    |(user, _): &&(NodeId, usize)| !claimed.contains(user) && live.contains(user) && !excused(user);
                 let Some((user, _)) = uses.of(*value).iter().find(stranger) else { continue };
                 let user = graph.node(*user);
                 self.refusals.push(Refusal {
@@ -517,4 +522,3 @@ fn same_numbers(table: &lstc_graph::Weight, matrix: &lstc_graph::Weight, orienta
         table.bytes()[here..here + size] == matrix.bytes()[there..there + size]
     })
 }
-

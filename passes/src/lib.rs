@@ -1,1 +1,30 @@
+//! From a recognised model to a training step: the side network, its loss, its gradient and its optimizer.
+//!
+//! Begin with [`pipeline::ladder_side_tuning`]: it reads as the table of contents.
+//!
+//! **Invariant:** this crate knows nothing of files, devices or the command line.
 
+pub mod artifacts;
+pub mod block;
+pub mod differentiate;
+mod freeze;
+mod head;
+pub mod importance;
+mod ladder;
+mod loss;
+mod matrix;
+pub mod module;
+pub mod optimizer;
+pub mod options;
+pub mod pipeline;
+pub mod plan;
+pub mod prune;
+mod side_stack;
+mod tap;
+
+pub use artifacts::{Artifacts, artifacts};
+pub use freeze::BACKBONE_LOGITS;
+pub use module::{Module, Parameter, Point, Tap};
+pub use options::Options;
+pub use pipeline::{Pass, PassError, Pipeline, Timing, ladder_side_tuning};
+pub use plan::{Group, Plan};

@@ -28,7 +28,7 @@ pub struct Method {
     pub temperature: f32,
     /// Initial alpha of the gates; what a fixed gate keeps.
     pub alpha: f32,
-    /// Mix the backbone's final output into the side network's before the LM head, by a gate.
+    /// Mix the backbone's final output into the side network's before the LM head, by a learnable gate.
     pub merge_last: bool,
     /// Biases on the down- and up-projections.
     pub bias: bool,
@@ -89,6 +89,16 @@ pub enum Gate {
     Fixed,
     /// `s + tap`
     None,
+}
+
+impl fmt::Display for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Gate::Learnable => "learnable",
+            Gate::Fixed => "fixed",
+            Gate::None => "none",
+        })
+    }
 }
 
 /// Where the side network's initial weights come from.

@@ -35,7 +35,9 @@ impl Group {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Start {
     Constant(f32),
-    Normal { deviation: f32 },
+    Normal {
+        deviation: f32,
+    },
     /// Cut from the backbone.
     Cut(Cut),
 }
@@ -174,7 +176,8 @@ fn parameters(anatomy: &Anatomy, towers: &[SideTower], options: &Options) -> Vec
     let last = towers.last().expect("a model has towers");
     let d = anatomy.last().width;
     projection(&mut list, "side_final_upsample", d, last.width, Group::Upsample, method.bias);
-    if method.merge_last && method.gate == Gate::Learnable {
+    // The reference's merge has a gate of its own, whatever the ladder's.
+    if method.merge_last {
         list.push(PlannedParameter {
             name: "side_gate_params_merge_last".to_owned(),
             dims: vec![1],

@@ -71,7 +71,8 @@ fn start(planned: &PlannedParameter, cuts: &mut HashMap<Cut, ArrayD<f32>>, seed:
 
 /// Normal(0, deviation), from a stream of the parameter's own: what else is drawn does not matter.
 fn normal(planned: &PlannedParameter, deviation: f32, seed: u64) -> ArrayD<f32> {
-    let name = planned.name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    let name =
+        planned.name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     let mut rng = ChaCha8Rng::seed_from_u64(seed ^ name);
     let normal = Normal::new(0.0, deviation).expect("a deviation is finite and not negative");
     ArrayD::from_shape_simple_fn(IxDyn(&planned.dims), || normal.sample(&mut rng))
@@ -116,10 +117,8 @@ impl<'s> Source<'s> {
     /// Scores of the rows of the elementwise product of several matrices, over some columns.
     fn row_scores(&self, linears: &[&Linear], columns: &[usize]) -> Vec<f64> {
         let tensors: Vec<_> = linears.iter().map(|l| (self.importance.of(self.weight(l)), l.orientation)).collect();
-        let matrices: Vec<Matrix> = tensors
-            .iter()
-            .map(|(t, o)| Matrix::new(t, *o).expect("an importance has its weight's shape"))
-            .collect();
+        let matrices: Vec<Matrix> =
+            tensors.iter().map(|(t, o)| Matrix::new(t, *o).expect("an importance has its weight's shape")).collect();
         let mut scores = vec![0.0; matrices[0].rows];
         matrices[0].visit(columns, |row, column| {
             scores[row] += matrices.iter().map(|m| f64::from(m.at(row, column)).abs()).product::<f64>();
@@ -173,7 +172,8 @@ impl<'s> Source<'s> {
                             rows
                         }
                         SublayerKind::FeedForward(f) => {
-                            let rows = largest(&self.row_scores(&f.inner.iter().collect::<Vec<_>>(), &k), f.width() / r);
+                            let rows =
+                                largest(&self.row_scores(&f.inner.iter().collect::<Vec<_>>(), &k), f.width() / r);
                             for (index, inner) in f.inner.iter().enumerate() {
                                 put(Part::Inner { block, sublayer, index }, self.matrix(inner).cut(&rows, &k));
                             }

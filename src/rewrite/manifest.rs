@@ -1,0 +1,218 @@
+//! lst.yaml: what was rewritten, how, and what came of it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use lstc_graph::{Graph, ValueId, dim_text};
+use lstc_models::{Activation, Anatomy, AttentionKind, TowerKind};
+use lstc_passes::options::{LossOptions, Method, OptimizerOptions};
+use lstc_passes::{Artifacts, Group, Module, Point};
+use serde::{Deserialize, Serialize};
+
+use super::MANIFEST;
+
+/// A file of the source model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceFile {
+    pub file: PathBuf,
+    pub sha256: String,
+    pub bytes: u64,
+}
+
+/// The manifest of a rewritten model.
+#[derive(Debug, Serialize)]
+pub struct Manifest {
+    /// Version of the compiler.
+    pub lstc: &'static str,
+    pub source: Vec<SourceFile>,
+    pub method: Method,
+    pub loss: LossOptions,
+    pub optimizer: OptimizerOptions,
+    pub model: ModelSummary,
+    pub graphs: Vec<GraphSummary>,
+    pub parameters: Vec<ParameterSummary>,
+    pub taps: Vec<TapSummary>,
+}
+
+/// The anatomy in a few lines.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModelSummary {
+    pub family: &'static str,
+    pub exporter: String,
+    pub opset: i64,
+    pub towers: Vec<TowerSummary>,
+    pub vocabulary: usize,
+    pub head_scale: f32,
+    pub tied: bool,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct TowerSummary {
+    pub kind: TowerKind,
+    pub blocks: usize,
+    pub width: usize,
+    pub heads: usize,
+    pub head_width: usize,
+    pub feed_forward: usize,
+    pub activation: Activation,
+    pub gated: bool,
+    pub epsilon: f32,
+    pub buckets: Option<usize>,
+    pub cross_attention: bool,
+    /// The graph input of token indices.
+    pub tokens: String,
+}
+
+impl ModelSummary {
+    pub fn new(graph: &Graph, anatomy: &Anatomy) -> ModelSummary {
+        let towers = anatomy.towers.iter().filter_map(|tower| {
+            let block = tower.blocks.first()?;
+            let attention = block.attention(AttentionKind::SelfAttention)?;
+            let ff = block.feed_forward()?;
+            Some(TowerSummary {
+                kind: tower.kind,
+                blocks: tower.blocks.len(),
+                width: tower.width,
+                heads: attention.heads,
+                head_width: attention.head_width,
+                feed_forward: ff.width(),
+                activation: ff.activation,
+                gated: ff.is_gated(),
+                epsilon: tower.final_norm.epsilon,
+                buckets: attention.relative().map(|r| r.rows),
+                cross_attention: block.attention(AttentionKind::Cross).is_some(),
+                tokens: graph.value(tower.tokens).name.clone(),
+            })
+        });
+        ModelSummary {
+            family: anatomy.family,
+            exporter: graph.producer.clone(),
+            opset: graph.opset(),
+            towers: towers.collect(),
+            vocabulary: anatomy.head.linear.outputs,
+            head_scale: anatomy.head.scale,
+            tied: anatomy.head.tied,
+        }
+    }
+}
+
+/// A graph's interface; parameters and optimizer state are not listed again.
+#[derive(Clone, Debug, Serialize)]
+pub struct GraphSummary {
+    pub file: &'static str,
+    pub nodes: usize,
+    pub inputs: Vec<PortSummary>,
+    pub outputs: Vec<PortSummary>,
+    /// For each parameter besides: what stands before and behind its name.
+    pub for_each_parameter: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct PortSummary {
+    pub name: String,
+    pub dtype: String,
+    pub shape: Vec<String>,
+}
+
+impl PortSummary {
+    pub fn new(graph: &Graph, value: ValueId) -> PortSummary {
+        let value = graph.value(value);
+        PortSummary {
+            name: value.name.clone(),
+            dtype: value.dtype.map_or_else(String::new, |d| d.to_string()),
+            shape: value.shape().unwrap_or_default().iter().map(dim_text).collect(),
+        }
+    }
+}
+
+impl GraphSummary {
+    fn new(file: &'static str, graph: &Graph, module: &Module) -> GraphSummary {
+        let example = &module.parameters[0].name;
+        let about = |v: &&ValueId| module.parameters.iter().any(|p| graph.value(**v).name.contains(p.name.as_str()));
+        let ports = |values: &[ValueId]| {
+            values.iter().filter(|v| !about(v)).map(|v| PortSummary::new(graph, *v)).collect::<Vec<_>>()
+        };
+        let patterns = graph
+            .inputs
+            .iter()
+            .chain(&graph.outputs)
+            .map(|v| graph.value(*v).name.as_str())
+            .filter(|name| name.contains(example.as_str()))
+            .map(|name| name.replace(example.as_str(), "<name>"));
+        GraphSummary {
+            file,
+            nodes: graph.node_ids().count(),
+            inputs: ports(&graph.inputs),
+            outputs: ports(&graph.outputs),
+            for_each_parameter: patterns.collect(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct ParameterSummary {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub dtype: &'static str,
+    pub group: Group,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct TapSummary {
+    pub tower: TowerKind,
+    /// `embedding`, or the block's number.
+    pub point: String,
+    /// The backbone's value.
+    pub value: String,
+}
+
+impl Manifest {
+    pub fn new(module: &Module, artifacts: &Artifacts, source: Vec<SourceFile>) -> Manifest {
+        let options = module.options.clone();
+        Manifest {
+            lstc: env!("CARGO_PKG_VERSION"),
+            source,
+            method: options.method,
+            loss: options.loss,
+            optimizer: options.optimizer,
+            model: ModelSummary::new(&module.graph, &module.anatomy),
+            graphs: artifacts.files().into_iter().map(|(file, g)| GraphSummary::new(file, g, module)).collect(),
+            parameters: module
+                .parameters
+                .iter()
+                .map(|p| ParameterSummary { name: p.name.clone(), shape: p.dims.clone(), dtype: "f32", group: p.group })
+                .collect(),
+            taps: module
+                .taps
+                .iter()
+                .map(|t| TapSummary {
+                    tower: module.anatomy.towers[t.tower].kind,
+                    point: match t.point {
+                        Point::Embedding => "embedding".to_owned(),
+                        Point::Block(block) => block.to_string(),
+                    },
+                    value: module.graph.value(t.value).name.clone(),
+                })
+                .collect(),
+        }
+    }
+
+    pub fn to_yaml(&self) -> anyhow::Result<String> {
+        Ok(serde_yaml::to_string(self)?)
+    }
+}
+
+/// True for a directory that holds a rewritten model.
+pub fn is_rewritten(path: &Path) -> bool {
+    path.join(MANIFEST).is_file()
+}
+
+/// The configuration that a rewritten directory was made with, and its source.
+///
+/// # Errors
+/// A directory without a readable manifest.
+pub fn read(directory: &Path) -> anyhow::Result<super::config::Config> {
+    super::config::Config::read(&directory.join(MANIFEST))
+        .with_context(|| format!("`{}` is no rewritten model", directory.display()))
+}

@@ -1,0 +1,241 @@
+//! From a model file to the directory of trainable graphs.
+
+pub mod config;
+pub mod manifest;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use anyhow::{Context, anyhow, bail};
+use lstc_graph::{Graph, Origin, Saved, encode, load, write_data};
+use lstc_models::recognise;
+use lstc_passes::{Artifacts, Module, Options, PassError, Timing, artifacts, ladder_side_tuning};
+use sha2::{Digest, Sha256};
+
+use crate::report::Hinted;
+use crate::side::{self, Side};
+use manifest::{Manifest, SourceFile};
+
+/// The frozen weights' file.
+pub const DATA: &str = "backbone.data";
+/// The initial side network's file.
+pub const SIDE: &str = "side.safetensors";
+/// The manifest's file.
+pub const MANIFEST: &str = "lst.yaml";
+
+/// What a rewrite is to make of what.
+pub struct Request<'r> {
+    pub model: &'r Path,
+    pub options: Options,
+    pub output: &'r Path,
+    /// Replace an earlier rewrite in the output's place.
+    pub force: bool,
+}
+
+/// What was written.
+pub struct Written {
+    pub manifest: Manifest,
+    pub timings: Vec<Timing>,
+    pub data: Saved,
+}
+
+/// A model that a pass, or its invariants, stopped.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot rewrite `{}`", model.display())]
+pub struct Stopped {
+    model: PathBuf,
+    source: PassError,
+}
+
+/// Loads and recognises a model.
+///
+/// # Errors
+/// What is wrong with the file, or everything that was not understood.
+pub fn open(model: &Path) -> anyhow::Result<(Graph, lstc_models::Anatomy)> {
+    let graph = load(model)?;
+    let anatomy = recognise(&graph).map_err(|refused| NotUnderstood { model: model.to_owned(), refused })?;
+    Ok((graph, anatomy))
+}
+
+/// A model that was refused.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot rewrite `{}`\n{refused}", model.display())]
+pub struct NotUnderstood {
+    pub model: PathBuf,
+    pub refused: lstc_models::Refused,
+}
+
+/// Runs the passes over a model.
+///
+/// # Errors
+/// As [`open`]; options that do not fit the model; a pass that fails.
+pub fn compile(
+    model: &Path,
+    options: Options,
+    stop_after: Option<&str>,
+    after: impl FnMut(&'static str, &Module),
+) -> anyhow::Result<(Module, Vec<Timing>)> {
+    let (graph, anatomy) = open(model)?;
+    let mut module = Module::new(graph, anatomy, options)
+        .map_err(|problems| anyhow!("the options do not fit `{}`\n  {}", model.display(), problems.join("\n  ")))?;
+    let timings = ladder_side_tuning()
+        .run(&mut module, stop_after, after)
+        .map_err(|source| Stopped { model: model.to_owned(), source })?;
+    Ok((module, timings))
+}
+
+/// Rewrites a model: compiles it, and writes the directory under a temporary name that becomes the final one at the
+/// end.
+///
+/// # Errors
+/// As [`compile`]; an output that is there already; anything from the file system.
+pub fn rewrite(request: Request, after: impl FnMut(&'static str, &Module)) -> anyhow::Result<Written> {
+    let Request { model, options, output, force } = request;
+    check_output(model, output, force)?;
+    let (module, timings) = compile(model, options, None, after)?;
+    let artifacts = artifacts(&module);
+    let parent = match output.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    fs::create_dir_all(parent).with_context(|| format!("cannot create `{}`", parent.display()))?;
+    let folder = tempfile::Builder::new()
+        .prefix(".lstc-")
+        .tempdir_in(parent)
+        .with_context(|| format!("cannot create a folder in `{}`", parent.display()))?;
+    let (manifest, data) = write(model, &module, &artifacts, folder.path())
+        .with_context(|| format!("cannot write `{}`", output.display()))?;
+    publish(folder, output)?;
+    Ok(Written { manifest, timings, data })
+}
+
+fn check_output(model: &Path, output: &Path, force: bool) -> anyhow::Result<()> {
+    let Ok(metadata) = fs::symlink_metadata(output) else { return Ok(()) };
+    if !force {
+        let error = anyhow!("`{}` is there already", output.display());
+        return Err(Hinted::new(error, "--force replaces it").into());
+    }
+    let is_rewrite = output.join(MANIFEST).is_file();
+    let is_empty = fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_none());
+    if !metadata.is_dir() || !(is_rewrite || is_empty) {
+        bail!("`{}` is no rewritten model: it will not be replaced", output.display());
+    }
+    if let (Ok(model), Ok(output)) = (model.canonicalize(), output.canonicalize())
+        && model.starts_with(&output)
+    {
+        bail!("the model lies in `{}`, which would be replaced", output.display());
+    }
+    Ok(())
+}
+
+/// Writes every file of a rewritten model into a folder.
+fn write(model: &Path, module: &Module, artifacts: &Artifacts, folder: &Path) -> anyhow::Result<(Manifest, Saved)> {
+    let files = artifacts.files();
+    thread::scope(|scope| {
+        // Hashing the source takes about as long as copying its weights: at once, on two cores.
+        let hashing = scope.spawn(|| source_files(model, &module.graph));
+        let graphs: Vec<&Graph> = files.iter().map(|(_, graph)| *graph).collect();
+        let (data, saved) = write_data(&graphs, folder, DATA)?;
+        for (name, graph) in files {
+            fs::write(folder.join(name), encode(graph, &data)).with_context(|| name.to_owned())?;
+        }
+        let initial: Side =
+            module.plan.parameters.iter().zip(&module.initial).map(|(p, a)| (p.name.clone(), a.clone())).collect();
+        side::save(&folder.join(SIDE), &initial)?;
+        let sources = hashing.join().map_err(|_| anyhow!("hashing the source failed"))??;
+        let manifest = Manifest::new(module, artifacts, sources);
+        fs::write(folder.join(MANIFEST), manifest.to_yaml()?)?;
+        sync(folder)?;
+        Ok((manifest, saved))
+    })
+}
+
+/// The model's file and the data files that its weights lie in, with their hashes.
+fn source_files(model: &Path, graph: &Graph) -> anyhow::Result<Vec<SourceFile>> {
+    let mut paths = vec![model.to_owned()];
+    for value in graph.value_ids() {
+        if let Some(place) = graph.weight(value).and_then(|w| w.place())
+            && !paths.contains(&place.file)
+        {
+            paths.push(place.file.to_path_buf());
+        }
+    }
+    paths.iter().map(|path| source_file(path)).collect()
+}
+
+/// The hash and size of a file.
+pub fn source_file(path: &Path) -> anyhow::Result<SourceFile> {
+    let context = || format!("cannot read `{}`", path.display());
+    let mut file = fs::File::open(path).with_context(context)?;
+    let mut hash = Sha256::new();
+    let bytes = std::io::copy(&mut file, &mut HashWriter(&mut hash)).with_context(context)?;
+    let digest = hash.finalize();
+    let sha256 = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let path = path.canonicalize().with_context(context)?;
+    Ok(SourceFile { file: path, sha256, bytes })
+}
+
+struct HashWriter<'h>(&'h mut Sha256);
+
+impl std::io::Write for HashWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn sync(folder: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        fs::File::open(entry?.path())?.sync_data()?;
+    }
+    fs::File::open(folder)?.sync_all()?;
+    Ok(())
+}
+
+/// Puts a finished folder in its place; an earlier one is removed only when the new one stands.
+fn publish(folder: tempfile::TempDir, output: &Path) -> anyhow::Result<()> {
+    let context = || format!("cannot rename the finished folder to `{}`", output.display());
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).with_context(context)?;
+    let old = output.with_file_name(format!(
+        ".{}.old-{}",
+        output.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned()),
+        std::process::id()
+    ));
+    let replaced = match fs::rename(output, &old) {
+        Ok(()) => true,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+        Err(error) => return Err(error).with_context(context),
+    };
+    let folder = folder.keep();
+    if let Err(error) = fs::rename(&folder, output) {
+        if replaced {
+            // The old one goes back; if even that fails, it is still there under its other name.
+            let _ = fs::rename(&old, output);
+        }
+        let _ = fs::remove_dir_all(&folder);
+        return Err(error).with_context(context);
+    }
+    if replaced {
+        fs::remove_dir_all(&old).with_context(|| format!("cannot remove `{}`", old.display()))?;
+    }
+    Ok(())
+}
+
+/// Nodes by the pass that made them.
+pub fn nodes_by_pass(graph: &Graph) -> Vec<(&'static str, usize)> {
+    let mut counts: Vec<(&'static str, usize)> = Vec::new();
+    for id in graph.node_ids() {
+        let Origin(pass) = graph.node(id).origin;
+        match counts.iter_mut().find(|(name, _)| *name == pass) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((pass, 1)),
+        }
+    }
+    counts
+}
