@@ -5,3 +5,4 @@ pub mod report;
 pub mod rewrite;
 pub mod runtime;
 pub mod side;
+pub mod verify;

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use comfy_table::{ContentArrangement, Table, TableStyle};
 use serde::Serialize;
 
+use crate::rewrite::NotUnderstood;
 use crate::runtime;
 use crate::runtime::install::InstallError;
 
@@ -102,6 +103,8 @@ fn hint(error: &(dyn StdError + 'static)) -> Option<String> {
         error.hint()
     } else if let Some(error) = error.downcast_ref::<InstallError>() {
         error.hint()
+    } else if let Some(error) = error.downcast_ref::<NotUnderstood>() {
+        Some(error.hint())
     } else {
         None
     }
@@ -113,7 +116,8 @@ pub fn failure(error: &anyhow::Error) -> Exit {
         return Exit::Done;
     }
     say(&explain(error));
-    Exit::Failed
+    let no = |cause: &(dyn StdError + 'static)| cause.is::<NotUnderstood>();
+    if error.chain().any(no) { Exit::No } else { Exit::Failed }
 }
 
 fn is_closed_stdout(error: &anyhow::Error) -> bool {

@@ -26,8 +26,8 @@ pub fn save(path: &Path, side: &Side) -> anyhow::Result<()> {
         })
         .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize_to_file(views, Some(metadata), path)
-        .with_context(|| format!("cannot write `{}`", path.display()))
+    let file = safetensors::serialize(views, Some(metadata))?;
+    std::fs::write(path, file).with_context(|| format!("cannot write `{}`", path.display()))
 }
 
 /// Reads a side network.

@@ -16,7 +16,7 @@ pub fn dot(graph: &Graph) -> String {
         format!(
             "label=\"{}\\n{}\" tooltip=\"{}\" shape=box style=filled fillcolor=\"{colour}\"",
             escape(&node.op),
-            node.origin.0,
+            node.origin,
             escape(&node.name)
         )
     };

@@ -78,7 +78,7 @@ impl<'g> Builder<'g> {
         let scope = self.scope.borrow();
         let name = if scope.is_empty() { op.to_owned() } else { format!("{scope}/{op}") };
         let mut graph = self.graph.borrow_mut();
-        let node = graph.add_node(&name, op, inputs, attributes, outputs, self.origin);
+        let node = graph.add_node(&name, op, inputs, attributes, outputs, self.origin.clone());
         // The verifier reports a value that inference could not shape.
         let _ = graph.infer_node(node);
         graph.node(node).outputs.iter().flatten().copied().collect()

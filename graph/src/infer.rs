@@ -40,7 +40,7 @@ pub fn dim_text(dim: &Dim) -> String {
     match dim {
         Dim::Value(v) => v.to_string(),
         Dim::Var(symbol) => symbol.name.clone(),
-        other => format!("{:?}", other.simplify()).replace('"', ""),
+        other => other.simplify().to_string(),
     }
 }
 

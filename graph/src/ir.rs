@@ -2,7 +2,9 @@
 //!
 //! **Invariants** (checked by [`crate::verify`]): a value has one source; names are unique; the graph has no cycle.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fmt;
 
 use rten_shape_inference::{SymTensor, SymbolGen};
 
@@ -30,11 +32,31 @@ impl NodeId {
 }
 
 /// The pass that made a node; [`Origin::SOURCE`] for a node of the model that was read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Origin(pub &'static str);
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Origin(Cow<'static, str>);
 
 impl Origin {
-    pub const SOURCE: Origin = Origin("source");
+    pub const SOURCE: Origin = Origin(Cow::Borrowed("source"));
+
+    /// A pass's name.
+    pub const fn pass(name: &'static str) -> Origin {
+        Origin(Cow::Borrowed(name))
+    }
+
+    /// A pass's name as a file tells it.
+    pub(crate) fn read(name: &str) -> Origin {
+        Origin(Cow::Owned(name.to_owned()))
+    }
+
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 /// Whether training changes a value that the graph is given.
@@ -280,6 +302,18 @@ impl Graph {
         self.by_name.remove(&old);
         self.by_name.insert(name.to_owned(), id);
         Ok(())
+    }
+
+    /// Says that training changes an input.
+    pub fn set_role(&mut self, id: ValueId, role: Role) {
+        if let Source::Input(old) = &mut self.values[id.index()].source {
+            *old = role;
+        }
+    }
+
+    /// Every node counts as the source's.
+    pub fn adopt(&mut self) {
+        self.nodes.iter_mut().flatten().for_each(|node| node.origin = Origin::SOURCE);
     }
 
     pub(crate) fn rename_node(&mut self, id: NodeId, name: &str) {

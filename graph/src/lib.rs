@@ -25,6 +25,6 @@ pub use infer::{Dim, dim_text, shape_text};
 pub use ir::{Graph, Node, NodeId, Origin, Role, Source, Uses, Value, ValueId};
 pub use load::{LoadError, Problem, load, load_bytes};
 pub use save::{DataFile, Saved, encode, write_data};
-pub use text::{ParseError, parse, print};
+pub use text::{ParseError, listing, parse, print};
 pub use verify::{Flaw, verify};
 pub use weight::{FileRange, Weight};

@@ -26,6 +26,7 @@ use crate::onnx::proto::tensor_proto::DataLocation;
 use crate::onnx::proto::tensor_shape_proto::dimension;
 use crate::onnx::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto};
 use crate::onnx::proto::{tensor_shape_proto, type_proto};
+use crate::save::PASS_PREFIX;
 use crate::weight::{FileRange, Weight, byte_len};
 
 /// One thing that is wrong with a file: the place in it and the reason.
@@ -341,7 +342,7 @@ impl Reader {
             inputs,
             outputs,
             attributes,
-            origin: Origin::SOURCE,
+            origin: node.doc_string().strip_prefix(PASS_PREFIX).map_or(Origin::SOURCE, Origin::read),
         }));
     }
 

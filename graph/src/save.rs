@@ -35,6 +35,18 @@ pub struct DataFile {
     offsets: HashMap<(usize, usize), u64>,
 }
 
+impl DataFile {
+    /// The data file that a graph's weights were read from, under its name: for writing the graph again beside it.
+    pub fn of(graph: &Graph, name: &str) -> DataFile {
+        let in_file = |v: ValueId| {
+            let weight = graph.weight(v)?;
+            let place = weight.place().filter(|p| p.file.file_name().is_some_and(|n| n == name))?;
+            Some((identity(weight.bytes()), place.offset))
+        };
+        DataFile { name: name.to_owned(), offsets: graph.value_ids().filter_map(in_file).collect() }
+    }
+}
+
 /// How a data file came to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Saved {
@@ -136,7 +148,7 @@ pub fn encode(graph: &Graph, data: &DataFile) -> Vec<u8> {
             op_type: Some(node.op.clone()),
             domain: (!node.domain.is_empty()).then(|| node.domain.clone()),
             attribute: node.attributes.iter().map(|(k, v)| attribute(k, v)).collect(),
-            doc_string: (node.origin != Origin::SOURCE).then(|| format!("{PASS_PREFIX}{}", node.origin.0)),
+            doc_string: (node.origin != Origin::SOURCE).then(|| format!("{PASS_PREFIX}{}", node.origin)),
             ..NodeProto::default()
         }
     };

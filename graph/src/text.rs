@@ -101,6 +101,42 @@ fn name_text(name: &str) -> String {
     if plain && name.parse::<i64>().is_err() { name.to_owned() } else { format!("{name:?}") }
 }
 
+/// A listing of a graph for people: every value with its type and shape, every node with the pass that made it, and no
+/// contents of large constants.
+pub fn listing(graph: &Graph) -> String {
+    const MAX_SHOWN: usize = 8;
+    let mut out = String::new();
+    let typed = |v: ValueId| {
+        let value = graph.value(v);
+        let dtype = value.dtype.map_or("?", DType::name);
+        format!("{}: {dtype}{}", value.name, value.shape().map_or_else(|| "?".to_owned(), |s| crate::infer::shape_text(&s)))
+    };
+    for input in &graph.inputs {
+        let role = if graph.value(*input).is_trainable() { "trainable" } else { "input" };
+        let _ = writeln!(out, "{role} {}", typed(*input));
+    }
+    let uses = graph.uses();
+    for id in graph.value_ids().filter(|v| !uses.of(*v).is_empty()) {
+        if let Some(weight) = graph.weight(id) {
+            let contents = if weight.elements() <= MAX_SHOWN { weight_text(weight) } else { "...".to_owned() };
+            let _ = writeln!(out, "const {} = {contents}", typed(id));
+        }
+    }
+    for id in graph.order().unwrap_or_else(|_| graph.node_ids().collect()) {
+        let node = graph.node(id);
+        let outputs: Vec<String> = node.outputs.iter().flatten().map(|v| typed(*v)).collect();
+        let inputs: Vec<&str> = node.inputs.iter().map(|v| v.map_or("_", |v| graph.value(v).name.as_str())).collect();
+        let attributes: Vec<String> = node.attributes.iter().map(|(k, v)| format!("{k}={}", attribute_text(v))).collect();
+        let attributes = if attributes.is_empty() { String::new() } else { format!("<{}>", attributes.join(", ")) };
+        let (outputs, inputs) = (outputs.join(", "), inputs.join(", "));
+        let _ = writeln!(out, "{outputs} = {}{attributes}({inputs})  # {}", node.op, node.origin);
+    }
+    for output in &graph.outputs {
+        let _ = writeln!(out, "output {}", typed(*output));
+    }
+    out
+}
+
 fn weight_text(weight: &Weight) -> String {
     let numbers = match (weight.dtype(), weight.to_f32(), weight.to_i64()) {
         (DType::F64, ..) => {

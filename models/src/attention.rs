@@ -1,9 +1,14 @@
 //! Attention: `o(softmax(scale q k^T + bias) v)`.
 
+use std::collections::HashSet;
+
 use lstc_graph::{Dim, ValueId};
 
 use crate::anatomy::{Attention, AttentionKind, Bias, Linear, Relative};
 use crate::matcher::{Match, Matcher, Mismatch, close};
+
+/// Sums, scales and masks between a softmax and the product of queries and keys: more than any model has.
+const MAX_TERMS: usize = 64;
 
 /// A projection split into heads, and how it was transposed on the way.
 struct Heads {
@@ -30,7 +35,8 @@ impl Matcher<'_> {
         if axis != -1 && axis != 3 {
             return Err(self.mismatch(softmax, format!("expected a softmax over the keys, the last axis, not {axis}")));
         }
-        let (scores, bias) = self.scores(self.operand(softmax, 0)?)?;
+        let mut terms = MAX_TERMS;
+        let (scores, bias) = self.scores(self.operand(softmax, 0)?, &mut terms)?;
         let product = self.expect(scores.0, &["MatMul"])?;
         let q = self.heads(self.operand(product, 0)?, [0, 2, 1, 3])?;
         let k = self.heads(self.operand(product, 1)?, [0, 2, 3, 1])?;
@@ -39,11 +45,11 @@ impl Matcher<'_> {
             return Err(self.mismatch(product, "its keys and values are made of different inputs"));
         }
         let (heads, head_width) = match (&q.heads, &q.width) {
-            (Dim::Value(h), Dim::Value(w)) => (*h as usize, *w as usize),
+            (Dim::Value(h), Dim::Value(w)) if *h > 0 && *w > 0 => (*h as usize, *w as usize),
             _ => return Err(self.mismatch(product, "the number of heads or their width is not constant")),
         };
         let widths = [q.linear.outputs, k.linear.outputs, v.linear.outputs, o.inputs];
-        if widths.iter().any(|w| *w != heads * head_width) {
+        if widths.iter().any(|w| Some(*w) != heads.checked_mul(head_width)) {
             return Err(self.mismatch(product, format!("{heads} heads of {head_width} do not fit widths {widths:?}")));
         }
         let kind = if k.input == q.input { AttentionKind::SelfAttention } else { AttentionKind::Cross };
@@ -65,10 +71,12 @@ impl Matcher<'_> {
         Ok((attention, q.input))
     }
 
-    /// Scores before the softmax: the product of queries and keys with its scale, and the bias.
-    fn scores(&self, value: ValueId) -> Match<((ValueId, f64), Option<Bias>)> {
+    /// Scores before the softmax: the product of queries and keys with its scale, and the bias. `terms` are left to
+    /// be looked at.
+    fn scores(&self, value: ValueId, terms: &mut usize) -> Match<((ValueId, f64), Option<Bias>)> {
         let value = self.resolve(value);
         let node = self.expect(value, &["MatMul", "Add", "Mul", "Div"])?;
+        self.one_term(value, terms)?;
         match node.op.as_str() {
             "MatMul" => Ok(((value, 1.0), None)),
             "Add" => {
@@ -76,15 +84,15 @@ impl Matcher<'_> {
                 else {
                     return Err(self.mismatch(node, "holds no product of queries and keys"));
                 };
-                let (found, earlier) = self.scores(scores)?;
-                Ok((found, sum(earlier, self.bias(bias)?)))
+                let (found, earlier) = self.scores(scores, terms)?;
+                Ok((found, sum(earlier, self.bias(bias, terms)?)))
             }
             _ => {
                 let (factors, scale) = self.product(value);
                 let [inner] = factors[..] else {
                     return Err(self.mismatch(node, "scales the scores by something that is not constant"));
                 };
-                let ((scores, earlier), bias) = self.scores(inner)?;
+                let ((scores, earlier), bias) = self.scores(inner, terms)?;
                 if bias.is_some() && !close(scale, 1.0) {
                     return Err(self.mismatch(node, format!("scales the scores by {scale} after the bias was added")));
                 }
@@ -93,12 +101,30 @@ impl Matcher<'_> {
         }
     }
 
+    /// Counts one of the terms that are added up before a softmax.
+    fn one_term(&self, value: ValueId, terms: &mut usize) -> Match<()> {
+        let Some(left) = terms.checked_sub(1) else {
+            let node = self.graph.value(value).name.clone();
+            return Err(Mismatch { node, reason: format!("is one of more than {MAX_TERMS} terms of a softmax") });
+        };
+        *terms = left;
+        Ok(())
+    }
+
     /// True where sums and scales lead back to a matrix product.
     fn leads_to_product(&self, value: ValueId) -> bool {
-        self.node(value).is_some_and(|(_, node)| {
-            let through = node.is("Add") || node.is("Mul") || node.is("Div");
-            node.is("MatMul") || through && node.inputs.iter().flatten().any(|v| self.leads_to_product(*v))
-        })
+        let mut seen = HashSet::new();
+        let mut open = vec![value];
+        while let Some(value) = open.pop() {
+            let Some((id, node)) = self.node(value) else { continue };
+            if node.is("MatMul") {
+                return true;
+            }
+            if seen.insert(id) && (node.is("Add") || node.is("Mul") || node.is("Div")) {
+                open.extend(node.inputs.iter().flatten());
+            }
+        }
+        false
     }
 
     /// A projection split into heads: `[batch, length, features]` to the wanted order of `[batch, length, head, width]`.
@@ -171,8 +197,9 @@ impl Matcher<'_> {
     }
 
     /// What is added to the scores; `None` for nothing but zeros.
-    fn bias(&self, value: ValueId) -> Match<Option<Bias>> {
+    fn bias(&self, value: ValueId, terms: &mut usize) -> Match<Option<Bias>> {
         let value = self.resolve(value);
+        self.one_term(value, terms)?;
         if self.is_zero(value) {
             return Ok(None);
         }
@@ -182,8 +209,8 @@ impl Matcher<'_> {
         match self.node(value) {
             Some((id, node)) if node.is("Add") => {
                 self.claim(id);
-                let (a, b) = (self.bias(self.operand(node, 0)?)?, self.bias(self.operand(node, 1)?)?);
-                Ok(sum(a, b))
+                let a = self.bias(self.operand(node, 0)?, terms)?;
+                Ok(sum(a, self.bias(self.operand(node, 1)?, terms)?))
             }
             Some((id, node)) if node.is("Where") => {
                 self.claim(id);
@@ -191,7 +218,7 @@ impl Matcher<'_> {
                 if self.scalar(fill).is_none() || !self.is_mask(keep) {
                     return Err(self.mismatch(node, "selects a bias by something that is no mask"));
                 }
-                match self.bias(inner)? {
+                match self.bias(inner, terms)? {
                     Some(inner) => Ok(Some(Bias::Where { keep, inner: Box::new(inner), fill })),
                     None => Err(self.mismatch(node, "masks a bias of zeros")),
                 }
@@ -254,16 +281,24 @@ impl Matcher<'_> {
 
     /// A tensor of zeros, whatever its shape.
     fn is_zero(&self, value: ValueId) -> bool {
-        if let Some(w) = self.graph.weight(value) {
-            return w.bytes().iter().all(|b| *b == 0);
-        }
-        match self.node(value) {
-            Some((_, node)) if node.is("ConstantOfShape") => match node.attributes.get("value") {
-                Some(lstc_graph::Attribute::Tensor(t)) => t.as_scalar() == Some(0.0),
-                _ => true,
-            },
-            Some((_, node)) if node.is("Expand") => node.input(0).is_some_and(|v| self.is_zero(self.resolve(v))),
-            _ => false,
+        let mut value = value;
+        loop {
+            if let Some(w) = self.graph.weight(value) {
+                return w.bytes().iter().all(|b| *b == 0);
+            }
+            match self.node(value) {
+                Some((_, node)) if node.is("ConstantOfShape") => {
+                    return match node.attributes.get("value") {
+                        Some(lstc_graph::Attribute::Tensor(t)) => t.as_scalar() == Some(0.0),
+                        _ => true,
+                    };
+                }
+                Some((_, node)) if node.is("Expand") => match node.input(0) {
+                    Some(inner) => value = self.resolve(inner),
+                    None => return false,
+                },
+                _ => return false,
+            }
         }
     }
 }

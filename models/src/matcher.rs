@@ -7,6 +7,9 @@ use lstc_graph::{Graph, Node, NodeId, ValueId, Weight};
 
 use crate::anatomy::{Linear, Norm, Orientation};
 
+/// Nodes of the largest product tree that is looked through.
+const MAX_PRODUCT: usize = 32;
+
 /// Why a pattern does not hold, at which node.
 #[derive(Clone, Debug)]
 pub struct Mismatch {
@@ -55,6 +58,11 @@ impl<'g> Matcher<'g> {
 
     /// The value that `value` is a copy of.
     pub fn resolve(&self, value: ValueId) -> ValueId {
+        self.resolve_with(value, |copy| self.claim(copy))
+    }
+
+    /// As [`Matcher::resolve`], with something done to each copying node.
+    pub fn resolve_with(&self, value: ValueId, copied: impl Fn(NodeId)) -> ValueId {
         let mut value = value;
         while let Some((id, 0)) = self.graph.producer_of(value) {
             let node = self.graph.node(id);
@@ -71,7 +79,7 @@ impl<'g> Matcher<'g> {
                 || (node.is("Reshape") || node.is("Expand") || node.is("Flatten")) && same_shape();
             match node.input(0) {
                 Some(input) if copies => {
-                    self.claim(id);
+                    copied(id);
                     value = input;
                 }
                 _ => break,
@@ -113,13 +121,18 @@ impl<'g> Matcher<'g> {
         Ok([(a, b), (b, a)])
     }
 
-    /// The constant that `value` is, behind copies and casts.
+    /// The constant that `value` is, behind copies and casts that keep its numbers.
     pub fn constant(&self, value: ValueId) -> Option<&'g Weight> {
         let mut value = self.resolve(value);
         while let Some((_, node)) = self.node(value)
             && (node.is("Cast") || node.is("CastLike"))
         {
-            value = self.resolve(node.input(0)?);
+            let is_float = |v: ValueId| self.graph.value(v).dtype.is_some_and(|d| d.is_float());
+            let input = node.input(0)?;
+            if is_float(input) && !is_float(value) {
+                return None;
+            }
+            value = self.resolve(input);
         }
         self.graph.weight(value)
     }
@@ -245,29 +258,31 @@ impl<'g> Matcher<'g> {
         found.ok_or_else(|| self.mismatch(node, "expected the sum of a value and a constant"))
     }
 
-    /// The factors of a product tree: the values, and the product of the constants.
+    /// The factors of a product tree: the values, and the product of the constants. Of a tree larger than any that
+    /// spells something, the rest counts as factors.
     pub fn product(&self, value: ValueId) -> (Vec<ValueId>, f64) {
-        let split = |id: NodeId, node: &Node| -> Option<(Vec<ValueId>, f64)> {
-            let (a, b) = (node.input(0)?, node.input(1)?);
-            if node.is("Div") {
-                let divisor = self.scalar(b)?;
-                self.claim(id);
-                let (values, constant) = self.product(a);
-                return Some((values, constant / divisor));
+        let mut constant = 1.0;
+        let mut values = Vec::new();
+        let mut splits = 0;
+        // Whether the value divides, which only constants do.
+        let mut open = vec![(value, false)];
+        while let Some((value, divides)) = open.pop() {
+            if let Some(c) = self.scalar(value) {
+                constant = if divides { constant / c } else { constant * c };
+                continue;
             }
-            if !node.is("Mul") {
-                return None;
+            let found = self.node(value).filter(|_| splits < MAX_PRODUCT);
+            let operands = found.and_then(|(id, n)| Some((id, n, n.input(0)?, n.input(1)?)));
+            match operands {
+                Some((id, node, a, b)) if node.is("Mul") || node.is("Div") && self.scalar(b).is_some() => {
+                    self.claim(id);
+                    splits += 1;
+                    open.extend([(b, node.is("Div")), (a, false)]);
+                }
+                _ => values.push(self.resolve(value)),
             }
-            self.claim(id);
-            let (mut values, left) = self.product(a);
-            let (more, right) = self.product(b);
-            values.extend(more);
-            Some((values, left * right))
-        };
-        if let Some(c) = self.scalar(value) {
-            return (Vec::new(), c);
         }
-        self.node(value).and_then(|(id, node)| split(id, node)).unwrap_or_else(|| (vec![self.resolve(value)], 1.0))
+        (values, constant)
     }
 }
 

@@ -48,7 +48,13 @@ pub struct Refused(pub Vec<Refusal>);
 /// Everything that was not understood.
 pub fn recognise(graph: &Graph) -> Result<Anatomy, Refused> {
     let matcher = Matcher::new(graph);
-    let mut walk = Walk { matcher: &matcher, refusals: Vec::new(), stream: HashSet::new(), suspects: HashSet::new() };
+    let mut walk = Walk {
+        matcher: &matcher,
+        depths: depths(graph),
+        refusals: Vec::new(),
+        stream: HashSet::new(),
+        suspects: HashSet::new(),
+    };
     let anatomy = walk.model();
     if let Some(anatomy) = &anatomy {
         walk.strangers();
@@ -67,8 +73,13 @@ pub fn recognise(graph: &Graph) -> Result<Anatomy, Refused> {
     }
 }
 
+/// Sublayers of a tower that are not understood before the walk gives up.
+const MAX_STRANGERS: usize = 64;
+
 struct Walk<'m, 'g> {
     matcher: &'m Matcher<'g>,
+    /// Nodes on the longest way to each value, by its index.
+    depths: Vec<u32>,
     refusals: Vec<Refusal>,
     /// Points of the residual streams, and tower outputs: what many may read.
     stream: HashSet<ValueId>,
@@ -197,22 +208,23 @@ impl<'g> Walk<'_, 'g> {
 
     /// A value times constants, without looking into the norm that makes it.
     fn scaled(&self, value: ValueId) -> (Vec<ValueId>, f64) {
-        let value = self.matcher.resolve(value);
-        if let Some((id, node)) = self.matcher.node(value)
+        let mut value = self.matcher.resolve(value);
+        let mut scale = 1.0;
+        while let Some((id, node)) = self.matcher.node(value)
             && (node.is("Mul") || node.is("Div"))
             && let (Some(a), Some(b)) = (node.input(0), node.input(1))
         {
-            for (x, c) in [(a, b), (b, a)] {
-                let Some(c) = self.matcher.scalar(c) else { continue };
-                if node.is("Div") && x == b {
-                    continue;
-                }
-                self.matcher.claim(id);
-                let (factors, scale) = self.scaled(x);
-                return (factors, if node.is("Div") { scale / c } else { scale * c });
-            }
+            let (x, c) = match (self.matcher.scalar(b), self.matcher.scalar(a)) {
+                (Some(c), _) if node.is("Div") => (a, 1.0 / c),
+                (Some(c), _) => (a, c),
+                (_, Some(c)) if node.is("Mul") => (b, c),
+                _ => break,
+            };
+            self.matcher.claim(id);
+            value = self.matcher.resolve(x);
+            scale *= c;
         }
-        (vec![value], 1.0)
+        (vec![value], scale)
     }
 
     fn no_node(&self, value: ValueId) -> Mismatch {
@@ -230,6 +242,7 @@ impl<'g> Walk<'_, 'g> {
         };
         self.stream.insert(self.matcher.resolve(output));
         let mut steps: Vec<(Step, ValueId, ValueId)> = Vec::new();
+        let mut strangers = 0;
         let embedding = loop {
             if let Ok(embedding) = self.matcher.attempt(|| self.embedding(stream)) {
                 self.stream.insert(stream);
@@ -238,6 +251,15 @@ impl<'g> Walk<'_, 'g> {
             self.stream.insert(stream);
             match self.step(stream) {
                 Ok((step, before)) => {
+                    strangers += usize::from(matches!(step, Step::Stranger(..)));
+                    if strangers > MAX_STRANGERS {
+                        let node = self.graph().value(stream).name.clone();
+                        let reason = format!(
+                            "comes before {MAX_STRANGERS} sublayers that were not understood: the rest is not looked at"
+                        );
+                        self.refuse("the residual stream", node, reason);
+                        break None;
+                    }
                     steps.push((step, before, stream));
                     stream = before;
                 }
@@ -303,8 +325,11 @@ impl<'g> Walk<'_, 'g> {
     /// Which operand of a residual add is the stream, and which the branch: the branch is computed from the stream.
     fn sides(&self, a: ValueId, b: ValueId) -> (ValueId, ValueId) {
         let (a, b) = (self.matcher.resolve(a), self.matcher.resolve(b));
-        let depth = |v: ValueId| self.graph().ancestors([v]).len();
-        if self.graph().reaches(a, b) || (!self.graph().reaches(b, a) && depth(a) > depth(b)) { (a, b) } else { (b, a) }
+        let depth = |v: ValueId| self.depths[v.index()];
+        let (shallow, deep) = if depth(a) <= depth(b) { (a, b) } else { (b, a) };
+        let between = self.graph().ancestors_until([deep], |v| v == shallow || depth(v) <= depth(shallow));
+        let computed = deep == shallow || between.iter().any(|n| self.graph().node(*n).inputs.contains(&Some(shallow)));
+        if computed { (shallow, deep) } else { (deep, shallow) }
     }
 
     /// A sublayer whose output is the stream itself.
@@ -445,8 +470,9 @@ impl<'g> Walk<'_, 'g> {
         let uses = graph.uses();
         for id in graph.node_ids().filter(|id| claimed.contains(id) && !constant_glue(graph, *id)) {
             for value in graph.node(id).outputs.iter().flatten() {
-                let excused =
-                    |user: &NodeId| self.suspects.contains(user) && self.stream.contains(&self.matcher.resolve(*value));
+                let excused = |user: &NodeId| {
+                    self.suspects.contains(user) && self.stream.contains(&self.matcher.resolve_with(*value, |_| {}))
+                };
                 let stranger =
                     |(user, _): &&(NodeId, usize)| !claimed.contains(user) && live.contains(user) && !excused(user);
                 let Some((user, _)) = uses.of(*value).iter().find(stranger) else { continue };
@@ -472,6 +498,19 @@ impl<'g> Walk<'_, 'g> {
             }
         }
     }
+}
+
+/// Nodes on the longest way from the graph's inputs and constants to each value.
+fn depths(graph: &Graph) -> Vec<u32> {
+    let mut depths = vec![0; graph.value_ids().count()];
+    for id in graph.order().unwrap_or_default() {
+        let node = graph.node(id);
+        let depth = node.inputs.iter().flatten().map(|v| depths[v.index()]).max().unwrap_or(0);
+        for output in node.outputs.iter().flatten() {
+            depths[output.index()] = depth + 1;
+        }
+    }
+    depths
 }
 
 /// True for a node all of whose operands are constants.

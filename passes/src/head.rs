@@ -34,7 +34,7 @@ impl Pass for Head {
         let out = *module.side_outputs.last().expect("the ladder was emitted");
         let head = module.anatomy.head.clone();
 
-        let b = Builder::new(&mut module.graph, Origin("head"));
+        let b = Builder::new(&mut module.graph, Origin::pass("head"));
         b.scope("side_final_upsample");
         let mut y = linear(&b, out, MatrixValue::out_in(weight), bias);
         if let Some(alpha) = alpha {

@@ -76,7 +76,7 @@ fn tower(module: &mut Module, index: usize, family: &Family) -> ValueId {
         context,
         dropout: Dropout { rate: method.dropout, seed: method.seed },
     };
-    let b = Builder::new(&mut module.graph, Origin("ladder"));
+    let b = Builder::new(&mut module.graph, Origin::pass("ladder"));
     emit.stack(&b, embedding, &taps)
 }
 

@@ -41,7 +41,7 @@ impl Pass for Loss {
         let logits = module.logits.expect("the head was emitted");
         let options = module.options.loss.clone();
 
-        let b = Builder::new(&mut module.graph, Origin("loss"));
+        let b = Builder::new(&mut module.graph, Origin::pass("loss"));
         b.scope("loss");
         let log_softmax = |x| b.op("LogSoftmax", &[x], Attributes::none().int("axis", -1));
         let logits = rows.flatten(&b, logits, vocabulary);

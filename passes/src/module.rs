@@ -77,7 +77,8 @@ impl Module {
     ///
     /// # Errors
     /// Every option that does not fit the model.
-    pub fn new(graph: Graph, anatomy: Anatomy, options: Options) -> Result<Module, Vec<String>> {
+    pub fn new(mut graph: Graph, anatomy: Anatomy, options: Options) -> Result<Module, Vec<String>> {
+        graph.adopt(); // it may itself be a compiler's work
         let plan = Plan::new(&anatomy, &options)?;
         Ok(Module {
             source: Arc::new(graph.clone()),
@@ -100,6 +101,11 @@ impl Module {
     pub fn tap(&self, tower: usize, point: Point) -> ValueId {
         let tap = self.taps.iter().find(|t| t.tower == tower && t.point == point);
         tap.expect("the taps of the kept blocks were set").value
+    }
+
+    /// True for a value that a pass made.
+    pub fn is_new(&self, value: ValueId) -> bool {
+        value.index() >= self.source.value_ids().count()
     }
 
     /// The graph input of a planned parameter.
@@ -143,15 +149,14 @@ impl Module {
 
     fn check_cut(&self, breaches: &mut Vec<String>) {
         let graph = &self.graph;
-        let count = self.source.value_ids().count();
-        let of_source = |v: &ValueId| v.index() < count;
+        let of_source = |v: &ValueId| !self.is_new(*v);
         for id in graph.node_ids().filter(|id| graph.node(*id).origin != Origin::SOURCE) {
             let node = graph.node(id);
             for value in node.inputs.iter().flatten().filter(|v| of_source(v) && !self.cut.contains(v)) {
                 let name = &graph.value(*value).name;
                 breaches.push(format!(
                     "invariant 2: `{}` of pass {} reads the backbone's `{name}`, which is no tap",
-                    node.name, node.origin.0
+                    node.name, node.origin
                 ));
             }
         }

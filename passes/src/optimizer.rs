@@ -94,7 +94,7 @@ pub fn adamw(graph: &mut Graph, targets: &[Target], options: &OptimizerOptions) 
         .collect();
     let (Some(lr), Some(step), true) = (lr, step, taken.is_empty()) else { return Err(taken) };
 
-    let b = Builder::new(graph, Origin("optimizer"));
+    let b = Builder::new(graph, Origin::pass("optimizer"));
     b.scope("adamw");
     let grad_norm = global_norm(&b, targets);
     let scalars = scalars(&b, options, grad_norm, lr, step);

@@ -1,6 +1,8 @@
 //! The command line: one file a command, each with its arguments and its `run`.
 
+mod rewrite;
 mod runtime;
+mod verify;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
@@ -32,6 +34,8 @@ struct Cli {
 // In the order in which a user meets them; `--help` lists them so.
 #[derive(Debug, Subcommand)]
 enum Command {
+    Rewrite(Box<rewrite::Rewrite>),
+    Verify(verify::Verify),
     Runtime(runtime::Runtime),
     /// Print the completions of a shell
     #[command(after_long_help = "Example:\n  lstc completions bash > ~/.local/share/bash-completion/completions/lstc")]
@@ -43,6 +47,8 @@ enum Command {
 /// Reads the command line, does what it says, and tells how it ended.
 pub fn main() -> Exit {
     let outcome = match Cli::parse().command {
+        Command::Rewrite(rewrite) => rewrite.run(),
+        Command::Verify(verify) => verify.run(),
         Command::Runtime(runtime) => runtime.run(),
         Command::Completions { shell } => completions(shell),
     };

@@ -30,6 +30,8 @@ pub struct Config {
     _parameters: Option<IgnoredAny>,
     #[serde(rename = "taps")]
     _taps: Option<IgnoredAny>,
+    #[serde(rename = "cut")]
+    _cut: Option<IgnoredAny>,
 }
 
 impl Config {

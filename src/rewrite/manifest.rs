@@ -33,6 +33,8 @@ pub struct Manifest {
     pub graphs: Vec<GraphSummary>,
     pub parameters: Vec<ParameterSummary>,
     pub taps: Vec<TapSummary>,
+    /// Every backbone value that the side network and its gradient may read.
+    pub cut: Vec<String>,
 }
 
 /// The anatomy in a few lines.
@@ -170,7 +172,10 @@ pub struct TapSummary {
 impl Manifest {
     pub fn new(module: &Module, artifacts: &Artifacts, source: Vec<SourceFile>) -> Manifest {
         let options = module.options.clone();
+        let mut cut: Vec<String> = module.cut.iter().map(|v| module.graph.value(*v).name.clone()).collect();
+        cut.sort_unstable();
         Manifest {
+            cut,
             lstc: env!("CARGO_PKG_VERSION"),
             source,
             method: options.method,

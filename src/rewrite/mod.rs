@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use anyhow::{Context, anyhow, bail};
-use lstc_graph::{Graph, Origin, Saved, encode, load, write_data};
+use lstc_graph::{Graph, Saved, encode, load, write_data};
 use lstc_models::recognise;
 use lstc_passes::{Artifacts, Module, Options, PassError, Timing, artifacts, ladder_side_tuning};
 use sha2::{Digest, Sha256};
@@ -38,6 +38,8 @@ pub struct Written {
     pub manifest: Manifest,
     pub timings: Vec<Timing>,
     pub data: Saved,
+    /// Elements of the backbone's weights, each counted once.
+    pub frozen: usize,
 }
 
 /// A model that a pass, or its invariants, stopped.
@@ -64,6 +66,14 @@ pub fn open(model: &Path) -> anyhow::Result<(Graph, lstc_models::Anatomy)> {
 pub struct NotUnderstood {
     pub model: PathBuf,
     pub refused: lstc_models::Refused,
+}
+
+impl NotUnderstood {
+    pub fn hint(&self) -> String {
+        "lstc reads T5ForConditionalGeneration as PyTorch exports it: input_ids, attention_mask and decoder_input_ids \
+         to logits"
+            .to_owned()
+    }
 }
 
 /// Runs the passes over a model.
@@ -107,7 +117,7 @@ pub fn rewrite(request: Request, after: impl FnMut(&'static str, &Module)) -> an
     let (manifest, data) = write(model, &module, &artifacts, folder.path())
         .with_context(|| format!("cannot write `{}`", output.display()))?;
     publish(folder, output)?;
-    Ok(Written { manifest, timings, data })
+    Ok(Written { manifest, timings, data, frozen: frozen_elements(&module) })
 }
 
 fn check_output(model: &Path, output: &Path, force: bool) -> anyhow::Result<()> {
@@ -227,14 +237,25 @@ fn publish(folder: tempfile::TempDir, output: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Nodes by the pass that made them.
-pub fn nodes_by_pass(graph: &Graph) -> Vec<(&'static str, usize)> {
-    let mut counts: Vec<(&'static str, usize)> = Vec::new();
+/// Elements of the source's float weights. A tied head's transposed copy counts once with the table.
+pub fn frozen_elements(module: &Module) -> usize {
+    let (graph, head) = (&module.graph, &module.anatomy.head);
+    let counted = |v: &lstc_graph::ValueId| {
+        let copy = head.tied && *v == head.linear.weight && *v != module.anatomy.last().table;
+        !copy && !module.is_new(*v)
+    };
+    let weights = graph.value_ids().filter(counted).filter_map(|v| graph.weight(v));
+    weights.filter(|w| w.dtype().is_float() && !w.dims().is_empty()).map(|w| w.elements()).sum()
+}
+
+/// Nodes by the pass that made them, in the order of the passes.
+pub fn nodes_by_pass(graph: &Graph) -> Vec<(String, usize)> {
+    let mut counts: Vec<(String, usize)> = Vec::new();
     for id in graph.node_ids() {
-        let Origin(pass) = graph.node(id).origin;
-        match counts.iter_mut().find(|(name, _)| *name == pass) {
+        let pass = graph.node(id).origin.name();
+        match counts.iter_mut().find(|(name, _)| name == pass) {
             Some((_, count)) => *count += 1,
-            None => counts.push((pass, 1)),
+            None => counts.push((pass.to_owned(), 1)),
         }
     }
     counts

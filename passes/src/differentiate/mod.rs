@@ -26,8 +26,8 @@ impl Pass for Differentiate {
     fn run(&self, module: &mut Module) -> Result<(), Vec<String>> {
         let loss = module.loss.expect("the loss was emitted");
         let wanted: Vec<ValueId> = module.parameters.iter().map(|p| p.value).collect();
-        let gradients = gradients(&mut module.graph, loss, &wanted, Origin("differentiate"))?;
-        let b = Builder::new(&mut module.graph, Origin("differentiate"));
+        let gradients = gradients(&mut module.graph, loss, &wanted, Origin::pass("differentiate"))?;
+        let b = Builder::new(&mut module.graph, Origin::pass("differentiate"));
         for (parameter, gradient) in module.parameters.iter_mut().zip(gradients) {
             let gradient = gradient.unwrap_or_else(|| {
                 let zeros = vec![0.0; parameter.dims.iter().product()];

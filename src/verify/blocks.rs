@@ -1,0 +1,112 @@
+//! Each block at full width, emitted in the side network's canonical form with the backbone's weights, against the
+//! backbone itself.
+
+use lstc_graph::{Builder, Origin, ValueId, encode, write_data};
+use lstc_models::{Attention, AttentionKind, Linear, SublayerKind};
+use lstc_passes::block::{
+    AttentionWeights, Dropout, FeedForwardWeights, MatrixValue, Rows, attention, feed_forward, norm,
+};
+
+use super::{Check, Subject, difference, run, sample};
+use crate::runtime::Optimisation;
+
+/// Error relative to the block's largest output.
+const OUTPUT: f64 = 1e-5;
+/// Error relative to what the block adds to the stream: where the stream is a thousand times larger than that, this is
+/// what rounding of the stream leaves.
+const UPDATE: f64 = 1e-3;
+
+pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
+    let module = &subject.module;
+    let mut graph = module.graph.clone();
+    let mut proofs: Vec<(String, ValueId, ValueId, ValueId)> = Vec::new();
+    for tower in 0..module.anatomy.towers.len() {
+        for index in 0..module.anatomy.towers[tower].blocks.len() {
+            let block = &module.anatomy.towers[tower].blocks[index];
+            let b = Builder::new(&mut graph, Origin::pass("verify"));
+            let proof = emit(subject, &b, tower, index);
+            let name = format!("block {index} of the {} at r=1", module.anatomy.towers[tower].kind);
+            proofs.push((name, block.input, block.output, proof));
+        }
+    }
+    graph.outputs = Vec::new();
+    for (_, before, after, proof) in &proofs {
+        for value in [before, after, proof] {
+            if !graph.outputs.contains(value) {
+                graph.outputs.push(*value);
+            }
+        }
+    }
+    let outputs = graph.outputs.clone();
+    let graph = graph.slice(&outputs);
+    let folder = tempfile::tempdir()?;
+    let (data, _) = write_data(&[&graph], folder.path(), "source.data")?;
+    let mut session =
+        subject.runtime.session().optimisation(Optimisation::Off).load(&encode(&graph, &data), Some(folder.path()))?;
+    let names: Vec<String> = outputs.iter().map(|v| graph.value(*v).name.clone()).collect();
+    let results = run(&mut session, &sample::inputs(module, subject.seed)?, &names)?;
+    let result = |v: ValueId| &results[outputs.iter().position(|o| *o == v).expect("it is an output")];
+
+    let mut checks = Vec::new();
+    for (name, before, after, proof) in proofs {
+        let (apart, largest) = difference(result(proof), result(after));
+        let (update, _) = difference(result(after), result(before));
+        let of_output = apart / largest.max(f64::MIN_POSITIVE);
+        let of_update = apart / update.max(f64::MIN_POSITIVE);
+        let mut check = Check::at_most(name, of_output, OUTPUT);
+        check.measured = format!("{of_output:.1e} of the output, {of_update:.1e} of the update");
+        check.bound = format!("{OUTPUT:.0e}, {UPDATE:.0e}");
+        check.holds &= of_update <= UPDATE;
+        checks.push(check);
+    }
+    Ok(checks)
+}
+
+/// h of a block from h of the one before.
+fn emit(subject: &Subject, b: &Builder, tower: usize, index: usize) -> ValueId {
+    let anatomy = &subject.module.anatomy;
+    let rows_of = |tower: usize| {
+        let t = &anatomy.towers[tower];
+        Rows { batch: t.batch.clone(), length: t.length.clone(), like: t.embedding }
+    };
+    let (rows, this) = (rows_of(tower), &anatomy.towers[tower]);
+    let block = &this.blocks[index];
+    b.scope(&format!("proof/{}.{index}", this.kind));
+    let mut state = rows.flatten(b, block.input, this.width);
+    for layer in &block.sublayers {
+        let x = norm(b, state, layer.norm.weight, layer.norm.epsilon, this.width);
+        let branch = match &layer.kind {
+            SublayerKind::Attention(a) => {
+                let context = (a.kind == AttentionKind::Cross).then(|| {
+                    let before = &anatomy.towers[tower - 1];
+                    let keys = rows_of(tower - 1);
+                    (keys.flatten(b, before.output, before.width), keys)
+                });
+                let context = context.as_ref().map(|(value, rows)| (*value, rows));
+                attention(b, a, &weights(a), (x, &rows), context, Dropout::NONE)
+            }
+            SublayerKind::FeedForward(f) => {
+                let weights =
+                    FeedForwardWeights { inner: f.inner.iter().map(matrix).collect(), outer: matrix(&f.outer) };
+                feed_forward(b, f, &weights, x, Dropout::NONE)
+            }
+        };
+        state = b.add(state, branch);
+    }
+    rows.unflatten(b, state, &[this.width])
+}
+
+fn weights(a: &Attention) -> AttentionWeights {
+    AttentionWeights {
+        q: matrix(&a.q),
+        k: matrix(&a.k),
+        v: matrix(&a.v),
+        o: matrix(&a.o),
+        table: a.relative().map(|r| r.table),
+        head_width: a.head_width,
+    }
+}
+
+fn matrix(linear: &Linear) -> MatrixValue {
+    MatrixValue { value: linear.weight, orientation: linear.orientation }
+}

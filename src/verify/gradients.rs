@@ -1,0 +1,129 @@
+//! Gradients of grad.onnx against directional finite differences of eval.onnx's loss, for each group of parameters.
+//!
+//! The direction is the gradient's own, mixed with a random one: along it a wrong component shows, and so does a wrong
+//! size. Central differences at h and h/2 are extrapolated to h = 0 (Richardson), which leaves rounding: the loss is an
+//! f32, so a difference below some of its last bits says nothing, and is allowed for.
+
+use std::collections::BTreeMap;
+
+use lstc_graph::{Graph, Source, Weight};
+use ndarray::ArrayD;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use super::{Check, Subject, run, sample};
+use crate::runtime::{Optimisation, Session, Tensor};
+
+/// Relative error that truncation may leave, kinks of ReLU within a step included.
+const RELATIVE: f64 = 1e-2;
+/// Rounding of a loss, relative to it: a few units in the last place of f32.
+const ROUNDING: f64 = 1e-6;
+/// Wanted changes of the loss, relative to it, from end to end. ReLU has kinks and rounding has steps: a step that is
+/// right for one group is too long or too short for another. The one that agrees best counts; a wrong gradient agrees
+/// with none.
+const CHANGES: [f64; 4] = [1e-2, 3e-3, 1e-3, 3e-4];
+
+type Point = Vec<(String, ArrayD<f32>)>;
+
+pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
+    let module = &subject.module;
+    let inputs = sample::inputs(module, subject.seed)?;
+    let point = sample::side(module, subject.seed);
+    let names: Vec<String> = point.iter().map(|(name, _)| name.clone()).collect();
+    let mut grad = subject.session(&quiet(subject.load("grad.onnx")?), Optimisation::All)?;
+    let mut eval = subject.session(&subject.load("eval.onnx")?, Optimisation::All)?;
+
+    let outputs: Vec<String> = names.iter().map(|n| format!("{n}.grad")).collect();
+    let gradients = run(&mut grad, &with(&inputs, &point), &outputs)?;
+    let gradients: Vec<ArrayD<f32>> =
+        gradients.iter().map(|g| Ok(g.as_f32()?.to_owned())).collect::<anyhow::Result<_>>()?;
+    let at_rest = loss(&mut eval, &inputs, &point)?;
+
+    let mut groups: BTreeMap<&'static str, Vec<usize>> = BTreeMap::new();
+    for (index, parameter) in module.parameters.iter().enumerate() {
+        groups.entry(parameter.group.name()).or_default().push(index);
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(subject.seed ^ 0xd1ff);
+    let mut checks = Vec::new();
+    for (group, members) in groups {
+        let direction = direction(&gradients, &members, &mut rng);
+        let slope: f64 = members.iter().map(|i| dot(&gradients[*i], &direction[i])).sum();
+        let mut tries = Vec::new();
+        for change in CHANGES {
+            let h = (change * at_rest.abs() / (2.0 * slope.abs().max(1e-9))).clamp(1e-4, 0.3);
+            let mut central = |h: f64| -> anyhow::Result<f64> {
+                let ahead = loss(&mut eval, &inputs, &moved(&point, &direction, h))?;
+                let behind = loss(&mut eval, &inputs, &moved(&point, &direction, -h))?;
+                Ok((ahead - behind) / (2.0 * h))
+            };
+            let (coarse, fine) = (central(h)?, central(h / 2.0)?);
+            let error = ((4.0 * fine - coarse) / 3.0 - slope).abs();
+            tries.push((error, RELATIVE * slope.abs() + ROUNDING * at_rest.abs() / h));
+        }
+        tries.sort_by(|a, b| (a.0 / a.1).total_cmp(&(b.0 / b.1)));
+        let (error, bound) = tries[0];
+        checks.push(Check {
+            name: format!("gradient of {} {group} parameters", members.len()),
+            measured: format!("{error:.1e} of {slope:.3e}"),
+            bound: format!("{bound:.1e}"),
+            holds: error <= bound && slope.is_finite() && slope != 0.0,
+        });
+    }
+    Ok(checks)
+}
+
+/// The graph with its dropout rates set to 0.
+fn quiet(mut graph: Graph) -> Graph {
+    let rates: Vec<_> = graph
+        .node_ids()
+        .map(|id| graph.node(id))
+        .filter(|n| n.is("Dropout") && n.origin != lstc_graph::Origin::SOURCE)
+        .filter_map(|n| n.input(1))
+        .collect();
+    for rate in rates {
+        if matches!(graph.value(rate).source, Source::Weight(_)) {
+            graph.replace_weight(rate, Weight::scalar_f32(0.0));
+        }
+    }
+    graph
+}
+
+/// A unit direction: half the gradient's, half random, over the members of a group.
+fn direction(gradients: &[ArrayD<f32>], members: &[usize], rng: &mut ChaCha8Rng) -> BTreeMap<usize, ArrayD<f32>> {
+    let norm = |arrays: &BTreeMap<usize, ArrayD<f32>>| -> f32 {
+        arrays.values().map(|a| a.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>()).sum::<f64>().sqrt() as f32
+    };
+    let unit = |arrays: BTreeMap<usize, ArrayD<f32>>| {
+        let n = norm(&arrays).max(f32::MIN_POSITIVE);
+        arrays.into_iter().map(|(i, a)| (i, a / n)).collect::<BTreeMap<_, _>>()
+    };
+    let along = unit(members.iter().map(|i| (*i, gradients[*i].clone())).collect());
+    let mut draw = || if rng.next_u64() & 1 == 0 { 0.5 } else { -0.5 };
+    let across = unit(members.iter().map(|i| (*i, gradients[*i].mapv(|_| draw()))).collect());
+    unit(along.into_iter().map(|(i, a)| (i, a + 0.5 * &across[&i])).collect())
+}
+
+fn dot(a: &ArrayD<f32>, b: &ArrayD<f32>) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+}
+
+fn moved(point: &Point, direction: &BTreeMap<usize, ArrayD<f32>>, h: f64) -> Point {
+    let step = |(i, (name, value)): (usize, &(String, ArrayD<f32>))| {
+        let value = match direction.get(&i) {
+            Some(d) => value + &(d * h as f32),
+            None => value.clone(),
+        };
+        (name.clone(), value)
+    };
+    point.iter().enumerate().map(step).collect()
+}
+
+fn with(inputs: &[(String, Tensor)], point: &Point) -> Vec<(String, Tensor)> {
+    let side = point.iter().map(|(name, value)| (name.clone(), Tensor::from(value.clone())));
+    inputs.iter().cloned().chain(side).collect()
+}
+
+fn loss(eval: &mut Session, inputs: &[(String, Tensor)], point: &Point) -> anyhow::Result<f64> {
+    let results = run(eval, &with(inputs, point), &["loss".to_owned()])?;
+    Ok(results[0].as_f32()?.iter().map(|v| f64::from(*v)).sum())
+}

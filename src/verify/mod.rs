@@ -1,0 +1,168 @@
+//! Proof that a rewritten directory is right, by measurement and by inspection of what is on disk.
+//!
+//! * the source is the one that was rewritten, and the frozen weights on disk are its weights, byte for byte;
+//! * the four invariants hold in every graph;
+//! * each block, emitted from the anatomy at full width with the backbone's own weights, is the backbone's own map from
+//!   tap to tap: so the description that the side network was grown from is right;
+//! * the backbone inside the rewritten graphs gives the source's values, bit for bit with graph optimisation off;
+//! * gradients agree with finite differences, for each group of parameters.
+
+mod backbone;
+mod blocks;
+mod gradients;
+mod invariants;
+mod sample;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+use lstc_graph::Graph;
+use lstc_passes::Module;
+use serde::Serialize;
+
+use crate::report;
+use crate::rewrite::{DATA, compile, manifest, source_file};
+use crate::runtime::{Runtime, Session, Tensor};
+
+/// One thing that was checked.
+#[derive(Clone, Debug, Serialize)]
+pub struct Check {
+    pub name: String,
+    /// What was measured, in words for a check that is no measurement.
+    pub measured: String,
+    /// What it must be.
+    pub bound: String,
+    pub holds: bool,
+}
+
+impl Check {
+    /// An error that must not exceed a bound. An error that is no number does.
+    fn at_most(name: impl Into<String>, error: f64, bound: f64) -> Check {
+        Check {
+            name: name.into(),
+            measured: format!("{error:.1e}"),
+            bound: format!("{bound:.0e}"),
+            holds: error <= bound,
+        }
+    }
+
+    /// Something that holds, or the breaches.
+    fn holds(name: impl Into<String>, good: impl Into<String>, breaches: &[String]) -> Check {
+        const MAX_LISTED: usize = 5;
+        let more = breaches.len().saturating_sub(MAX_LISTED);
+        let mut listed = breaches[..breaches.len() - more].join("\n");
+        if more > 0 {
+            listed += &format!("\nand {more} more");
+        }
+        let holds = breaches.is_empty();
+        Check { name: name.into(), measured: if holds { good.into() } else { listed }, bound: String::new(), holds }
+    }
+}
+
+/// The outcome of a verification.
+#[derive(Clone, Debug, Serialize)]
+pub struct Verdict {
+    pub directory: PathBuf,
+    pub holds: bool,
+    pub checks: Vec<Check>,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rows = self.checks.iter().map(|c| {
+            let verdict = if c.holds { "ok" } else { "FAILED" };
+            [c.name.clone(), c.measured.clone(), c.bound.clone(), verdict.to_owned()]
+        });
+        writeln!(f, "{}", report::table(["check", "measured", "at most", ""], rows))?;
+        let failed = self.checks.iter().filter(|c| !c.holds).count();
+        match failed {
+            0 => writeln!(f, "{}: all {} checks hold", self.directory.display(), self.checks.len()),
+            _ => writeln!(f, "{}: {failed} of {} checks failed", self.directory.display(), self.checks.len()),
+        }
+    }
+}
+
+/// A rewritten directory, and its source compiled once more.
+struct Subject<'s> {
+    directory: &'s Path,
+    module: Module,
+    runtime: &'static Runtime,
+    seed: u64,
+}
+
+/// Verifies a rewritten directory. `progress` hears what is being checked.
+///
+/// # Errors
+/// A directory that is none, a source that is gone, a graph that does not run. A check that fails is no error.
+pub fn verify(
+    directory: &Path,
+    runtime: &'static Runtime,
+    seed: u64,
+    mut progress: impl FnMut(&str),
+) -> anyhow::Result<Verdict> {
+    let config = manifest::read(directory)?;
+    let source = config.source.first().ok_or_else(|| anyhow!("the manifest names no source"))?;
+    progress("hashing the source");
+    let mut checks = vec![source_check(&config.source)?];
+    let (module, _) = compile(&source.file, config.options(), None, |_, _| ())?;
+    let subject = Subject { directory, module, runtime, seed };
+    progress("invariants");
+    checks.extend(invariants::check(&subject)?);
+    progress("blocks against the backbone");
+    checks.extend(blocks::check(&subject)?);
+    progress("backbone against the source");
+    checks.extend(backbone::check(&subject)?);
+    progress("gradients against finite differences");
+    checks.extend(gradients::check(&subject)?);
+    Ok(Verdict { directory: directory.to_owned(), holds: checks.iter().all(|c| c.holds), checks })
+}
+
+fn source_check(files: &[manifest::SourceFile]) -> anyhow::Result<Check> {
+    let mut changed = Vec::new();
+    for file in files {
+        let now = source_file(&file.file).context("the source of the rewrite cannot be read")?;
+        if now.sha256 != file.sha256 {
+            changed.push(format!("`{}` has changed since it was rewritten", file.file.display()));
+        }
+    }
+    Ok(Check::holds("the source is the one that was rewritten", "SHA-256 equal", &changed))
+}
+
+impl Subject<'_> {
+    /// A graph of the directory.
+    fn load(&self, file: &str) -> anyhow::Result<Graph> {
+        Ok(lstc_graph::load(&self.directory.join(file))?)
+    }
+
+    /// A session over a changed graph of the directory, beside its own data file.
+    fn session(&self, graph: &Graph, optimisation: crate::runtime::Optimisation) -> anyhow::Result<Session> {
+        let bytes = lstc_graph::encode(graph, &lstc_graph::DataFile::of(graph, DATA));
+        Ok(self.runtime.session().optimisation(optimisation).load(&bytes, Some(self.directory))?)
+    }
+}
+
+/// Runs a session on those of the named inputs that it takes.
+fn run(session: &mut Session, inputs: &[(String, Tensor)], outputs: &[String]) -> anyhow::Result<Vec<Tensor>> {
+    let taken: Vec<(&str, &Tensor)> = inputs
+        .iter()
+        .filter(|(name, _)| session.inputs().iter().any(|port| port.name == *name))
+        .map(|(name, tensor)| (name.as_str(), tensor))
+        .collect();
+    let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
+    Ok(session.run(&taken, &outputs)?)
+}
+
+/// Largest difference of two tensors, and the largest element of the second. Infinite where they cannot be compared.
+fn difference(a: &Tensor, b: &Tensor) -> (f64, f64) {
+    let (Ok(x), Ok(y)) = (a.as_f32(), b.as_f32()) else { return (f64::INFINITY, 1.0) };
+    if x.shape() != y.shape() {
+        return (f64::INFINITY, 1.0);
+    }
+    let largest = y.iter().fold(0.0_f64, |m, v| m.max(f64::from(v.abs())));
+    let apart = x.iter().zip(&y).fold(0.0_f64, |m, (x, y)| {
+        let d = (f64::from(*x) - f64::from(*y)).abs();
+        if d.is_nan() && !(x.is_nan() && y.is_nan()) { f64::INFINITY } else { m.max(d) }
+    });
+    (apart, largest)
+}

@@ -1,0 +1,89 @@
+//! Sample inputs: random tokens, a batch with padding, labels of which some do not count.
+
+use std::collections::HashMap;
+
+use lstc_graph::{DType, Dim, Graph, ValueId};
+use lstc_passes::Module;
+use ndarray::{ArrayD, IxDyn};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use crate::runtime::Tensor;
+
+/// Sizes given to symbolic dimensions, in the order in which they are met: a small batch, then unequal lengths.
+const SIZES: [usize; 6] = [2, 9, 5, 7, 3, 4];
+
+/// Inputs of the model by name, with `labels`.
+pub fn inputs(module: &Module, seed: u64) -> anyhow::Result<Vec<(String, Tensor)>> {
+    let (graph, anatomy) = (&module.graph, &module.anatomy);
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut sizes: HashMap<String, usize> = HashMap::new();
+    let given: Vec<ValueId> = graph.inputs.iter().copied().filter(|v| !module.is_new(*v)).collect();
+    let mut inputs = Vec::new();
+    for input in given.into_iter().chain(module.labels) {
+        let value = graph.value(input);
+        let shape = shape(graph, input, &mut sizes);
+        let rows = |tower: &lstc_models::Tower| graph.weight(tower.table).map_or(1, |w| w.dims()[0]);
+        let tower = anatomy.towers.iter().find(|t| t.tokens == input);
+        let is_labels = Some(input) == module.labels;
+        let vocabulary = match tower {
+            Some(tower) => rows(tower),
+            None => anatomy.head.linear.outputs.min(rows(anatomy.last())),
+        };
+        let mut index = 0;
+        let last = shape.last().copied().unwrap_or(1);
+        let mut next = || {
+            let (row, column) = (index / last, index % last);
+            index += 1;
+            let drawn = (rng.next_u64() % vocabulary as u64) as i64;
+            match (tower, is_labels) {
+                (Some(_), _) => drawn,
+                (_, true) if column + 1 == last && row % 2 == 1 => -100,
+                (_, true) => drawn,
+                // A mask: the later rows end in padding.
+                _ => i64::from(row == 0 || column + 2 < last.max(3)),
+            }
+        };
+        let array = ArrayD::from_shape_simple_fn(IxDyn(&shape), &mut next);
+        inputs.push((value.name.clone(), cast(&array, value.dtype, &value.name)?));
+    }
+    Ok(inputs)
+}
+
+fn shape(graph: &Graph, input: ValueId, sizes: &mut HashMap<String, usize>) -> Vec<usize> {
+    let dims = graph.shape(input).unwrap_or_default();
+    dims.iter()
+        .map(|dim| match dim {
+            Dim::Value(v) => *v as usize,
+            symbol => {
+                let next = SIZES[sizes.len() % SIZES.len()];
+                *sizes.entry(lstc_graph::dim_text(symbol)).or_insert(next)
+            }
+        })
+        .collect()
+}
+
+fn cast(array: &ArrayD<i64>, dtype: Option<DType>, name: &str) -> anyhow::Result<Tensor> {
+    Ok(match dtype {
+        Some(DType::I64) => array.clone().into(),
+        Some(DType::I32) => array.mapv(|v| v as i32).into(),
+        Some(DType::F32) => array.mapv(|v| v as f32).into(),
+        Some(DType::Bool) => array.mapv(|v| v != 0).into(),
+        other => anyhow::bail!("input `{name}` is of type {other:?}, for which there are no samples"),
+    })
+}
+
+/// The side network at a point where nothing is degenerate: the initial values, shaken, so that gates, biases and the
+/// small projections all matter.
+pub fn side(module: &Module, seed: u64) -> Vec<(String, ArrayD<f32>)> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0x51de);
+    let mut uniform = || (rng.next_u64() >> 40) as f32 / (1_u64 << 24) as f32 - 0.5;
+    let shaken = |(p, value): (&lstc_passes::Parameter, &ArrayD<f32>)| {
+        let scale = match p.dims[..] {
+            [_, fan_in] => (12.0 / fan_in as f32).sqrt() * 0.5,
+            _ => 0.2,
+        };
+        (p.name.clone(), value.mapv(|v| v + scale * uniform()))
+    };
+    module.parameters.iter().zip(&module.initial).map(shaken).collect()
+}
