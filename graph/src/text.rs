@@ -109,7 +109,11 @@ pub fn listing(graph: &Graph) -> String {
     let typed = |v: ValueId| {
         let value = graph.value(v);
         let dtype = value.dtype.map_or("?", DType::name);
-        format!("{}: {dtype}{}", value.name, value.shape().map_or_else(|| "?".to_owned(), |s| crate::infer::shape_text(&s)))
+        format!(
+            "{}: {dtype}{}",
+            value.name,
+            value.shape().map_or_else(|| "?".to_owned(), |s| crate::infer::shape_text(&s))
+        )
     };
     for input in &graph.inputs {
         let role = if graph.value(*input).is_trainable() { "trainable" } else { "input" };
@@ -126,7 +130,8 @@ pub fn listing(graph: &Graph) -> String {
         let node = graph.node(id);
         let outputs: Vec<String> = node.outputs.iter().flatten().map(|v| typed(*v)).collect();
         let inputs: Vec<&str> = node.inputs.iter().map(|v| v.map_or("_", |v| graph.value(v).name.as_str())).collect();
-        let attributes: Vec<String> = node.attributes.iter().map(|(k, v)| format!("{k}={}", attribute_text(v))).collect();
+        let attributes: Vec<String> =
+            node.attributes.iter().map(|(k, v)| format!("{k}={}", attribute_text(v))).collect();
         let attributes = if attributes.is_empty() { String::new() } else { format!("<{}>", attributes.join(", ")) };
         let (outputs, inputs) = (outputs.join(", "), inputs.join(", "));
         let _ = writeln!(out, "{outputs} = {}{attributes}({inputs})  # {}", node.op, node.origin);

@@ -411,7 +411,7 @@ fn deep_graphs() {
     };
     // The length of x is added to itself, and multiplied by itself, over and over.
     let of_shape = |op: &str| {
-        let mut nodes = vec![node("Shape", &["x"], &["v1"])];
+        let mut nodes = vec![with(node("Shape", &["x"], &["v1"]), int("end", 1))];
         nodes.extend(chain(op).into_iter().skip(1));
         nodes
     };
@@ -419,28 +419,27 @@ fn deep_graphs() {
         nodes.iter_mut().for_each(|n| n.attribute.push(int("axis", 0)));
         nodes
     };
-    let wide =
-        vec![with(NodeProto { input: vec!["x".to_owned(); NODES], ..node("Concat", &[], &["y"]) }, int("axis", 0))];
-    let sum = vec![NodeProto { input: vec!["x".to_owned(); NODES], ..node("Sum", &[], &["y"]) }];
-    let cases = [
-        ("a chain of Identity", chain("Identity")),
-        ("the same, written backwards", backwards(chain("Identity"))),
-        ("a length doubled by Concat", with_axis(chain("Concat"))),
-        ("a length doubled by Add", of_shape("Add")),
-        ("a length squared by Mul", of_shape("Mul")),
-        ("a length less itself by Sub", of_shape("Sub")),
-        ("lengths divided by themselves", of_shape("Div")),
-        ("a vector of lengths doubled by Concat", {
+    let many = |op: &str| NodeProto { input: vec!["x".to_owned(); NODES], ..node(op, &[], &["y"]) };
+    type Case<'a> = (&'a str, &'a dyn Fn() -> Vec<NodeProto>);
+    let cases: [Case; 10] = [
+        ("a chain of Identity", &|| chain("Identity")),
+        ("the same, written backwards", &|| backwards(chain("Identity"))),
+        ("a tensor doubled by Concat", &|| with_axis(chain("Concat"))),
+        ("a length doubled by Add", &|| of_shape("Add")),
+        ("a length squared by Mul", &|| of_shape("Mul")),
+        ("a length less itself by Sub", &|| of_shape("Sub")),
+        ("a length divided by itself", &|| of_shape("Div")),
+        ("a vector of lengths doubled by Concat", &|| {
             let mut nodes = with_axis(chain("Concat"));
             nodes[0] = node("Shape", &["x"], &["v1"]);
             nodes
         }),
-        ("one Concat of many", wide),
-        ("one Sum of many", sum),
+        ("one Concat of many", &|| vec![with(many("Concat"), int("axis", 0))]),
+        ("one Sum of many", &|| vec![many("Sum")]),
     ];
     let before = memory("VmRSS");
     for (what, nodes) in cases {
-        let bytes = model(nodes, Vec::new()).encode_to_vec();
+        let bytes = model(nodes(), Vec::new()).encode_to_vec();
         let start = Instant::now();
         // The stack of a test's own thread, so that a recursion shows.
         let result = load_bytes(bytes.into(), "deep.onnx".as_ref());

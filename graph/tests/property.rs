@@ -106,7 +106,7 @@ impl Making {
             }
             10 => {
                 self.line(&[&spare], "const i64[1] {-1}");
-                self.line(&[&y], &format!("ReduceSum<keepdims={}>({x}, {spare})", c.int % 2 & 1));
+                self.line(&[&y], &format!("ReduceSum<keepdims={}>({x}, {spare})", c.int & 1));
                 self.ends.push(y);
             }
             11 => {

@@ -5,7 +5,7 @@
 use std::fmt;
 
 use lstc_graph::{Dim, ValueId};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A recognised model.
 #[derive(Clone, Debug)]
@@ -24,7 +24,7 @@ impl Anatomy {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TowerKind {
     Encoder,

@@ -266,7 +266,8 @@ impl Matcher<'_> {
         let learned = |v: ValueId| {
             graph.weight(v).is_some_and(|w| {
                 let per_head = w.dims().len() == 4 && w.dims()[1] > 1;
-                w.dtype().is_float() && (matches!(w.dims().len(), 2 | 3) || per_head) && !self.is_zero(v)
+                // A folded position bias is one a head; one of zeros biases nothing. A table is one even if zero.
+                w.dtype().is_float() && (matches!(w.dims().len(), 2 | 3) || per_head && !self.is_zero(v))
             })
         };
         if learned(value) {

@@ -233,8 +233,16 @@ impl<'g> Matcher<'g> {
 
     /// `1 / sqrt(v)`: v.
     fn reciprocal_root(&self, value: ValueId) -> Match<ValueId> {
-        let node = self.expect(value, &["Reciprocal", "Div", "Pow"])?;
+        let node = self.expect(value, &["Reciprocal", "Div", "Pow", "Sqrt"])?;
         match node.op.as_str() {
+            "Sqrt" => {
+                let inner = self.expect(self.operand(node, 0)?, &["Reciprocal", "Div"])?;
+                match inner.op.as_str() {
+                    "Reciprocal" => self.operand(inner, 0),
+                    _ if self.is_scalar(self.operand(inner, 0)?, 1.0) => self.operand(inner, 1),
+                    _ => Err(self.mismatch(inner, "expected a reciprocal under a square root")),
+                }
+            }
             "Reciprocal" => self.root(self.operand(node, 0)?),
             "Div" if self.is_scalar(self.operand(node, 0)?, 1.0) => self.root(self.operand(node, 1)?),
             "Pow" if self.is_scalar(self.operand(node, 1)?, -0.5) => self.operand(node, 0),

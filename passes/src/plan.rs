@@ -5,7 +5,7 @@ use lstc_models::{Anatomy, AttentionKind, Family, SublayerKind, Tower, families}
 use crate::options::{Gate, Options};
 
 /// What part of the side network a parameter belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Group {
     Downsample,

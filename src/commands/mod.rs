@@ -1,5 +1,6 @@
 //! The command line: one file a command, each with its arguments and its `run`.
 
+mod inspect;
 mod rewrite;
 mod runtime;
 mod verify;
@@ -20,8 +21,11 @@ beside it, derives the side network's backward pass and optimizer as plain ONNX 
 stock ONNX Runtime.",
     after_long_help = "\
 Examples:
-  lstc runtime install     fetch the ONNX Runtime library, once
-  lstc runtime show        tell which library is used, and why
+  lstc inspect t5.onnx                 what is in it, where the taps go, what training will cost
+  lstc rewrite t5.onnx -o tuned/       the trainable graphs
+  lstc verify tuned/                   proof that the rewrite is right
+  lstc runtime install                 fetch the ONNX Runtime library, once
+  lstc runtime show                    tell which library is used, and why
 
 Data goes to stdout and everything else to stderr. The exit code is 0 when done, 1 when the answer is no, and 2 when \
 lstc or its environment failed."
@@ -34,6 +38,7 @@ struct Cli {
 // In the order in which a user meets them; `--help` lists them so.
 #[derive(Debug, Subcommand)]
 enum Command {
+    Inspect(inspect::Inspect),
     Rewrite(Box<rewrite::Rewrite>),
     Verify(verify::Verify),
     Runtime(runtime::Runtime),
@@ -47,6 +52,7 @@ enum Command {
 /// Reads the command line, does what it says, and tells how it ended.
 pub fn main() -> Exit {
     let outcome = match Cli::parse().command {
+        Command::Inspect(inspect) => inspect.run(),
         Command::Rewrite(rewrite) => rewrite.run(),
         Command::Verify(verify) => verify.run(),
         Command::Runtime(runtime) => runtime.run(),

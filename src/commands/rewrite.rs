@@ -209,9 +209,11 @@ impl Rewrite {
             report::text(&annotated(&options))?;
             return Ok(Exit::Done);
         }
-        let model = self.model.clone().or_else(|| config.source.first().map(|s| s.file.clone())).ok_or_else(|| {
-            Hinted::new(anyhow!("no model is given"), "`lstc rewrite model.onnx -o tuned/`")
-        })?;
+        let model = self
+            .model
+            .clone()
+            .or_else(|| config.source.first().map(|s| s.file.clone()))
+            .ok_or_else(|| Hinted::new(anyhow!("no model is given"), "`lstc rewrite model.onnx -o tuned/`"))?;
         let emit = self.emit.as_deref().map(Emit::new).transpose()?;
         let mut failed = None;
         let show = |pass: &'static str, module: &Module| {

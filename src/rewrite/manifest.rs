@@ -152,15 +152,15 @@ impl GraphSummary {
     }
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ParameterSummary {
     pub name: String,
     pub shape: Vec<usize>,
-    pub dtype: &'static str,
+    pub dtype: String,
     pub group: Group,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TapSummary {
     pub tower: TowerKind,
     /// `embedding`, or the block's number.
@@ -186,20 +186,14 @@ impl Manifest {
             parameters: module
                 .parameters
                 .iter()
-                .map(|p| ParameterSummary { name: p.name.clone(), shape: p.dims.clone(), dtype: "f32", group: p.group })
-                .collect(),
-            taps: module
-                .taps
-                .iter()
-                .map(|t| TapSummary {
-                    tower: module.anatomy.towers[t.tower].kind,
-                    point: match t.point {
-                        Point::Embedding => "embedding".to_owned(),
-                        Point::Block(block) => block.to_string(),
-                    },
-                    value: module.graph.value(t.value).name.clone(),
+                .map(|p| ParameterSummary {
+                    name: p.name.clone(),
+                    shape: p.dims.clone(),
+                    dtype: "f32".to_owned(),
+                    group: p.group,
                 })
                 .collect(),
+            taps: taps(module),
         }
     }
 
@@ -208,9 +202,40 @@ impl Manifest {
     }
 }
 
-/// True for a directory that holds a rewritten model.
-pub fn is_rewritten(path: &Path) -> bool {
-    path.join(MANIFEST).is_file()
+/// The taps, in the order of the rungs.
+pub fn taps(module: &Module) -> Vec<TapSummary> {
+    module
+        .taps
+        .iter()
+        .map(|t| TapSummary {
+            tower: module.anatomy.towers[t.tower].kind,
+            point: match t.point {
+                Point::Embedding => "embedding".to_owned(),
+                Point::Block(block) => block.to_string(),
+            },
+            value: module.graph.value(t.value).name.clone(),
+        })
+        .collect()
+}
+
+/// What a manifest records of the rewrite, as far as commands read it back.
+#[derive(Debug, Deserialize)]
+pub struct Record {
+    pub source: Vec<SourceFile>,
+    pub parameters: Vec<ParameterSummary>,
+    pub taps: Vec<TapSummary>,
+    pub cut: Vec<String>,
+}
+
+/// What the manifest of a rewritten directory records.
+///
+/// # Errors
+/// A directory without a readable manifest.
+pub fn record(directory: &Path) -> anyhow::Result<Record> {
+    let path = directory.join(MANIFEST);
+    let context = || format!("`{}` is no rewritten model", directory.display());
+    let text = std::fs::read_to_string(&path).with_context(context)?;
+    serde_yaml::from_str(&text).with_context(context)
 }
 
 /// The configuration that a rewritten directory was made with, and its source.

@@ -156,7 +156,7 @@ fn write(model: &Path, module: &Module, artifacts: &Artifacts, folder: &Path) ->
         let sources = hashing.join().map_err(|_| anyhow!("hashing the source failed"))??;
         let manifest = Manifest::new(module, artifacts, sources);
         fs::write(folder.join(MANIFEST), manifest.to_yaml()?)?;
-        sync(folder)?;
+        sync(folder, saved)?;
         Ok((manifest, saved))
     })
 }
@@ -199,9 +199,13 @@ impl std::io::Write for HashWriter<'_> {
     }
 }
 
-fn sync(folder: &Path) -> anyhow::Result<()> {
+/// Makes sure that the files are on the disk before they get their final name. A linked data file is the source's.
+fn sync(folder: &Path, saved: Saved) -> anyhow::Result<()> {
     for entry in fs::read_dir(folder)? {
-        fs::File::open(entry?.path())?.sync_data()?;
+        let path = entry?.path();
+        if saved != Saved::Linked || !path.ends_with(DATA) {
+            fs::File::open(path)?.sync_data()?;
+        }
     }
     fs::File::open(folder)?.sync_all()?;
     Ok(())

@@ -70,7 +70,8 @@ fn compare<'t>(
     let pairs: Vec<_> = pairs.collect();
     if optimisation == Optimisation::Off {
         let unequal = pairs.iter().filter(|(a, b)| !same_bits(a, b)).count();
-        let breaches: Vec<String> = (unequal > 0).then(|| format!("{unequal} of {} differ", pairs.len())).into_iter().collect();
+        let breaches: Vec<String> =
+            (unequal > 0).then(|| format!("{unequal} of {} differ", pairs.len())).into_iter().collect();
         return Check::holds(format!("{name}, optimisation off"), "bit for bit", &breaches);
     }
     let worst = pairs

@@ -25,51 +25,86 @@ const CHANGES: [f64; 4] = [1e-2, 3e-3, 1e-3, 3e-4];
 
 type Point = Vec<(String, ArrayD<f32>)>;
 
+/// Points at which a group may be measured: one that lies on a kink is no evidence, and a wrong gradient is wrong at
+/// every point.
+const POINTS: u64 = 3;
+
 pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
-    let module = &subject.module;
-    let inputs = sample::inputs(module, subject.seed)?;
-    let point = sample::side(module, subject.seed);
-    let names: Vec<String> = point.iter().map(|(name, _)| name.clone()).collect();
-    let mut grad = subject.session(&quiet(subject.load("grad.onnx")?), Optimisation::All)?;
-    let mut eval = subject.session(&subject.load("eval.onnx")?, Optimisation::All)?;
-
-    let outputs: Vec<String> = names.iter().map(|n| format!("{n}.grad")).collect();
-    let gradients = run(&mut grad, &with(&inputs, &point), &outputs)?;
-    let gradients: Vec<ArrayD<f32>> =
-        gradients.iter().map(|g| Ok(g.as_f32()?.to_owned())).collect::<anyhow::Result<_>>()?;
-    let at_rest = loss(&mut eval, &inputs, &point)?;
-
+    let mut probe = Probe {
+        inputs: sample::inputs(&subject.module, subject.seed)?,
+        grad: subject.session(&quiet(subject.load("grad.onnx")?), Optimisation::All)?,
+        eval: subject.session(&subject.load("eval.onnx")?, Optimisation::All)?,
+    };
     let mut groups: BTreeMap<&'static str, Vec<usize>> = BTreeMap::new();
-    for (index, parameter) in module.parameters.iter().enumerate() {
+    for (index, parameter) in subject.module.parameters.iter().enumerate() {
         groups.entry(parameter.group.name()).or_default().push(index);
     }
-    let mut rng = ChaCha8Rng::seed_from_u64(subject.seed ^ 0xd1ff);
-    let mut checks = Vec::new();
-    for (group, members) in groups {
-        let direction = direction(&gradients, &members, &mut rng);
-        let slope: f64 = members.iter().map(|i| dot(&gradients[*i], &direction[i])).sum();
-        let mut tries = Vec::new();
-        for change in CHANGES {
-            let h = (change * at_rest.abs() / (2.0 * slope.abs().max(1e-9))).clamp(1e-4, 0.3);
-            let mut central = |h: f64| -> anyhow::Result<f64> {
-                let ahead = loss(&mut eval, &inputs, &moved(&point, &direction, h))?;
-                let behind = loss(&mut eval, &inputs, &moved(&point, &direction, -h))?;
-                Ok((ahead - behind) / (2.0 * h))
-            };
-            let (coarse, fine) = (central(h)?, central(h / 2.0)?);
-            let error = ((4.0 * fine - coarse) / 3.0 - slope).abs();
-            tries.push((error, RELATIVE * slope.abs() + ROUNDING * at_rest.abs() / h));
+    let mut checks: BTreeMap<&'static str, Check> = BTreeMap::new();
+    for seed in subject.seed..subject.seed.saturating_add(POINTS) {
+        groups.retain(|group, _| !checks.get(group).is_some_and(|c| c.holds));
+        if !groups.is_empty() {
+            checks.extend(probe.measure(sample::side(&subject.module, seed), seed, &groups)?);
         }
-        tries.sort_by(|a, b| (a.0 / a.1).total_cmp(&(b.0 / b.1)));
-        let (error, bound) = tries[0];
-        checks.push(Check {
-            name: format!("gradient of {} {group} parameters", members.len()),
-            measured: format!("{error:.1e} of {slope:.3e}"),
-            bound: format!("{bound:.1e}"),
-            holds: error <= bound && slope.is_finite() && slope != 0.0,
-        });
     }
-    Ok(checks)
+    Ok(checks.into_values().collect())
+}
+
+/// The two graphs that are held against each other.
+struct Probe {
+    inputs: Vec<(String, Tensor)>,
+    grad: Session,
+    eval: Session,
+}
+
+impl Probe {
+    /// Measures groups of parameters at one point.
+    fn measure(
+        &mut self,
+        point: Point,
+        seed: u64,
+        groups: &BTreeMap<&'static str, Vec<usize>>,
+    ) -> anyhow::Result<Vec<(&'static str, Check)>> {
+        let outputs: Vec<String> = point.iter().map(|(n, _)| format!("{n}.grad")).collect();
+        let gradients = run(&mut self.grad, &with(&self.inputs, &point), &outputs)?;
+        let gradients: Vec<ArrayD<f32>> =
+            gradients.iter().map(|g| Ok(g.as_f32()?.to_owned())).collect::<anyhow::Result<_>>()?;
+        let at_rest = self.loss(&point)?;
+        let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0xd1ff);
+        let mut checks = Vec::new();
+        for (group, members) in groups {
+            let direction = direction(&gradients, members, &mut rng);
+            let slope: f64 = members.iter().map(|i| dot(&gradients[*i], &direction[i])).sum();
+            let mut tries = Vec::new();
+            for change in CHANGES {
+                let h = (change * at_rest.abs() / (2.0 * slope.abs().max(1e-9))).clamp(1e-4, 0.3);
+                let (coarse, fine) = (self.central(&point, &direction, h)?, self.central(&point, &direction, h / 2.0)?);
+                let error = ((4.0 * fine - coarse) / 3.0 - slope).abs();
+                tries.push((error, RELATIVE * slope.abs() + ROUNDING * at_rest.abs() / h));
+            }
+            tries.sort_by(|a, b| (a.0 / a.1).total_cmp(&(b.0 / b.1)));
+            let (error, bound) = tries[0];
+            let check = Check {
+                name: format!("gradient of {} {group} parameters", members.len()),
+                measured: format!("{error:.1e} of {slope:.3e}"),
+                bound: format!("{bound:.1e}"),
+                holds: error <= bound && slope.is_finite() && slope != 0.0,
+            };
+            checks.push((*group, check));
+        }
+        Ok(checks)
+    }
+
+    /// `(loss(point + h direction) - loss(point - h direction)) / 2h`
+    fn central(&mut self, point: &Point, direction: &BTreeMap<usize, ArrayD<f32>>, h: f64) -> anyhow::Result<f64> {
+        let ahead = self.loss(&moved(point, direction, h))?;
+        let behind = self.loss(&moved(point, direction, -h))?;
+        Ok((ahead - behind) / (2.0 * h))
+    }
+
+    fn loss(&mut self, point: &Point) -> anyhow::Result<f64> {
+        let results = run(&mut self.eval, &with(&self.inputs, point), &["loss".to_owned()])?;
+        Ok(results[0].as_f32()?.iter().map(|v| f64::from(*v)).sum())
+    }
 }
 
 /// The graph with its dropout rates set to 0.
@@ -121,9 +156,4 @@ fn moved(point: &Point, direction: &BTreeMap<usize, ArrayD<f32>>, h: f64) -> Poi
 fn with(inputs: &[(String, Tensor)], point: &Point) -> Vec<(String, Tensor)> {
     let side = point.iter().map(|(name, value)| (name.clone(), Tensor::from(value.clone())));
     inputs.iter().cloned().chain(side).collect()
-}
-
-fn loss(eval: &mut Session, inputs: &[(String, Tensor)], point: &Point) -> anyhow::Result<f64> {
-    let results = run(eval, &with(inputs, point), &["loss".to_owned()])?;
-    Ok(results[0].as_f32()?.iter().map(|v| f64::from(*v)).sum())
 }

@@ -13,8 +13,7 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
     let (mut frozen, mut cut, mut backbone, mut shaped) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for file in FILES.into_iter().chain(["apply.onnx"]) {
         let mut graph = subject.load(file)?;
-        let parameters: Vec<ValueId> =
-            subject.module.parameters.iter().filter_map(|p| graph.find(&p.name)).collect();
+        let parameters: Vec<ValueId> = subject.module.parameters.iter().filter_map(|p| graph.find(&p.name)).collect();
         if parameters.len() != subject.module.parameters.len() {
             frozen.push(format!("{file} lacks parameters"));
         }
@@ -49,12 +48,8 @@ fn frozen_depends(graph: &Graph) -> Vec<String> {
 /// New nodes that read a backbone value which is not in the cut.
 fn reads_beyond(subject: &Subject, graph: &Graph) -> Vec<String> {
     let module = &subject.module;
-    let of_backbone: HashSet<&str> = module
-        .graph
-        .value_ids()
-        .filter(|v| !module.is_new(*v))
-        .map(|v| module.graph.value(v).name.as_str())
-        .collect();
+    let of_backbone: HashSet<&str> =
+        module.graph.value_ids().filter(|v| !module.is_new(*v)).map(|v| module.graph.value(v).name.as_str()).collect();
     let allowed: HashSet<&str> = module.cut.iter().map(|v| module.graph.value(*v).name.as_str()).collect();
     let mut breaches = Vec::new();
     for id in graph.node_ids().filter(|id| !is_source(graph, *id)) {

@@ -9,7 +9,7 @@ mod rules;
 
 use std::collections::{BTreeSet, HashMap};
 
-use lstc_graph::{Attributes, Builder, Dim, Graph, Node, NodeId, Origin, ValueId, Weight, dim_text, shape_text};
+use lstc_graph::{Attributes, Builder, DType, Dim, Graph, Node, NodeId, Origin, ValueId, Weight, dim_text, shape_text};
 
 pub use rules::RULES;
 
@@ -51,13 +51,12 @@ pub fn gradients(
     wanted: &[ValueId],
     origin: Origin,
 ) -> Result<Vec<Option<ValueId>>, Vec<String>> {
-    let active = graph.dependents(wanted.iter().copied());
-    let behind = graph.ancestors([scalar]);
-    let on_path = |graph: &Graph, id: &NodeId| {
-        behind.contains(id) && graph.node(*id).outputs.iter().flatten().any(|v| active[v.index()])
-    };
     let order = graph.order().map_err(|id| vec![format!("`{}` is part of a cycle", graph.node(id).name)])?;
-    let path: Vec<NodeId> = order.into_iter().filter(|id| on_path(graph, id)).collect();
+    let active = active(graph, &order, wanted);
+    let behind = graph.ancestors([scalar]);
+    let on_path =
+        |id: &NodeId| behind.contains(id) && graph.node(*id).outputs.iter().flatten().any(|v| active[v.index()]);
+    let path: Vec<NodeId> = order.into_iter().filter(on_path).collect();
 
     let missing: BTreeSet<String> = path
         .iter()
@@ -89,8 +88,22 @@ pub fn gradients(
             }
         }
     }
-    let gradients = wanted.iter().map(|v| g.total(&mut contributions, *v)).collect();
+    let gradients = wanted.iter().map(|v| g.total(&mut contributions, *v).map(|total| g.fit(total, *v))).collect();
     if g.problems.is_empty() { Ok(gradients) } else { Err(g.problems) }
+}
+
+/// The values that the wanted ones move, themselves included. Shapes, indices and conditions do not move.
+fn active(graph: &Graph, order: &[NodeId], wanted: &[ValueId]) -> Vec<bool> {
+    let mut active = vec![false; graph.value_ids().count()];
+    wanted.iter().for_each(|v| active[v.index()] = true);
+    for node in order.iter().map(|id| graph.node(*id)) {
+        if node.inputs.iter().flatten().any(|v| active[v.index()]) {
+            for v in node.outputs.iter().flatten() {
+                active[v.index()] = graph.value(*v).dtype.is_none_or(DType::is_float);
+            }
+        }
+    }
+    active
 }
 
 /// Shape operands that the graph computes at run time, by the shape that they spell.
@@ -123,12 +136,19 @@ impl Backward<'_, '_> {
         Some(total)
     }
 
+    /// Adds a problem, once.
+    fn report(&mut self, problem: String) {
+        if !self.problems.contains(&problem) {
+            self.problems.push(problem);
+        }
+    }
+
     pub fn shape(&mut self, value: ValueId) -> Vec<Dim> {
         match self.b.shape(value) {
             Some(shape) => shape,
             None => {
                 let name = self.b.read(|g| g.value(value).name.clone());
-                self.problems.push(format!("`{name}` has no shape"));
+                self.report(format!("`{name}` has no shape"));
                 Vec::new()
             }
         }
@@ -157,7 +177,7 @@ impl Backward<'_, '_> {
                 repeat = true;
             } else {
                 let name = self.b.read(|g| g.value(operand).name.clone());
-                self.problems.push(format!(
+                self.report(format!(
                     "whether `{name}` is repeated along axis {axis} cannot be decided: {} against {}",
                     dim_text(t),
                     dim_text(f)

@@ -41,8 +41,9 @@ pub const RULES: &[(&str, Rule)] = &[
     ("Where", select),
 ];
 
-/// Operators whose rules take a dy that broadcasts to y's shape; the others get it in full.
-pub const BROADCASTS: &[&str] = &["Add", "Div", "Mul", "Sub", "Sum", "Where"];
+/// Operators whose rules take a dy that broadcasts to y's shape; the others get it in full. A sum over an axis that only
+/// the other operand has must see that axis: in a product it does.
+pub const BROADCASTS: &[&str] = &["Div", "Mul", "Where"];
 
 /// The rule of an operator.
 pub fn rule(op: &str) -> Option<Rule> {
@@ -121,10 +122,15 @@ fn gather(g: &mut Backward, node: &Node, dy: ValueId, _: &[bool]) -> Contributio
     if node.attributes.get_int("axis").unwrap_or(0) != 0 {
         g.problems.push(format!("`{}`: Gather has a gradient rule for rows, axis 0", node.name));
     }
-    let flat = g.b.reshape(indices, &[-1]);
-    let chosen = g.b.one_hot(flat, rows.into());
+    let chosen = one_hot(g, indices, rows);
     let updates = g.b.reshape(dy, &[-1, columns.into()]);
     one(g.b.gemm(chosen, updates, None, true, false))
+}
+
+/// Rows of `depth`, one for each index. OneHot has kernels for i64 indices with an i64 depth, not for i32.
+fn one_hot(g: &mut Backward, indices: ValueId, depth: i32) -> ValueId {
+    let flat = g.b.reshape(indices, &[-1]);
+    g.b.one_hot(g.b.cast(flat, DType::I64), depth.into())
 }
 
 // y = x[row, index[row]]    dx = onehot(index) dy
@@ -133,9 +139,8 @@ fn gather_elements(g: &mut Backward, node: &Node, dy: ValueId, _: &[bool]) -> Co
     let (shape, picked) = (g.shape(x), g.shape(indices));
     let axis = node.attributes.get_int("axis").unwrap_or(0);
     match (&shape[..], &picked[..]) {
-        ([_, Dim::Value(depth)], [_, Dim::Value(1)]) if matches!(axis, 1 | -1) => {
-            let flat = g.b.reshape(indices, &[-1]);
-            let chosen = g.b.one_hot(flat, (*depth).into());
+        ([rows, Dim::Value(depth)], [picks, Dim::Value(1)]) if matches!(axis, 1 | -1) && rows == picks => {
+            let chosen = one_hot(g, indices, *depth);
             let chosen = g.b.shaped(chosen, &shape);
             one(g.b.mul(chosen, dy))
         }
@@ -238,6 +243,9 @@ fn reduce_sum(g: &mut Backward, node: &Node, dy: ValueId, _: &[bool]) -> Contrib
     let keeps = node.attributes.get_int("keepdims").unwrap_or(1) != 0;
     let axes = node.attributes.get_ints("axes").map(<[i64]>::to_vec);
     let axes = axes.or_else(|| node.input(1).and_then(|v| g.b.read(|graph| graph.weight(v)?.to_i64())));
+    if node.input(1).is_some() && axes.is_none() {
+        g.problems.push(format!("`{}`: ReduceSum has a gradient rule for constant axes", node.name));
+    }
     let mut kept = dy;
     if !keeps && let Some(axes) = axes {
         let mut axes: Vec<i64> = axes.iter().map(|a| if *a < 0 { a + rank } else { *a }).collect();
@@ -313,11 +321,15 @@ fn transpose(g: &mut Backward, node: &Node, dy: ValueId, _: &[bool]) -> Contribu
 fn select(g: &mut Backward, node: &Node, dy: ValueId, active: &[bool]) -> Contributions {
     let condition = x(node, 0);
     let zero = g.b.f32(0.0);
+    // What is summed to a smaller operand must have y's axes.
+    let seen = |g: &mut Backward, operand| if g.shape(operand) == g.shape(y(node)) { dy } else { g.fit(dy, y(node)) };
     let da = is_active(node, 1, active).then(|| {
+        let dy = seen(g, x(node, 1));
         let chosen = g.b.select(condition, dy, zero);
         g.fit(chosen, x(node, 1))
     });
     let db = is_active(node, 2, active).then(|| {
+        let dy = seen(g, x(node, 2));
         let chosen = g.b.select(condition, zero, dy);
         g.fit(chosen, x(node, 2))
     });
