@@ -311,6 +311,13 @@ impl Graph {
         }
     }
 
+    /// Makes another operator of a node, on the same operands.
+    pub fn replace_op(&mut self, id: NodeId, op: &str) {
+        if let Some(node) = &mut self.nodes[id.index()] {
+            op.clone_into(&mut node.op);
+        }
+    }
+
     /// Every node counts as the source's.
     pub fn adopt(&mut self) {
         self.nodes.iter_mut().flatten().for_each(|node| node.origin = Origin::SOURCE);

@@ -65,7 +65,7 @@ fn identity(bytes: &Bytes) -> (usize, usize) {
 /// them lie in one that is not the model itself.
 ///
 /// # Errors
-/// From the file system, e.g. no space.
+/// From the file system, e.g. no space, or a file of that name.
 pub fn write_data(graphs: &[&Graph], folder: &Path, name: &str) -> io::Result<(DataFile, Saved)> {
     let mut weights: Vec<&Weight> = Vec::new();
     let mut data = DataFile { name: name.to_owned(), offsets: HashMap::new() };
@@ -87,7 +87,8 @@ pub fn write_data(graphs: &[&Graph], folder: &Path, name: &str) -> io::Result<(D
         }
         return Ok((data, Saved::Linked));
     }
-    let mut out = File::create(&target)?;
+    // Never through a name that is there: it may be a link to a model's own weights.
+    let mut out = File::create_new(&target)?;
     let mut at = 0_u64;
     let mut sources: HashMap<PathBuf, File> = HashMap::new();
     for weight in weights {

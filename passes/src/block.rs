@@ -68,12 +68,12 @@ impl Dropout {
         if self.rate == 0.0 {
             return x;
         }
-        // ONNX seeds by a float; one for each node, from the place of its operand.
-        let seed = ((self.seed.wrapping_mul(0x9e37_79b9) ^ x.index() as u64) & 0xff_ffff) as f32;
+        // A seed for each node, from the place of its operand.
+        let seed = (self.seed.wrapping_mul(0x9e37_79b9) ^ x.index() as u64) & 0x7fff_ffff;
         let training = b.constant(
             Weight::new(lstc_graph::DType::Bool, vec![], vec![1_u8].into(), None).expect("one byte is one bool"),
         );
-        let attributes = Attributes::none().float("seed", seed);
+        let attributes = Attributes::none().int("seed", seed as i64);
         b.unshared("Dropout", &[x, b.f32(self.rate), training], attributes, 2)[0]
     }
 }

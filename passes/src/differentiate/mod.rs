@@ -182,6 +182,7 @@ impl Backward<'_, '_> {
                     dim_text(t),
                     dim_text(f)
                 ));
+                return gradient;
             }
         }
         if !axes.is_empty() {

@@ -1,0 +1,316 @@
+//! Whole commands: what they write, print and answer.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use lstc_graph::{DataFile, encode, load};
+
+fn case(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases").join(name)
+}
+
+fn lstc(arguments: &[&str]) -> Output {
+    common::runtime(); // installs the library that verify needs
+    Command::new(env!("CARGO_BIN_EXE_lstc")).args(arguments).output().expect("lstc runs")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap_or_else(|| panic!("ended by a signal: {}", stderr(output)))
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a UTF-8 path")
+}
+
+/// A rewritten copy of a case, model and all, in a temporary folder.
+struct Tuned {
+    folder: tempfile::TempDir,
+}
+
+impl Tuned {
+    fn new(name: &str, flags: &[&str]) -> Tuned {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let tuned = Tuned { folder };
+        for file in fs::read_dir(case(name)).expect("the case is committed") {
+            let path = file.expect("a readable folder").path();
+            fs::copy(&path, tuned.path(path.file_name().and_then(|n| n.to_str()).expect("a name"))).expect("a copy");
+        }
+        let (model, output) = (tuned.path("model.onnx"), tuned.path("tuned"));
+        let done = lstc(&[&["rewrite", text(&model), "-o", text(&output)], flags].concat());
+        assert_eq!(code(&done), 0, "{}", stderr(&done));
+        tuned
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn verify(&self) -> Output {
+        lstc(&["verify", text(&self.path("tuned"))])
+    }
+}
+
+#[test]
+fn rewrite_writes_what_the_manifest_reproduces() {
+    let tuned = Tuned::new("gated_dynamo", &["-r", "4", "--decoder-blocks", "1", "--gate", "fixed", "--alpha=-0.02"]);
+    let again = tuned.path("again");
+    let done = lstc(&["rewrite", "--config", text(&tuned.path("tuned/lst.yaml")), "-o", text(&again)]);
+    assert_eq!(code(&done), 0, "{}", stderr(&done));
+    for file in [
+        "train.onnx",
+        "grad.onnx",
+        "apply.onnx",
+        "eval.onnx",
+        "infer.onnx",
+        "backbone.data",
+        "side.safetensors",
+        "lst.yaml",
+    ] {
+        let read = |folder: &str| fs::read(tuned.path(folder).join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
+        assert!(read("tuned") == read("again"), "{file} differs");
+    }
+    let left: Vec<_> = fs::read_dir(tuned.folder.path()).expect("a folder").flatten().map(|e| e.file_name()).collect();
+    assert!(left.iter().all(|n| !n.to_string_lossy().starts_with('.')), "left behind: {left:?}");
+}
+
+#[test]
+fn an_output_is_replaced_only_when_asked_and_only_if_it_is_a_rewrite() {
+    let tuned = Tuned::new("relu_torchscript", &[]);
+    let (model, output) = (tuned.path("model.onnx"), tuned.path("tuned"));
+    let no = lstc(&["rewrite", text(&model), "-o", text(&output)]);
+    assert_eq!((code(&no), stderr(&no).contains("is there already") && stderr(&no).contains("--force")), (2, true));
+    let yes = lstc(&["rewrite", text(&model), "-o", text(&output), "--force", "--init", "random"]);
+    assert_eq!(code(&yes), 0, "{}", stderr(&yes));
+    let precious = tuned.path("precious");
+    fs::create_dir(&precious).and_then(|()| fs::write(precious.join("thesis.txt"), "all of it")).expect("a folder");
+    let never = lstc(&["rewrite", text(&model), "-o", text(&precious), "--force"]);
+    assert_eq!(code(&never), 2);
+    assert!(stderr(&never).contains("will not be replaced"), "{}", stderr(&never));
+    assert!(precious.join("thesis.txt").exists());
+    // A rewrite with the model inside.
+    fs::copy(&model, output.join("model.onnx")).expect("a copy");
+    let inside = lstc(&["rewrite", text(&output.join("model.onnx")), "-o", text(&output), "--force"]);
+    assert_eq!(code(&inside), 2);
+    assert!(stderr(&inside).contains("would be replaced"), "{}", stderr(&inside));
+}
+
+#[test]
+fn what_cannot_be_written_leaves_nothing_behind() {
+    let tuned = Tuned::new("relu_torchscript", &[]);
+    let model = tuned.path("model.onnx");
+    let target = tuned.path("full");
+    // A file-size limit stands for a full disk: writes fail in the middle.
+    let script = format!(
+        "trap '' XFSZ; ulimit -f 200; exec {} rewrite {} -o {}",
+        env!("CARGO_BIN_EXE_lstc"),
+        text(&model),
+        text(&target)
+    );
+    let output = Command::new("bash").args(["-c", &script]).output().expect("bash runs");
+    assert_eq!(code(&output), 2, "{}", stderr(&output));
+    let talk = stderr(&output);
+    assert!(talk.contains("cannot write") && talk.contains("full") && talk.contains("Caused by"), "{talk}");
+    assert!(!target.exists());
+    let left: Vec<_> = fs::read_dir(tuned.folder.path()).expect("a folder").flatten().map(|e| e.file_name()).collect();
+    assert!(left.iter().all(|n| !n.to_string_lossy().starts_with('.')), "left behind: {left:?}");
+}
+
+#[test]
+fn a_refusal_names_nodes_and_answers_one() {
+    let model = case("refused/unknown_activation.onnx");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let no = lstc(&["rewrite", text(&model), "-o", text(&folder.path().join("x"))]);
+    assert_eq!(code(&no), 1);
+    let talk = stderr(&no);
+    assert_eq!(talk.matches("computes Elu").count(), 2, "{talk}");
+    assert!(talk.starts_with("error: cannot rewrite") && talk.contains("hint:"), "{talk}");
+    let look = lstc(&["inspect", text(&model)]);
+    assert_eq!(code(&look), 1);
+    assert!(stdout(&look).contains("computes Elu"), "{}", stdout(&look));
+}
+
+#[test]
+fn options_that_do_not_fit_are_told_at_once() {
+    let model = case("relu_torchscript/model.onnx");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let output = folder.path().join("x");
+    let no = lstc(&[
+        "rewrite",
+        text(&model),
+        "-o",
+        text(&output),
+        "-r",
+        "1000",
+        "--encoder-blocks",
+        "1,7",
+        "--dropout",
+        "1.5",
+    ]);
+    assert_eq!(code(&no), 2);
+    let talk = stderr(&no);
+    for words in ["reduction 1000 leaves nothing", "block 7 of the encoder", "method.dropout is 1.5"] {
+        assert!(talk.contains(words), "{words}:\n{talk}");
+    }
+    assert!(!output.exists());
+}
+
+#[test]
+fn a_configuration_is_printed_and_read_back() {
+    let printed = lstc(&["rewrite", "--print-config", "--gate", "none", "--encoder-blocks", "0"]);
+    assert_eq!(code(&printed), 0);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("lst.yaml");
+    fs::write(&file, &printed.stdout).expect("a file");
+    let again = lstc(&["rewrite", "--config", text(&file), "--print-config"]);
+    assert_eq!(stdout(&printed), stdout(&again));
+    let keys = ["reduction", "blocks", "gate", "temperature", "alpha", "merge_last", "bias", "dropout", "init", "seed"];
+    for key in keys.into_iter().chain(["label", "distill", "beta1", "beta2", "epsilon", "weight_decay", "clip"]) {
+        let line = stdout(&printed).lines().find(|l| l.trim_start().starts_with(key)).map(str::to_owned);
+        assert!(line.as_ref().is_some_and(|l| l.contains('#')), "{key} has no comment: {line:?}");
+    }
+    fs::write(&file, "method:\n  reductoin: 4\n").expect("a file");
+    let slip = lstc(&["rewrite", "--config", text(&file), "--print-config"]);
+    assert_eq!(code(&slip), 2);
+    assert!(stderr(&slip).contains("reductoin"), "{}", stderr(&slip));
+}
+
+#[test]
+fn passes_can_be_looked_into() {
+    let model = case("relu_torchscript/model.onnx");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let emit = folder.path().join("emit");
+    let done = lstc(&[
+        "rewrite",
+        text(&model),
+        "--stop-after",
+        "ladder",
+        "--emit",
+        text(&emit),
+        "--timings",
+        "--init",
+        "random",
+    ]);
+    assert_eq!(code(&done), 0, "{}", stderr(&done));
+    let mut names: Vec<String> = fs::read_dir(&emit)
+        .expect("a folder")
+        .flatten()
+        .map(|e| e.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["1-freeze.txt", "2-tap.txt", "3-prune.txt", "4-side-stack.txt", "5-ladder.txt"]);
+    let ladder = fs::read_to_string(emit.join("5-ladder.txt")).expect("a listing");
+    assert!(ladder.contains("# ladder") && ladder.contains("encoder.side_block.0.layer.0"), "{ladder}");
+    assert!(stderr(&done).contains("side-stack") && stderr(&done).contains(" ms"), "{}", stderr(&done));
+    let wrong = lstc(&["rewrite", text(&model), "--stop-after", "laddre"]);
+    assert!(stderr(&wrong).contains("the passes are freeze, tap, prune"), "{}", stderr(&wrong));
+}
+
+#[test]
+fn inspect_tells_a_model_and_a_rewrite() {
+    let tuned = Tuned::new("two_and_three_blocks", &["-r", "2"]);
+    let json = |output: &Output| serde_json::from_slice::<serde_json::Value>(&output.stdout).expect("JSON");
+    let model = json(&lstc(&["inspect", text(&tuned.path("model.onnx")), "--format", "json"]));
+    assert_eq!(model["model"]["towers"][0]["blocks"], 2);
+    assert_eq!(model["model"]["towers"][1]["blocks"], 3);
+    assert_eq!(model["taps"].as_array().map(Vec::len), Some(7));
+    let total = |way: &str| model["memory"][way]["total"].as_u64().expect("a number");
+    assert!(total("lst") < total("full"));
+    let rewritten = json(&lstc(&["inspect", text(&tuned.path("tuned")), "--format", "json"]));
+    assert_eq!(rewritten["graphs"].as_array().map(Vec::len), Some(5));
+    assert!(rewritten["cut"].as_array().is_some_and(|c| c.len() > 7));
+    let dot = lstc(&["inspect", text(&tuned.path("model.onnx")), "--format", "dot"]);
+    assert!(stdout(&dot).starts_with("digraph"));
+}
+
+#[test]
+fn verify_holds_on_what_rewrite_writes() {
+    for (name, flags) in [
+        ("relu_torchscript", &[][..]),
+        ("external_weights", &["--encoder-blocks", "2", "--dropout", "0.1", "--merge-last"][..]),
+        ("fixed_gate_static", &["-r", "2", "--init", "magnitude-consistent", "--distill", "0.5"][..]),
+    ] {
+        let tuned = Tuned::new(name, flags);
+        let verdict = tuned.verify();
+        println!("{name}\n{}", stdout(&verdict));
+        assert_eq!(code(&verdict), 0, "{name}:\n{}{}", stdout(&verdict), stderr(&verdict));
+    }
+}
+
+/// The check that failed, by name.
+fn failed(output: &Output) -> Vec<String> {
+    assert_eq!(code(output), 1, "{}{}", stdout(output), stderr(output));
+    stdout(output).lines().filter(|l| l.contains("FAILED")).map(str::to_owned).collect()
+}
+
+/// Changes one node of a graph on disk.
+fn tamper(path: &Path, pass: &str, from: &str, to: &str) {
+    let mut graph = load(path).expect("a graph");
+    let id = graph
+        .node_ids()
+        .find(|id| graph.node(*id).op == from && graph.node(*id).origin.name() == pass)
+        .unwrap_or_else(|| panic!("no {from} of {pass}"));
+    graph.replace_op(id, to);
+    fs::write(path, encode(&graph, &DataFile::of(&graph, "backbone.data"))).expect("it can be written");
+}
+
+#[test]
+fn verify_finds_a_wrong_gradient() {
+    let tuned = Tuned::new("relu_torchscript", &[]);
+    tamper(&tuned.path("tuned/grad.onnx"), "differentiate", "Sub", "Add");
+    let failed = failed(&tuned.verify());
+    assert!(failed.iter().any(|l| l.contains("gradient of")), "{failed:?}");
+}
+
+#[test]
+fn verify_finds_a_changed_backbone() {
+    let tuned = Tuned::new("relu_torchscript", &[]);
+    tamper(&tuned.path("tuned/infer.onnx"), "source", "Relu", "Abs");
+    let failed_checks = failed(&tuned.verify());
+    assert!(failed_checks.iter().any(|l| l.contains("3. the backbone's nodes")), "{failed_checks:?}");
+    assert!(failed_checks.iter().any(|l| l.contains("infer.onnx, optimisation off")), "{failed_checks:?}");
+
+    let tuned = Tuned::new("relu_torchscript", &[]);
+    let data = tuned.path("tuned/backbone.data");
+    let mut bytes = fs::read(&data).expect("the weights");
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 4].copy_from_slice(&1.5_f32.to_le_bytes());
+    fs::write(&data, bytes).expect("it can be written");
+    let failed_checks = failed(&tuned.verify());
+    assert!(failed_checks.iter().any(|l| l.contains("3. the backbone's nodes")), "{failed_checks:?}");
+}
+
+#[test]
+fn verify_finds_a_changed_source() {
+    let tuned = Tuned::new("relu_torchscript", &[]);
+    let model = tuned.path("model.onnx");
+    let mut graph = load(&model).expect("the model");
+    graph.name.push('x');
+    fs::write(&model, encode(&graph, &DataFile::default())).expect("it can be written");
+    let failed = failed(&tuned.verify());
+    assert!(failed.iter().any(|l| l.contains("source is the one")), "{failed:?}");
+}
+
+#[test]
+fn what_is_no_rewrite_or_no_model_is_said() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let empty = lstc(&["verify", text(folder.path())]);
+    assert_eq!(code(&empty), 2);
+    assert!(stderr(&empty).contains("is no rewritten model"), "{}", stderr(&empty));
+    let directory = lstc(&["inspect", text(folder.path())]);
+    assert_eq!(code(&directory), 2);
+    assert!(stderr(&directory).contains("is a directory"), "{}", stderr(&directory));
+    let absent = lstc(&["rewrite", "nowhere.onnx", "-o", text(&folder.path().join("x"))]);
+    assert_eq!(code(&absent), 2);
+    assert!(stderr(&absent).contains("nowhere.onnx"), "{}", stderr(&absent));
+}

@@ -1,0 +1,63 @@
+//! Pruned initialisation against a PyTorch transcription of the algorithm: the kept indices of every step, and the
+//! weights themselves.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use lstc::rewrite::compile;
+use lstc::rewrite::config::Config;
+use lstc_passes::options::Init;
+use lstc_passes::prune::kept_by_magnitude;
+use safetensors::{Dtype, SafeTensors};
+
+fn cases() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
+    let mut found: Vec<PathBuf> = std::fs::read_dir(root)
+        .expect("the cases are committed")
+        .map(|e| e.expect("a readable folder").path())
+        .filter(|p| p.join("magnitude.safetensors").exists())
+        .collect();
+    found.sort();
+    assert!(found.len() >= 3, "only {} cases", found.len());
+    found
+}
+
+#[test]
+fn kept_indices_and_weights_are_the_transcriptions() {
+    for case in cases() {
+        let mut options = Config::read(&case.join("lst.yaml")).expect("a configuration").options();
+        options.method.init = Init::Magnitude;
+        let reduction = options.method.reduction;
+        let (module, _) =
+            compile(&case.join("model.onnx"), options, Some("prune"), |_, _| ()).unwrap_or_else(|e| panic!("{e:?}"));
+        let bytes = std::fs::read(case.join("magnitude.safetensors")).expect("the expectation is committed");
+        let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+
+        let kept: BTreeMap<String, Vec<i64>> = kept_by_magnitude(&module.graph, &module.anatomy, reduction)
+            .into_iter()
+            .map(|k| (format!("kept.{}", k.place), k.indices.iter().map(|i| *i as i64).collect()))
+            .collect();
+        let expected: BTreeMap<String, Vec<i64>> = file
+            .iter()
+            .filter(|(name, _)| name.starts_with("kept."))
+            .map(|(name, view)| {
+                assert_eq!(view.dtype(), Dtype::I64);
+                let indices = view.data().chunks_exact(8).map(|c| i64::from_le_bytes(c.try_into().expect("8 bytes")));
+                (name.to_owned(), indices.collect())
+            })
+            .collect();
+        assert_eq!(kept, expected, "{}", case.display());
+
+        let mut compared = 0;
+        for (planned, initial) in module.plan.parameters.iter().zip(&module.initial) {
+            let Ok(view) = file.tensor(&planned.name) else { continue };
+            let weights = view.data().chunks_exact(4).map(|c| f32::from_le_bytes(c.try_into().expect("4 bytes")));
+            assert_eq!(view.shape(), initial.shape(), "{}", planned.name);
+            assert!(weights.eq(initial.iter().copied()), "{}: {}", case.display(), planned.name);
+            compared += 1;
+        }
+        let steps = kept.len();
+        println!("{}: {steps} kept sets and {compared} initial tensors are equal", case.display());
+        assert!(compared > 10);
+    }
+}
