@@ -19,19 +19,22 @@ const LOSS: f64 = 1e-6;
 const COMPARED: usize = 5;
 const STEPS: usize = 20;
 
-fn python(packages: &Path, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> String {
-    let ran = Command::new("python3").args(arguments).env("PYTHONPATH", packages).output().expect("python3 is there");
+/// Runs Python in a folder, with the packages of its folder `packages`.
+fn python(folder: &Path, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> String {
+    let mut command = Command::new("python3");
+    command.args(arguments).current_dir(folder).env("PYTHONPATH", folder.join("packages"));
+    let ran = command.output().expect("python3 is there");
     let stdout = String::from_utf8_lossy(&ran.stdout).into_owned();
     assert!(ran.status.success(), "{stdout}{}", String::from_utf8_lossy(&ran.stderr));
     stdout
 }
 
-/// The packages that the script needs, in a folder of their own: a virtual environment would need more than pip.
-fn install(packages: &Path) {
+/// Installs what the script needs into the folder `packages`: a virtual environment would need more than pip.
+fn install(folder: &Path) {
     let pip =
         ["-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check", "--no-warn-script-location"];
-    let what = ["--only-binary", ":all:", "onnxruntime==1.32.0", "numpy", "safetensors", "--target"];
-    python(packages, pip.iter().chain(&what).map(OsStr::new).chain([packages.as_os_str()]));
+    let what = ["--only-binary", ":all:", "onnxruntime==1.32.0", "numpy", "safetensors", "--target", "packages"];
+    python(folder, pip.iter().chain(&what));
 }
 
 /// The script's batch: ids from 2 to 31, labels one place ahead.
@@ -60,7 +63,7 @@ fn losses(tuned: &Path) -> Vec<f64> {
         state.insert(name, value.into());
     }
     let data = |p: &&Port| !state.contains_key(&p.name) && p.name != "lr" && p.name != "step";
-    let batch: Vec<(String, Tensor)> =
+    let batch: BTreeMap<String, Tensor> =
         session.inputs().iter().filter(data).map(|p| (p.name.clone(), tensor(p))).collect();
     let next: Vec<String> = state.keys().map(|name| format!("{name}.next")).collect();
     let outputs: Vec<&str> = std::iter::once("loss").chain(next.iter().map(String::as_str)).collect();
@@ -89,11 +92,10 @@ fn the_example_trains_as_lstc_does() {
     let request = Request { model: &case.join("model.onnx"), options: config.options(), output: &tuned, force: false };
     rewrite(request, |_, _| ()).unwrap_or_else(|e| panic!("{e:?}"));
 
-    let packages = folder.path().join("packages");
-    install(&packages);
+    install(folder.path());
     let script = root.join("examples/train.py");
     let steps = STEPS.to_string();
-    let printed = python(&packages, [script.as_os_str(), tuned.as_os_str(), OsStr::new(&steps)]);
+    let printed = python(folder.path(), [script.as_os_str(), tuned.as_os_str(), OsStr::new(&steps)]);
     println!("{printed}");
 
     let loss = |line: &str| line.rsplit_once(' ').and_then(|(_, loss)| loss.parse::<f64>().ok());
@@ -106,8 +108,8 @@ fn the_example_trains_as_lstc_does() {
     }
 
     let shapes = |file: &str| -> BTreeMap<String, Vec<usize>> {
-        let side = lstc::side::load(&tuned.join(file)).unwrap_or_else(|e| panic!("{e:?}"));
+        let side = lstc::side::load(&folder.path().join(file)).unwrap_or_else(|e| panic!("{e:?}"));
         side.into_iter().map(|(name, value)| (name, value.shape().to_vec())).collect()
     };
-    assert_eq!(shapes("trained.safetensors"), shapes("side.safetensors"));
+    assert_eq!(shapes("trained.safetensors"), shapes("tuned/side.safetensors"));
 }

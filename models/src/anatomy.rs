@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use lstc_graph::{Dim, ValueId};
+use lstc_graph::{Dim, Graph, ValueId, Weight};
 use serde::{Deserialize, Serialize};
 
 /// A recognised model.
@@ -195,7 +195,8 @@ impl Bias {
     /// The backbone's own values that the bias is made of: masks and bucket indices.
     pub fn values(&self) -> Vec<ValueId> {
         match self {
-            Bias::Relative(r) => vec![r.buckets],
+            Bias::Relative(Relative { buckets: Buckets::Value(buckets), .. }) => vec![*buckets],
+            Bias::Relative(_) => Vec::new(),
             Bias::Mask(v) => vec![*v],
             Bias::Sum(terms) => terms.iter().flat_map(Bias::values).collect(),
             Bias::Where { keep, inner, fill } => [*keep, *fill].into_iter().chain(inner.values()).collect(),
@@ -206,11 +207,38 @@ impl Bias {
 /// A learned bias for each bucket of relative distance and each head.
 #[derive(Clone, Debug)]
 pub struct Relative {
-    /// `[buckets, heads]`
-    pub table: ValueId,
+    /// `[rows, heads]`
+    pub table: Table,
     pub rows: usize,
-    /// Bucket indices: i64 `[queries, keys]`.
-    pub buckets: ValueId,
+    pub buckets: Buckets,
+}
+
+/// A relative-position table.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Table {
+    /// A constant of the graph.
+    Value(ValueId),
+    /// Read off a folded bias.
+    Unfolded(Weight),
+}
+
+impl Table {
+    /// The table's numbers.
+    pub fn weight<'w>(&'w self, graph: &'w Graph) -> Option<&'w Weight> {
+        match self {
+            Table::Value(value) => graph.weight(*value),
+            Table::Unfolded(weight) => Some(weight),
+        }
+    }
+}
+
+/// Bucket indices, i64 `[queries, keys]`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Buckets {
+    /// The backbone's own value.
+    Value(ValueId),
+    /// Read off a folded bias.
+    Unfolded(Weight),
 }
 
 #[derive(Clone, Debug)]

@@ -4,7 +4,8 @@ use std::collections::HashSet;
 
 use lstc_graph::{Dim, ValueId};
 
-use crate::anatomy::{Attention, AttentionKind, Bias, Linear, Relative};
+use crate::anatomy::{Attention, AttentionKind, Bias, Buckets, Linear, Relative, Table};
+use crate::folded::{Unfolded, unfold};
 use crate::matcher::{Match, Matcher, Mismatch, close};
 
 /// Sums, scales and masks between a softmax and the product of queries and keys: more than any model has.
@@ -224,18 +225,19 @@ impl Matcher<'_> {
                 }
             }
             Some(_) => self.relative(value).map(|r| Some(Bias::Relative(r))),
-            None => {
-                let value = self.graph.value(value);
-                let shape = value.shape().map_or_else(String::new, |s| lstc_graph::shape_text(&s));
-                Err(Mismatch {
-                    node: value.name.clone(),
-                    reason: format!(
-                        "is a constant bias {shape} on the attention scores: a position bias that the exporter folded, \
-                         whose table and bucket indices are lost (export with symbolic lengths)"
-                    ),
-                })
-            }
+            None => self.folded(value).map(|r| Some(Bias::Relative(r))),
         }
+    }
+
+    /// A relative bias that the exporter folded into a constant.
+    fn folded(&self, value: ValueId) -> Match<Relative> {
+        if let Some(Unfolded { table, rows, buckets }) = self.graph.weight(value).and_then(unfold) {
+            return Ok(Relative { table: Table::Unfolded(table), rows, buckets: Buckets::Unfolded(buckets) });
+        }
+        let value = self.graph.value(value);
+        let shape = value.shape().map_or_else(String::new, |s| lstc_graph::shape_text(&s));
+        let reason = format!("is a bias {shape} on the attention scores that does not depend on distance alone");
+        Err(Mismatch { node: value.name.clone(), reason })
     }
 
     /// `unsqueeze(transpose(table[buckets], [2, 0, 1]))`
@@ -254,7 +256,7 @@ impl Matcher<'_> {
         if self.rank(buckets) != Some(2) || !self.is_mask(buckets) {
             return Err(self.mismatch(gather, "expected bucket indices [queries, keys] made of lengths alone"));
         }
-        Ok(Relative { table, rows, buckets })
+        Ok(Relative { table: Table::Value(table), rows, buckets: Buckets::Value(buckets) })
     }
 
     /// A value made of the model's inputs, shapes and small constants alone: no learned tensor, no hidden state.

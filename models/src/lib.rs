@@ -10,12 +10,13 @@ mod activation;
 mod anatomy;
 mod attention;
 mod families;
+mod folded;
 mod matcher;
 mod recognise;
 
 pub use anatomy::{
-    Activation, Anatomy, Attention, AttentionKind, Bias, Block, FeedForward, Head, Linear, Norm, Orientation, Relative,
-    Sublayer, SublayerKind, Tower, TowerKind,
+    Activation, Anatomy, Attention, AttentionKind, Bias, Block, Buckets, FeedForward, Head, Linear, Norm, Orientation,
+    Relative, Sublayer, SublayerKind, Table, Tower, TowerKind,
 };
 pub use families::{Family, Names, families};
 pub use recognise::{Refusal, Refused, recognise};

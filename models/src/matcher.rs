@@ -95,6 +95,9 @@ impl<'g> Matcher<'g> {
                 self.claim(id);
                 Ok(node)
             }
+            Some((_, node)) if node.is("Dropout") => {
+                Err(self.mismatch(node, "is a Dropout in training mode: the model was exported without `.eval()`"))
+            }
             Some((_, node)) => Err(Mismatch {
                 node: node.name.clone(),
                 reason: format!("is a {}, where {} was expected", node.op, ops.join(" or ")),
@@ -189,6 +192,10 @@ impl<'g> Matcher<'g> {
 
     /// A root-mean-square norm over the last axis: the norm and x.
     pub fn norm(&self, value: ValueId) -> Match<(Norm, ValueId)> {
+        if let Some((id, node)) = self.node(value).filter(|(_, n)| n.is("RMSNormalization")) {
+            self.claim(id);
+            return self.normalization(node);
+        }
         let node = self.expect(value, &["Mul"])?;
         let is_vector = |v: ValueId| self.constant(v).is_some_and(|w| w.dims().len() == 1 && w.dtype().is_float());
         let Some((weight, scaled)) = self.orders(node)?.into_iter().find(|(w, _)| is_vector(*w)) else {
@@ -212,6 +219,18 @@ impl<'g> Matcher<'g> {
             return Err(self.mismatch(node, "expected the square of the norm's own input (a root-mean-square norm)"));
         }
         Ok((Norm { weight, epsilon: epsilon as f32 }, x))
+    }
+
+    /// The operator of opset 23.
+    fn normalization(&self, node: &Node) -> Match<(Norm, ValueId)> {
+        let (x, scale) = (self.resolve(self.operand(node, 0)?), self.resolve(self.operand(node, 1)?));
+        let last = self.rank(x).map_or(-1, |r| r as i64 - 1);
+        let axis = node.attributes.get_int("axis").unwrap_or(-1);
+        let is_vector = self.graph.weight(scale).is_some_and(|w| w.dims().len() == 1);
+        if !is_vector || (axis != -1 && axis != last) {
+            return Err(self.mismatch(node, "expected a norm over the last axis with a constant weight"));
+        }
+        Ok((Norm { weight: scale, epsilon: node.attributes.get_float("epsilon").unwrap_or(1e-5) }, x))
     }
 
     /// `x / sqrt(v)` in its spellings: x and v.

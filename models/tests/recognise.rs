@@ -170,22 +170,6 @@ fn models_without_an_lm_head_are_refused() {
     refused("no_cross_attention", &[&["the LM head: ", "`/model/encoder/final_layer_norm/Mul_1`", reason, "MatMul"]]);
 }
 
-#[test]
-fn a_folded_position_bias_is_refused_in_each_block() {
-    let decoder = "`unsqueeze_41` is a constant bias [1, 3, 6, 6] on the attention scores";
-    let encoder = "`unsqueeze_14` is a constant bias [1, 3, 9, 9] on the attention scores";
-    let hint = "export with symbolic lengths";
-    refused(
-        "folded_position_bias",
-        &[
-            &["block 0 of the decoder: ", decoder, hint],
-            &["block 1 of the decoder: ", decoder, hint],
-            &["block 0 of the encoder: ", encoder, hint],
-            &["block 1 of the encoder: ", encoder, hint],
-        ],
-    );
-}
-
 /// The same model in another spelling, which must be recognised as the same.
 fn respelled(what: &str, respell: impl Fn(&mut GraphProto) -> usize) {
     let mut edits = 0;

@@ -4,7 +4,7 @@
 //! block at width d/r and, for the proof that the anatomy is right, the backbone's own block at full width.
 
 use lstc_graph::{Attributes, Builder, Dim, ValueId, Weight};
-use lstc_models::{Activation, Attention, Bias, FeedForward, Orientation};
+use lstc_models::{Activation, Attention, Bias, Buckets, FeedForward, Orientation};
 
 /// A matrix that rows are multiplied with.
 #[derive(Clone, Copy, Debug)]
@@ -150,7 +150,11 @@ fn bias_value(b: &Builder, bias: &Bias, table: Option<ValueId>, shape: &[Dim; 4]
         Bias::Mask(value) => *value,
         Bias::Relative(relative) => {
             let table = table.expect("a layer with a relative bias has a table");
-            let rows = b.op("Gather", &[table, relative.buckets], Attributes::none().int("axis", 0));
+            let buckets = match &relative.buckets {
+                Buckets::Value(value) => *value,
+                Buckets::Unfolded(weight) => b.constant(weight.clone()),
+            };
+            let rows = b.op("Gather", &[table, buckets], Attributes::none().int("axis", 0));
             let rows = b.shaped(rows, &[shape[2].clone(), shape[3].clone(), shape[1].clone()]);
             let by_head = b.transpose(rows, &[2, 0, 1]);
             let value = b.unsqueeze(by_head, 0);

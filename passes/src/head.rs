@@ -1,6 +1,8 @@
 //! The tuned model's logits: the side network's output, up-projected, through the backbone's own frozen LM head.
 //!
-//!     y = W_up out + b_up;   merge_last: y <- g y + (1 - g) backbone's final output;   logits = scale y W
+//! ```text
+//! y = W_up out + b_up;   merge_last: y <- g y + (1 - g) backbone's final output;   logits = scale y W
+//! ```
 //!
 //! Ensures: `module.logits`, f32 `[batch, length, vocabulary]`, named `logits`.
 

@@ -1,9 +1,11 @@
 //! Emits the side stacks: down-projected taps, mixed by gates into the side state, rung by rung.
 //!
-//!     s_0  = W_first e + b_first
-//!     s'_i = g_i s_{i-1} + (1 - g_i) (W_i h_i + b_i),   g_i = sigmoid(alpha_i / T)
-//!     s_i  = block_i(s'_i)
-//!     out  = norm(s_L)
+//! ```text
+//! s_0  = W_first e + b_first
+//! s'_i = g_i s_{i-1} + (1 - g_i) (W_i h_i + b_i),   g_i = sigmoid(alpha_i / T)
+//! s_i  = block_i(s'_i)
+//! out  = norm(s_L)
+//! ```
 //!
 //! The cross-attention of a side block reads the side stack's output of the tower that the backbone's reads. The first
 //! kept block owns the relative-position table; the later ones share it.

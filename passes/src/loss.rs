@@ -1,6 +1,8 @@
 //! The loss: mean cross-entropy over the labels that are not -100, and optionally distillation from the backbone.
 //!
-//!     loss = label * CE + distill * KL(softmax(backbone logits / 0.1) || softmax(logits)) / batch
+//! ```text
+//! loss = label * CE + distill * KL(softmax(backbone logits / 0.1) || softmax(logits)) / batch
+//! ```
 //!
 //! As in the reference, only the teacher's logits are divided by 0.1, and the divergence is summed over all positions.
 //! A batch whose labels are all -100 has a cross-entropy of 0.

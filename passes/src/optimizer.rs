@@ -1,8 +1,10 @@
 //! AdamW in the graph, with clipping by the global norm.
 //!
-//!     norm = sqrt(sum |g|^2);  g <- g min(1, clip / (norm + 1e-6))
-//!     m <- beta1 m + (1 - beta1) g;  v <- beta2 v + (1 - beta2) g^2
-//!     p <- p - lr decay p - lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + epsilon)
+//! ```text
+//! norm = sqrt(sum |g|^2);  g <- g min(1, clip / (norm + 1e-6))
+//! m <- beta1 m + (1 - beta1) g;  v <- beta2 v + (1 - beta2) g^2
+//! p <- p - lr decay p - lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + epsilon)
+//! ```
 //!
 //! Kingma and Ba, 2015; Loshchilov and Hutter, 2019; the order of operations is PyTorch's. Only matrices decay: not
 //! biases, norms, gates and position tables. The hyper-parameters are scalar initializers under their names.

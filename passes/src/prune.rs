@@ -193,7 +193,7 @@ impl<'s> Source<'s> {
 
     fn position_table(&self, attention: &Attention, put: &mut impl FnMut(Part, ArrayD<f32>)) {
         let Some(relative) = attention.relative() else { return };
-        let table = self.graph.weight(relative.table).expect("a position table is a constant");
+        let table = relative.table.weight(self.graph).expect("a position table is a constant");
         let matrix = Matrix::new(table, Orientation::OutIn).expect("a position table is a matrix of floats");
         let (rows, columns): (Vec<usize>, Vec<usize>) = ((0..matrix.rows).collect(), (0..matrix.columns).collect());
         put(Part::PositionTable, matrix.cut(&rows, &columns));

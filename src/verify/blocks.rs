@@ -2,7 +2,7 @@
 //! backbone itself.
 
 use lstc_graph::{Builder, Origin, ValueId, encode, write_data};
-use lstc_models::{Attention, AttentionKind, Linear, SublayerKind};
+use lstc_models::{Attention, AttentionKind, Linear, SublayerKind, Table};
 use lstc_passes::block::{
     AttentionWeights, Dropout, FeedForwardWeights, MatrixValue, Rows, attention, feed_forward, norm,
 };
@@ -83,7 +83,7 @@ fn emit(subject: &Subject, b: &Builder, tower: usize, index: usize) -> ValueId {
                     (keys.flatten(b, before.output, before.width), keys)
                 });
                 let context = context.as_ref().map(|(value, rows)| (*value, rows));
-                attention(b, a, &weights(a), (x, &rows), context, Dropout::NONE)
+                attention(b, a, &weights(b, a), (x, &rows), context, Dropout::NONE)
             }
             SublayerKind::FeedForward(f) => {
                 let weights =
@@ -96,13 +96,16 @@ fn emit(subject: &Subject, b: &Builder, tower: usize, index: usize) -> ValueId {
     rows.unflatten(b, state, &[this.width])
 }
 
-fn weights(a: &Attention) -> AttentionWeights {
+fn weights(b: &Builder, a: &Attention) -> AttentionWeights {
     AttentionWeights {
         q: matrix(&a.q),
         k: matrix(&a.k),
         v: matrix(&a.v),
         o: matrix(&a.o),
-        table: a.relative().map(|r| r.table),
+        table: a.relative().map(|r| match &r.table {
+            Table::Value(value) => *value,
+            Table::Unfolded(weight) => b.constant(weight.clone()),
+        }),
         head_width: a.head_width,
     }
 }

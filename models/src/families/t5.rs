@@ -4,7 +4,7 @@
 use lstc_graph::Graph;
 
 use super::Family;
-use crate::anatomy::{Anatomy, AttentionKind, SublayerKind, Tower, TowerKind};
+use crate::anatomy::{Anatomy, AttentionKind, SublayerKind, Table, Tower, TowerKind};
 use crate::recognise::Refusal;
 
 pub fn family() -> Family {
@@ -43,7 +43,8 @@ fn check(graph: &Graph, anatomy: &Anatomy) -> Vec<Refusal> {
 
 /// Blocks of one make, whose self-attentions share the first one's position table.
 fn blocks(graph: &Graph, tower: &Tower, refusals: &mut Vec<Refusal>) {
-    let table = |b: &crate::anatomy::Block| b.attention(AttentionKind::SelfAttention)?.relative().map(|r| r.table);
+    let table =
+        |b: &crate::anatomy::Block| b.attention(AttentionKind::SelfAttention)?.relative().map(|r| r.table.clone());
     let first = tower.blocks.first().and_then(table);
     let make = |b: &crate::anatomy::Block| {
         let heads = b.attention(AttentionKind::SelfAttention).map(|a| (a.heads, a.head_width));
@@ -53,11 +54,14 @@ fn blocks(graph: &Graph, tower: &Tower, refusals: &mut Vec<Refusal>) {
         let mut refuse = |node: String, reason: String| {
             refusals.push(Refusal { place: format!("block {index} of the {}", tower.kind), node, reason });
         };
-        match (table(block), first) {
+        match (table(block), &first) {
             (None, _) => refuse(String::new(), "its self-attention has no relative-position bias".to_owned()),
-            (Some(here), Some(first)) if here != first => {
-                let name = graph.value(here).name.clone();
-                refuse(name, "is a relative-position table of its own: one a tower is supported".to_owned());
+            (Some(here), Some(first)) if here != *first => {
+                let name = match here {
+                    Table::Value(value) => graph.value(value).name.clone(),
+                    Table::Unfolded(_) => String::new(),
+                };
+                refuse(name, "has a relative-position table of its own: one a tower is supported".to_owned());
             }
             _ => {}
         }
