@@ -103,10 +103,8 @@ fn hint(error: &(dyn StdError + 'static)) -> Option<String> {
         error.hint()
     } else if let Some(error) = error.downcast_ref::<InstallError>() {
         error.hint()
-    } else if let Some(error) = error.downcast_ref::<NotUnderstood>() {
-        Some(error.hint())
     } else {
-        None
+        error.downcast_ref::<NotUnderstood>().map(NotUnderstood::hint)
     }
 }
 

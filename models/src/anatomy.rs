@@ -79,7 +79,7 @@ pub struct Block {
 impl Block {
     pub fn attention(&self, kind: AttentionKind) -> Option<&Attention> {
         self.sublayers.iter().find_map(|s| match &s.kind {
-            SublayerKind::Attention(a) if a.kind == kind => Some(a),
+            SublayerKind::Attention(a) if a.kind == kind => Some(a.as_ref()),
             _ => None,
         })
     }
@@ -101,7 +101,7 @@ pub struct Sublayer {
 
 #[derive(Clone, Debug)]
 pub enum SublayerKind {
-    Attention(Attention),
+    Attention(Box<Attention>),
     FeedForward(FeedForward),
 }
 

@@ -89,7 +89,7 @@ struct Walk<'m, 'g> {
 
 /// What stands between two points of the residual stream.
 enum Step {
-    Sublayer(Sublayer),
+    Sublayer(Box<Sublayer>),
     /// Not understood; why is noted when the block's number is known.
     Stranger(Guess, Mismatch),
 }
@@ -108,10 +108,10 @@ impl Step {
     fn guess(&self) -> Guess {
         match self {
             Step::Stranger(guess, _) => *guess,
-            Step::Sublayer(Sublayer { kind: SublayerKind::FeedForward(_), .. }) => Guess::FeedForward,
-            Step::Sublayer(Sublayer { kind: SublayerKind::Attention(a), .. }) => match a.kind {
-                AttentionKind::SelfAttention => Guess::SelfAttention,
-                AttentionKind::Cross => Guess::Cross,
+            Step::Sublayer(sublayer) => match &sublayer.kind {
+                SublayerKind::FeedForward(_) => Guess::FeedForward,
+                SublayerKind::Attention(a) if a.kind == AttentionKind::Cross => Guess::Cross,
+                SublayerKind::Attention(_) => Guess::SelfAttention,
             },
         }
     }
@@ -309,7 +309,7 @@ impl<'g> Walk<'_, 'g> {
         let (a, b) = (self.matcher.operand(add, 0)?, self.matcher.operand(add, 1)?);
         let (residual, branch) = self.sides(a, b);
         match self.matcher.attempt(|| self.sublayer(branch, residual)) {
-            Ok(sublayer) => Ok((Step::Sublayer(sublayer), residual)),
+            Ok(sublayer) => Ok((Step::Sublayer(Box::new(sublayer)), residual)),
             Err(mut mismatch) => {
                 let guess = self.guess(branch, residual);
                 if guess == Guess::Other {
@@ -352,7 +352,7 @@ impl<'g> Walk<'_, 'g> {
             }
             Guess::SelfAttention | Guess::Cross => {
                 let (attention, input) = self.matcher.attention(branch)?;
-                (SublayerKind::Attention(attention), input)
+                (SublayerKind::Attention(Box::new(attention)), input)
             }
         };
         let (norm, x) = self.matcher.norm(input)?;
@@ -432,7 +432,7 @@ impl<'g> Walk<'_, 'g> {
                 shapes[index].push(guess);
             }
             match step {
-                Step::Sublayer(sublayer) => blocks[index].sublayers.push(sublayer),
+                Step::Sublayer(sublayer) => blocks[index].sublayers.push(*sublayer),
                 Step::Stranger(_, mismatch) => self.mismatch(&format!("block {index} of the {kind}"), mismatch),
             }
         }
