@@ -47,6 +47,9 @@ impl Matcher<'_> {
         }
         let (heads, head_width) = match (&q.heads, &q.width) {
             (Dim::Value(h), Dim::Value(w)) if *h > 0 && *w > 0 => (*h as usize, *w as usize),
+            // A reshape that infers one of the two: the projection's width tells it.
+            (Dim::Value(h), _) if *h > 0 => (*h as usize, q.linear.outputs / *h as usize),
+            (_, Dim::Value(w)) if *w > 0 => (q.linear.outputs / *w as usize, *w as usize),
             _ => return Err(self.mismatch(product, "the number of heads or their width is not constant")),
         };
         let widths = [q.linear.outputs, k.linear.outputs, v.linear.outputs, o.inputs];

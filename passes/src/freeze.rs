@@ -1,11 +1,13 @@
 //! Freezes the backbone: what the source computes stays, and only that.
 //!
-//! Requires: a recognised model. Ensures: one batch dimension for all inputs, and the backbone's logits under a name
-//! that leaves `logits` to the tuned model's.
+//! Requires: a recognised model. Ensures: one batch dimension for all inputs, and no backbone value under a name that
+//! the written graphs give to something else.
 
-use lstc_graph::Dim;
+use lstc_graph::{Dim, Graph, ValueId};
+use lstc_models::{AttentionKind, SublayerKind};
 
 use crate::module::Module;
+use crate::optimizer::{FIRST_MOMENT, SECOND_MOMENT};
 use crate::pipeline::Pass;
 
 pub struct Freeze;
@@ -13,43 +15,72 @@ pub struct Freeze;
 /// The name of the backbone's own logits.
 pub const BACKBONE_LOGITS: &str = "backbone.logits";
 
+/// Begins the name of a backbone value whose own name the interface of the written graphs wants.
+const BACKBONE: &str = "backbone.";
+
 impl Pass for Freeze {
     fn name(&self) -> &'static str {
         "freeze"
     }
 
     fn run(&self, module: &mut Module) -> Result<(), Vec<String>> {
-        let graph = &mut module.graph;
         let logits = module.anatomy.head.logits;
-        graph.rename(logits, BACKBONE_LOGITS).map_err(|e| vec![e])?;
-        graph.outputs = vec![logits];
+        module.graph.rename(logits, BACKBONE_LOGITS).map_err(|e| vec![e])?;
+        module.graph.outputs = vec![logits];
+        clear_names(module)?;
         unify(module).map_err(|e| vec![e])
     }
 }
 
+/// Names of the interface go to what passes make: a backbone value that has one gets another.
+///
+/// # Errors
+/// An input of the model that has one: renaming it would change what callers give.
+fn clear_names(module: &mut Module) -> Result<(), Vec<String>> {
+    let mut wanted: Vec<String> = ["logits", "labels", "loss", "lr", "step", "grad_norm"].map(str::to_owned).to_vec();
+    for planned in &module.plan.parameters {
+        let name = &planned.name;
+        wanted.extend([name.clone(), format!("{name}.grad"), format!("{name}.next")]);
+        for moment in [FIRST_MOMENT, SECOND_MOMENT] {
+            wanted.extend([format!("{moment}{name}"), format!("{moment}{name}.next")]);
+        }
+    }
+    let mut problems = Vec::new();
+    for name in wanted {
+        let Some(value) = module.graph.find(&name) else { continue };
+        if module.graph.inputs.contains(&value) {
+            problems.push(format!("the model has an input named `{name}`, a name of the training graphs: rename it"));
+        } else {
+            let free = module.graph.fresh_name(&format!("{BACKBONE}{name}"));
+            module.graph.rename(value, &free).map_err(|e| vec![e])?;
+        }
+    }
+    if problems.is_empty() { Ok(()) } else { Err(problems) }
+}
+
 /// Inputs whose dimensions must be equal may carry different symbols: they get one. Attention makes the batch of all
-/// towers one, and the attention mask as long as the tokens that it masks.
+/// towers one, and a mask as long as the tokens whose keys it masks.
 fn unify(module: &mut Module) -> Result<(), String> {
-    let batch = module.anatomy.towers[0].batch.clone();
-    let mut renamed: Vec<(Dim, Dim)> = Vec::new();
-    for tower in &module.anatomy.towers {
-        if tower.batch != batch {
-            renamed.push((tower.batch.clone(), batch.clone()));
+    let (graph, anatomy) = (&module.graph, &module.anatomy);
+    let batch = anatomy.towers[0].batch.clone();
+    let mut renamed: Vec<(Dim, Dim)> = anatomy.towers.iter().map(|t| (t.batch.clone(), batch.clone())).collect();
+    for (index, tower) in anatomy.towers.iter().enumerate() {
+        for layer in tower.blocks.iter().flat_map(|b| &b.sublayers) {
+            let SublayerKind::Attention(attention) = &layer.kind else { continue };
+            let keys = match attention.kind {
+                AttentionKind::SelfAttention => tower,
+                AttentionKind::Cross => &anatomy.towers[index - 1],
+            };
+            let masks = attention.bias.iter().flat_map(|b| b.values());
+            for input in inputs_behind(graph, masks) {
+                if let Some([b, length]) = graph.shape(input).and_then(|s| <[Dim; 2]>::try_from(s).ok()) {
+                    renamed.push((b, batch.clone()));
+                    renamed.push((length, keys.length.clone()));
+                }
+            }
         }
     }
-    let tokens: Vec<_> = module.anatomy.towers.iter().map(|t| t.tokens).collect();
-    let first = &module.anatomy.towers[0];
-    for input in module.graph.inputs.iter().filter(|v| !tokens.contains(v)) {
-        let Some([b, length]) = module.graph.shape(*input).and_then(|s| <[Dim; 2]>::try_from(s).ok()) else { continue };
-        if b != batch {
-            renamed.push((b, batch.clone()));
-        }
-        let known = module.anatomy.towers.iter().any(|t| t.length == length);
-        if !known {
-            renamed.push((length, first.length.clone()));
-        }
-    }
-    renamed.retain(|(from, _)| matches!(from, Dim::Var(_)));
+    renamed.retain(|(from, to)| matches!(from, Dim::Var(_)) && from != to);
     if renamed.is_empty() {
         return Ok(());
     }
@@ -65,4 +96,18 @@ fn unify(module: &mut Module) -> Result<(), String> {
         tower.length = replace(&tower.length);
     }
     module.graph.infer().map_err(|(node, reason)| format!("`{}`: {reason}", module.graph.node(node).name))
+}
+
+/// The graph inputs whose contents, not only shapes, the values are computed from.
+fn inputs_behind(graph: &Graph, values: impl Iterator<Item = ValueId>) -> Vec<ValueId> {
+    let is_shape = |v: ValueId| {
+        graph.producer_of(v).is_some_and(|(n, _)| graph.node(n).is("Shape") || graph.node(n).is("Size"))
+    };
+    let values: Vec<ValueId> = values.collect();
+    let nodes = graph.ancestors_until(values.iter().copied(), is_shape);
+    let read = nodes.iter().flat_map(|id| graph.node(*id).inputs.iter().flatten()).chain(&values);
+    let mut inputs: Vec<ValueId> = read.filter(|v| graph.inputs.contains(v)).copied().collect();
+    inputs.sort_unstable();
+    inputs.dedup();
+    inputs
 }

@@ -21,9 +21,6 @@ impl Pass for Head {
     }
 
     fn run(&self, module: &mut Module) -> Result<(), Vec<String>> {
-        if module.graph.find("logits").is_some() {
-            return Err(vec!["the model has an inner value named `logits`: its name is the tuned model's".to_owned()]);
-        }
         let tower = module.plan.towers.last().expect("a model has towers").tower;
         let last = module.anatomy.last();
         let rows =

@@ -35,9 +35,6 @@ impl Pass for Loss {
         let rows =
             Rows { batch: shape[0].clone(), length: shape[1].clone(), like: module.tap(tower, Point::Embedding) };
         let labels = module.graph.add_input("labels", DType::I64, &shape, Role::Frozen).map_err(|e| vec![e])?;
-        if module.graph.find("loss").is_some() {
-            return Err(vec!["the model has an inner value named `loss`: its name is the tuned model's".to_owned()]);
-        }
         let vocabulary = module.anatomy.head.linear.outputs;
         let teacher = module.anatomy.head.logits;
         let logits = module.logits.expect("the head was emitted");

@@ -1,7 +1,7 @@
 //! Reverse-mode differentiation over the graph.
 //!
 //! Only nodes on a path from a trainable parameter to the loss get a gradient (activity analysis). Each operator has
-//! one rule, in [`rules`]. Operators without a rule are reported all at once.
+//! one rule, in [`RULES`]. Operators without a rule are reported all at once.
 //!
 //! Ensures: every parameter that the loss depends on has its gradient; one that it does not depend on has zeros.
 
