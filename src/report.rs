@@ -104,7 +104,7 @@ fn hint(error: &(dyn StdError + 'static)) -> Option<String> {
     } else if let Some(error) = error.downcast_ref::<InstallError>() {
         error.hint()
     } else {
-        error.downcast_ref::<NotUnderstood>().map(NotUnderstood::hint)
+        error.downcast_ref::<NotUnderstood>().and_then(NotUnderstood::hint)
     }
 }
 

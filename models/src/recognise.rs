@@ -61,16 +61,25 @@ pub fn recognise(graph: &Graph) -> Result<Anatomy, Refused> {
         walk.others(anatomy);
     }
     match anatomy {
-        Some(mut anatomy) if walk.refusals.is_empty() => match families().iter().find(|f| f.name == "t5") {
-            Some(family) => {
-                family.check(graph, &anatomy).map_err(Refused)?;
-                anatomy.family = family.name;
-                Ok(anatomy)
-            }
-            None => Ok(anatomy),
-        },
+        Some(anatomy) if walk.refusals.is_empty() => belongs(graph, anatomy),
         _ => Err(Refused(walk.refusals)),
     }
+}
+
+/// The first family whose constraints a model meets; else what the nearest one misses.
+fn belongs(graph: &Graph, mut anatomy: Anatomy) -> Result<Anatomy, Refused> {
+    let mut nearest: Option<Vec<Refusal>> = None;
+    for family in families() {
+        match family.check(graph, &anatomy) {
+            Ok(()) => {
+                anatomy.family = family.name;
+                return Ok(anatomy);
+            }
+            Err(refusals) if nearest.as_ref().is_none_or(|n| refusals.len() < n.len()) => nearest = Some(refusals),
+            Err(_) => {}
+        }
+    }
+    Err(Refused(nearest.unwrap_or_default()))
 }
 
 /// Sublayers of a tower that are not understood before the walk gives up.
@@ -187,7 +196,18 @@ impl<'g> Walk<'_, 'g> {
         }
         if found.is_empty() {
             for (output, mismatch) in reasons {
-                let reason = format!("makes output `{output}` no logits of an LM head: {}", mismatch.reason);
+                let value = self.graph().find(&output);
+                let ends_in_norm = value.is_some_and(|v| {
+                    let layer_norm = self.matcher.node(v).is_some_and(|(_, n)| n.is("LayerNormalization"));
+                    layer_norm || self.matcher.attempt(|| self.matcher.norm(v)).is_ok()
+                });
+                let reason = if ends_in_norm {
+                    format!(
+                        "makes output `{output}`, which is a norm's: an encoder alone, or a model without its LM head"
+                    )
+                } else {
+                    format!("makes output `{output}`, which is no logits of an LM head: it {}", mismatch.reason)
+                };
                 self.refuse("the LM head", mismatch.node, reason);
             }
         }

@@ -100,9 +100,8 @@ fn unify(module: &mut Module) -> Result<(), String> {
 
 /// The graph inputs whose contents, not only shapes, the values are computed from.
 fn inputs_behind(graph: &Graph, values: impl Iterator<Item = ValueId>) -> Vec<ValueId> {
-    let is_shape = |v: ValueId| {
-        graph.producer_of(v).is_some_and(|(n, _)| graph.node(n).is("Shape") || graph.node(n).is("Size"))
-    };
+    let is_shape =
+        |v: ValueId| graph.producer_of(v).is_some_and(|(n, _)| graph.node(n).is("Shape") || graph.node(n).is("Size"));
     let values: Vec<ValueId> = values.collect();
     let nodes = graph.ancestors_until(values.iter().copied(), is_shape);
     let read = nodes.iter().flat_map(|id| graph.node(*id).inputs.iter().flatten()).chain(&values);

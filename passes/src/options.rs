@@ -1,4 +1,4 @@
-//! What can be chosen, with the paper's values as defaults. This is also the layout of the configuration file.
+//! What can be chosen. Reduction, gates and their temperature are the paper's by default. This is also the layout of the configuration file.
 
 use std::collections::BTreeMap;
 use std::fmt;

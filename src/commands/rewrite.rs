@@ -55,7 +55,7 @@ pub struct Rewrite {
     #[arg(long)]
     print_config: bool,
 
-    /// Replace an earlier rewrite in the output's place
+    /// Replace an earlier rewrite in the output's place, and all that lies in its directory
     #[arg(long)]
     force: bool,
 
@@ -158,7 +158,11 @@ struct MethodFlags {
 
 /// A value by its name in the configuration file.
 fn yaml<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
-    serde_yaml::from_str(text).map_err(|_| "see --help for the names".to_owned())
+    serde_yaml::from_str(text).map_err(|e| {
+        let reason = e.to_string();
+        let start = reason.find("expected").unwrap_or_default();
+        reason[start..].lines().next().unwrap_or_default().to_owned()
+    })
 }
 
 fn pass_name(text: &str) -> Result<String, String> {

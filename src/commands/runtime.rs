@@ -1,3 +1,5 @@
+//! `lstc runtime`: the ONNX Runtime library.
+
 use std::fmt;
 use std::path::PathBuf;
 

@@ -69,10 +69,14 @@ pub struct NotUnderstood {
 }
 
 impl NotUnderstood {
-    pub fn hint(&self) -> String {
-        "lstc reads T5ForConditionalGeneration as PyTorch exports it: input_ids, attention_mask and decoder_input_ids \
-         to logits"
-            .to_owned()
+    /// What to do about a model that is another one than lstc reads.
+    pub fn hint(&self) -> Option<String> {
+        let whole = self.refused.0.iter().any(|r| r.place == "the LM head" || r.place == "the model");
+        whole.then(|| {
+            "lstc reads T5ForConditionalGeneration as PyTorch exports it: input_ids, attention_mask and \
+             decoder_input_ids to logits"
+                .to_owned()
+        })
     }
 }
 

@@ -1,3 +1,5 @@
+//! What can go wrong between looking for ONNX Runtime and reading a result.
+
 use std::path::PathBuf;
 
 use super::library::{Look, OLDEST, Outcome, Version};

@@ -1,3 +1,5 @@
+//! The loaded library: one a process.
+
 use std::env;
 use std::ffi::CStr;
 use std::ptr;

@@ -1,3 +1,5 @@
+//! Sessions: a model, made ready to run on a device.
+
 use std::fmt;
 use std::fs;
 use std::path::Path;

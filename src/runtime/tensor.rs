@@ -1,3 +1,5 @@
+//! Tensors on the host.
+
 use half::f16;
 use ndarray::{ArrayD, ArrayViewD};
 use ort::session::SessionInputValue;
