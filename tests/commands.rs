@@ -317,3 +317,39 @@ fn what_is_no_rewrite_or_no_model_is_said() {
     assert_eq!(code(&absent), 2);
     assert!(stderr(&absent).contains("nowhere.onnx"), "{}", stderr(&absent));
 }
+
+#[test]
+fn what_a_killed_rewrite_left_is_swept_by_the_next() {
+    let tuned = Tuned::new("relu_torchscript", &[]);
+    // A process number that no process has, and our own; both folders are hours old.
+    let (stale, live) = (tuned.path(".lstc-4194305-dead"), tuned.path(&format!(".lstc-{}-live", std::process::id())));
+    for folder in [&stale, &live] {
+        fs::create_dir(folder).expect("a folder");
+        let hours_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3 * 3600);
+        fs::File::open(folder).and_then(|f| f.set_modified(hours_ago)).expect("an old folder");
+    }
+    let done = lstc(&["rewrite", text(&tuned.path("model.onnx")), "-o", text(&tuned.path("other"))]);
+    assert_eq!(code(&done), 0, "{}", stderr(&done));
+    assert!(!stale.exists() && live.exists());
+}
+
+#[test]
+fn a_rewrite_that_is_killed_leaves_no_directory() {
+    let tuned = Tuned::new("relu_torchscript", &[]);
+    for delay in [1, 4, 8, 15, 30, 60] {
+        let output = tuned.path(&format!("killed-{delay}"));
+        let mut child = Command::new(env!("CARGO_BIN_EXE_lstc"))
+            .args(["rewrite", text(&tuned.path("model.onnx")), "-o", text(&output)])
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .expect("lstc runs");
+        std::thread::sleep(std::time::Duration::from_millis(delay));
+        // It may be done already.
+        let _ = child.kill();
+        child.wait().expect("it ends");
+        if output.exists() {
+            let files = fs::read_dir(&output).expect("a folder").count();
+            assert_eq!(files, 8, "half-written after {delay} ms");
+        }
+    }
+}

@@ -1,19 +1,19 @@
 //! From a model file to the directory of trainable graphs.
 
 pub mod config;
+mod directory;
 pub mod manifest;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use lstc_graph::{Graph, Saved, encode, load, write_data};
 use lstc_models::recognise;
 use lstc_passes::{Artifacts, Module, Options, PassError, Timing, artifacts, ladder_side_tuning};
 use sha2::{Digest, Sha256};
 
-use crate::report::Hinted;
 use crate::side::{self, Side};
 use manifest::{Manifest, SourceFile};
 
@@ -106,41 +106,14 @@ pub fn compile(
 /// As [`compile`]; an output that is there already; anything from the file system.
 pub fn rewrite(request: Request, after: impl FnMut(&'static str, &Module)) -> anyhow::Result<Written> {
     let Request { model, options, output, force } = request;
-    check_output(model, output, force)?;
+    directory::check(model, output, force)?;
     let (module, timings) = compile(model, options, None, after)?;
     let artifacts = artifacts(&module);
-    let parent = match output.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
-    fs::create_dir_all(parent).with_context(|| format!("cannot create `{}`", parent.display()))?;
-    let folder = tempfile::Builder::new()
-        .prefix(".lstc-")
-        .tempdir_in(parent)
-        .with_context(|| format!("cannot create a folder in `{}`", parent.display()))?;
+    let folder = directory::begin(output)?;
     let (manifest, data) = write(model, &module, &artifacts, folder.path())
         .with_context(|| format!("cannot write `{}`", output.display()))?;
-    publish(folder, output)?;
+    directory::publish(folder, output)?;
     Ok(Written { manifest, timings, data, frozen: frozen_elements(&module) })
-}
-
-fn check_output(model: &Path, output: &Path, force: bool) -> anyhow::Result<()> {
-    let Ok(metadata) = fs::symlink_metadata(output) else { return Ok(()) };
-    if !force {
-        let error = anyhow!("`{}` is there already", output.display());
-        return Err(Hinted::new(error, "--force replaces it").into());
-    }
-    let is_rewrite = output.join(MANIFEST).is_file();
-    let is_empty = fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_none());
-    if !metadata.is_dir() || !(is_rewrite || is_empty) {
-        bail!("`{}` is no rewritten model: it will not be replaced", output.display());
-    }
-    if let (Ok(model), Ok(output)) = (model.canonicalize(), output.canonicalize())
-        && model.starts_with(&output)
-    {
-        bail!("the model lies in `{}`, which would be replaced", output.display());
-    }
-    Ok(())
 }
 
 /// Writes every file of a rewritten model into a folder.
@@ -212,36 +185,6 @@ fn sync(folder: &Path, saved: Saved) -> anyhow::Result<()> {
         }
     }
     fs::File::open(folder)?.sync_all()?;
-    Ok(())
-}
-
-/// Puts a finished folder in its place; an earlier one is removed only when the new one stands.
-fn publish(folder: tempfile::TempDir, output: &Path) -> anyhow::Result<()> {
-    let context = || format!("cannot rename the finished folder to `{}`", output.display());
-    use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).with_context(context)?;
-    let old = output.with_file_name(format!(
-        ".{}.old-{}",
-        output.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned()),
-        std::process::id()
-    ));
-    let replaced = match fs::rename(output, &old) {
-        Ok(()) => true,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
-        Err(error) => return Err(error).with_context(context),
-    };
-    let folder = folder.keep();
-    if let Err(error) = fs::rename(&folder, output) {
-        if replaced {
-            // The old one goes back; if even that fails, it is still there under its other name.
-            let _ = fs::rename(&old, output);
-        }
-        let _ = fs::remove_dir_all(&folder);
-        return Err(error).with_context(context);
-    }
-    if replaced {
-        fs::remove_dir_all(&old).with_context(|| format!("cannot remove `{}`", old.display()))?;
-    }
     Ok(())
 }
 
