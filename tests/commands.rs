@@ -240,7 +240,7 @@ fn inspect_tells_a_model_and_a_rewrite() {
 fn verify_holds_on_what_rewrite_writes() {
     for (name, flags) in [
         ("relu_torchscript", &[][..]),
-        ("external_weights", &["--encoder-blocks", "2", "--dropout", "0.1", "--merge-last"][..]),
+        ("external_weights", &["--encoder-blocks", "2", "--dropout", "0.1", "--merge-last=true"][..]),
         ("fixed_gate_static", &["-r", "2", "--init", "magnitude-consistent", "--distill", "0.5"][..]),
     ] {
         let tuned = Tuned::new(name, flags);

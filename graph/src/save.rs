@@ -79,7 +79,8 @@ pub fn write_data(graphs: &[&Graph], folder: &Path, name: &str) -> io::Result<(D
     }
     let target = folder.join(name);
     if let Some(source) = single_data_file(&weights)
-        && std::fs::hard_link(source.as_path(), &target).is_ok()
+        // The file itself, where a name is a link to it.
+        && source.canonicalize().and_then(|source| std::fs::hard_link(source, &target)).is_ok()
     {
         for weight in weights {
             let offset = weight.place().expect("every weight lies in the data file").offset;

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use lstc_graph::{Dim, ValueId};
+use lstc_graph::{Dim, ValueId, Weight};
 
 use crate::anatomy::{Attention, AttentionKind, Bias, Buckets, Linear, Relative, Table};
 use crate::folded::{Unfolded, unfold};
@@ -173,10 +173,33 @@ impl Matcher<'_> {
                         return Err(self.mismatch(node, "expected a projection split into heads"));
                     };
                     let (linear, input) = self.linear(self.operand(node, 0)?)?;
-                    return Ok(Heads { linear, input, heads: heads.clone(), width: width.clone(), scale });
+                    let shape = self.operand(node, 1)?;
+                    let [written_heads, written_width] = self.peek(|| self.written_tail(shape));
+                    let known = |dim: &Dim, written: Option<i64>| match (dim, written) {
+                        (Dim::Value(_), _) | (_, None) => dim.clone(),
+                        (_, Some(written)) => Dim::Value(written as i32),
+                    };
+                    let (heads, width) = (known(heads, written_heads), known(width, written_width));
+                    return Ok(Heads { linear, input, heads, width, scale });
                 }
             }
         }
+    }
+
+    /// The last two sizes of a shape operand, as far as they are written as positive constants.
+    fn written_tail(&self, shape: ValueId) -> [Option<i64>; 2] {
+        let parts: Vec<Option<i64>> = match self.node(shape) {
+            Some((_, node)) if node.is("Concat") => {
+                let one = |v: &Option<ValueId>| self.ints((*v)?).filter(|v| v.len() == 1).map(|v| v[0]);
+                node.inputs.iter().map(one).collect()
+            }
+            _ => self.ints(shape).unwrap_or_default().into_iter().map(Some).collect(),
+        };
+        let at = |from_end: usize| {
+            let part = parts.len().checked_sub(from_end).and_then(|i| parts[i]);
+            part.filter(|v| (1..=i64::from(i32::MAX)).contains(v))
+        };
+        [at(2), at(1)]
     }
 
     /// The last two of four axes swapped by way of three: `reshape(transpose(reshape(x)))`.
@@ -270,9 +293,9 @@ impl Matcher<'_> {
         };
         let learned = |v: ValueId| {
             graph.weight(v).is_some_and(|w| {
-                let per_head = w.dims().len() == 4 && w.dims()[1] > 1;
-                // A folded position bias is one a head; one of zeros biases nothing. A table is one even if zero.
-                w.dtype().is_float() && (matches!(w.dims().len(), 2 | 3) || per_head && !self.is_zero(v))
+                // Zeros and huge negative numbers are a mask, whatever the heads; other numbers a folded position bias.
+                let by_position = w.dims().len() == 4 && w.elements() > 1;
+                w.dtype().is_float() && (matches!(w.dims().len(), 2 | 3) || by_position && !masks(w))
             })
         };
         if learned(value) {
@@ -307,6 +330,12 @@ impl Matcher<'_> {
             }
         }
     }
+}
+
+/// True for a constant of zeros and of numbers that no softmax lets through.
+fn masks(weight: &Weight) -> bool {
+    const SHUT: f32 = -1e4;
+    weight.to_f32().is_some_and(|values| values.iter().all(|v| *v == 0.0 || *v <= SHUT))
 }
 
 fn sum(a: Option<Bias>, b: Option<Bias>) -> Option<Bias> {

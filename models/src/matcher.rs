@@ -18,6 +18,9 @@ pub struct Mismatch {
     pub reason: String,
 }
 
+/// Nesting of arithmetic on constants that is looked into.
+const MAX_ARITHMETIC: usize = 6;
+
 pub type Match<T> = Result<T, Mismatch>;
 
 /// Looks at a graph, and remembers the nodes that the patterns that held are made of.
@@ -44,6 +47,14 @@ impl<'g> Matcher<'g> {
             self.trail.borrow_mut().truncate(mark);
         }
         result
+    }
+
+    /// Looks at values that are no part of a pattern: the nodes on the way are forgotten.
+    pub fn peek<T>(&self, look: impl FnOnce() -> T) -> T {
+        let mark = self.trail.borrow().len();
+        let seen = look();
+        self.trail.borrow_mut().truncate(mark);
+        seen
     }
 
     pub fn claim(&self, node: NodeId) {
@@ -140,9 +151,32 @@ impl<'g> Matcher<'g> {
         self.graph.weight(value)
     }
 
-    /// The number that `value` is.
+    /// The number that `value` is: a constant, or arithmetic on constants that the exporter did not fold.
     pub fn scalar(&self, value: ValueId) -> Option<f64> {
-        self.constant(value)?.as_scalar()
+        self.folded_scalar(value, MAX_ARITHMETIC)
+    }
+
+    fn folded_scalar(&self, value: ValueId, depth: usize) -> Option<f64> {
+        if let Some(constant) = self.constant(value) {
+            return constant.as_scalar();
+        }
+        let (_, node) = self.node(value).filter(|_| depth > 0)?;
+        let operand = |i| self.folded_scalar(node.input(i)?, depth - 1);
+        if !node.is_default_domain() {
+            return None;
+        }
+        Some(match node.op.as_str() {
+            "Sqrt" => operand(0)?.sqrt(),
+            "Reciprocal" => operand(0)?.recip(),
+            "Neg" => -operand(0)?,
+            "Cast" | "CastLike" => operand(0)?,
+            "Add" => operand(0)? + operand(1)?,
+            "Sub" => operand(0)? - operand(1)?,
+            "Mul" => operand(0)? * operand(1)?,
+            "Div" => operand(0)? / operand(1)?,
+            "Pow" => operand(0)?.powf(operand(1)?),
+            _ => return None,
+        })
     }
 
     pub fn is_scalar(&self, value: ValueId, wanted: f64) -> bool {

@@ -9,7 +9,7 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use lstc_graph::{Dim, Graph, Node, NodeId, ValueId};
+use lstc_graph::{DType, Dim, Graph, Node, NodeId, ValueId};
 
 use crate::anatomy::{
     Anatomy, AttentionKind, Block, FeedForward, Head, Orientation, Sublayer, SublayerKind, Tower, TowerKind,
@@ -47,6 +47,10 @@ pub struct Refused(pub Vec<Refusal>);
 /// # Errors
 /// Everything that was not understood.
 pub fn recognise(graph: &Graph) -> Result<Anatomy, Refused> {
+    let foreign = foreign(graph);
+    if !foreign.is_empty() {
+        return Err(Refused(foreign));
+    }
     let matcher = Matcher::new(graph);
     let mut walk = Walk {
         matcher: &matcher,
@@ -64,6 +68,33 @@ pub fn recognise(graph: &Graph) -> Result<Anatomy, Refused> {
         Some(anatomy) if walk.refusals.is_empty() => belongs(graph, anatomy),
         _ => Err(Refused(walk.refusals)),
     }
+}
+
+/// The oldest opset whose operators the emitted graphs use.
+const OLDEST_OPSET: i64 = 12;
+
+/// What tells at a glance that a graph is not for this compiler.
+fn foreign(graph: &Graph) -> Vec<Refusal> {
+    let mut refusals = Vec::new();
+    let mut refuse = |reason: String| {
+        refusals.push(Refusal { place: "the model".to_owned(), node: String::new(), reason });
+    };
+    if graph.producer.split(' ').next() == Some("lstc") {
+        refuse("was written by lstc itself: rewrite the model that it was made from".to_owned());
+    }
+    if graph.opset() < OLDEST_OPSET {
+        refuse(format!("is of opset {}, but {OLDEST_OPSET} is the oldest supported: export it again", graph.opset()));
+    }
+    let uses = graph.uses();
+    let narrow = graph
+        .value_ids()
+        .filter(|v| !uses.of(*v).is_empty())
+        .filter_map(|v| graph.weight(v))
+        .find(|w| w.dims().len() == 2 && w.dtype().is_float() && w.dtype() != DType::F32);
+    if let Some(weight) = narrow {
+        refuse(format!("has weights of {}: only f32 is supported, so export it in full precision", weight.dtype()));
+    }
+    refusals
 }
 
 /// The first family whose constraints a model meets; else what the nearest one misses.
@@ -269,6 +300,12 @@ impl<'g> Walk<'_, 'g> {
                 break Some((embedding, stream));
             }
             self.stream.insert(stream);
+            if let Some((_, node)) = self.matcher.node(stream).filter(|(_, n)| n.is("Gather"))
+                && let Err(mismatch) = self.embedding(stream)
+            {
+                self.refuse("the embedding", node.name.clone(), mismatch.reason);
+                break None;
+            }
             match self.step(stream) {
                 Ok((step, before)) => {
                     strangers += usize::from(matches!(step, Step::Stranger(..)));
@@ -389,11 +426,11 @@ impl<'g> Walk<'_, 'g> {
         if !self.matcher.node(branch).is_some_and(|(_, n)| n.is("MatMul")) {
             return Guess::Other;
         }
+        // Behind cross-attention, on the far side of its own softmax, lies another tower with softmaxes of its own.
         let nodes = self.graph().ancestors_until([branch], |v| v == residual);
-        let count = |op: &str| nodes.iter().filter(|n| self.graph().node(**n).is(op)).count();
-        match (count("Softmax"), count("MatMul")) {
-            (0, _) => Guess::FeedForward,
-            (1, 0..=6) => Guess::SelfAttention,
+        match nodes.iter().filter(|n| self.graph().node(**n).is("Softmax")).count() {
+            0 => Guess::FeedForward,
+            1 => Guess::SelfAttention,
             _ => Guess::Cross,
         }
     }

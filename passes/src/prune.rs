@@ -48,8 +48,13 @@ impl Pass for Prune {
         };
         let seed = module.options.method.seed;
         let initial: Vec<ArrayD<f32>> = module.planned().map(|p| start(p, &mut cuts, seed)).collect();
-        for (planned, value) in module.plan.parameters.iter().zip(&initial) {
-            assert_eq!(value.shape(), planned.dims, "`{}` starts with the planned shape", planned.name);
+        let misfit = |(planned, value): (&PlannedParameter, &ArrayD<f32>)| {
+            let (found, wanted) = (value.shape(), &planned.dims);
+            (found != wanted).then(|| format!("`{}` would start as {found:?}, not {wanted:?}", planned.name))
+        };
+        let misfits: Vec<String> = module.plan.parameters.iter().zip(&initial).filter_map(misfit).collect();
+        if !misfits.is_empty() {
+            return Err(misfits);
         }
         module.initial = initial;
         Ok(())

@@ -67,7 +67,13 @@ pub struct Rewrite {
     timings: bool,
 
     /// Stop after a pass, and write no model
-    #[arg(long, value_name = "PASS", help_heading = "Looking into the compiler", value_parser = pass_name)]
+    #[arg(
+        long,
+        value_name = "PASS",
+        help_heading = "Looking into the compiler",
+        value_parser = pass_name,
+        conflicts_with = "output"
+    )]
     stop_after: Option<String>,
 
     /// Write a listing of the graph after each pass to a directory
@@ -100,7 +106,7 @@ struct MethodFlags {
     gate: Option<Gate>,
 
     /// Temperature of the gates [default: 0.1]
-    #[arg(long, value_name = "T")]
+    #[arg(long, allow_negative_numbers = true, value_name = "T")]
     temperature: Option<f32>,
 
     /// Initial alpha of the gates [default: 0]
@@ -108,15 +114,15 @@ struct MethodFlags {
     alpha: Option<f32>,
 
     /// Mix the backbone's final output in before the LM head [default: false]
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     merge_last: Option<bool>,
 
     /// Biases on the down- and up-projections [default: true]
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     bias: Option<bool>,
 
     /// Dropout rate inside the side network, in training only [default: 0]
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, allow_negative_numbers = true, value_name = "RATE")]
     dropout: Option<f32>,
 
     /// Initial weights: magnitude, magnitude-consistent or random [default: magnitude]
@@ -128,31 +134,31 @@ struct MethodFlags {
     seed: Option<u64>,
 
     /// Weight of the cross-entropy with the labels [default: 1]
-    #[arg(long, value_name = "WEIGHT", help_heading = "Loss and optimizer")]
+    #[arg(long, allow_negative_numbers = true, value_name = "WEIGHT", help_heading = "Loss and optimizer")]
     label: Option<f32>,
 
     /// Weight of the distillation from the backbone's own logits [default: 0]
-    #[arg(long, value_name = "WEIGHT", help_heading = "Loss and optimizer")]
+    #[arg(long, allow_negative_numbers = true, value_name = "WEIGHT", help_heading = "Loss and optimizer")]
     distill: Option<f32>,
 
     /// Decay of AdamW's first moment [default: 0.9]
-    #[arg(long, help_heading = "Loss and optimizer")]
+    #[arg(long, allow_negative_numbers = true, help_heading = "Loss and optimizer")]
     beta1: Option<f32>,
 
     /// Decay of AdamW's second moment [default: 0.999]
-    #[arg(long, help_heading = "Loss and optimizer")]
+    #[arg(long, allow_negative_numbers = true, help_heading = "Loss and optimizer")]
     beta2: Option<f32>,
 
     /// Added to the root of AdamW's second moment [default: 1e-8]
-    #[arg(long, help_heading = "Loss and optimizer")]
+    #[arg(long, allow_negative_numbers = true, help_heading = "Loss and optimizer")]
     epsilon: Option<f32>,
 
     /// Decoupled weight decay, on matrices only [default: 0]
-    #[arg(long, value_name = "RATE", help_heading = "Loss and optimizer")]
+    #[arg(long, allow_negative_numbers = true, value_name = "RATE", help_heading = "Loss and optimizer")]
     weight_decay: Option<f32>,
 
     /// Largest global norm of the gradients; 0 does not clip [default: 1]
-    #[arg(long, value_name = "NORM", help_heading = "Loss and optimizer")]
+    #[arg(long, allow_negative_numbers = true, value_name = "NORM", help_heading = "Loss and optimizer")]
     clip: Option<f32>,
 }
 
@@ -218,6 +224,12 @@ impl Rewrite {
             .clone()
             .or_else(|| config.source.first().map(|s| s.file.clone()))
             .ok_or_else(|| Hinted::new(anyhow!("no model is given"), "`lstc rewrite model.onnx -o tuned/`"))?;
+        for recorded in config.source.iter().filter(|_| self.model.is_none()) {
+            if crate::rewrite::source_file(&recorded.file)?.sha256 != recorded.sha256 {
+                let name = recorded.file.display();
+                report::warning(format!("`{name}` has changed since the configuration was recorded"));
+            }
+        }
         let emit = self.emit.as_deref().map(Emit::new).transpose()?;
         let mut failed = None;
         let show = |pass: &'static str, module: &Module| {

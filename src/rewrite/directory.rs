@@ -83,20 +83,23 @@ fn sweep(parent: &Path) {
     }
 }
 
-/// Puts a finished folder in its place. An earlier directory gives way in the same step, and is then removed.
+/// Puts a finished folder in its place. An earlier rewrite gives way in the same step, where `force` says so, and is
+/// then removed; anything else that has come there meanwhile stays.
 ///
 /// # Errors
-/// From the file system; the earlier directory is then as it was.
-pub fn publish(folder: TempDir, output: &Path) -> anyhow::Result<()> {
+/// From the file system, or as [`check`]; what is there is then as it was.
+pub fn publish(folder: TempDir, model: &Path, output: &Path, force: bool) -> anyhow::Result<()> {
     let context = || format!("cannot rename the finished folder to `{}`", output.display());
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).with_context(context)?;
-    if fs::symlink_metadata(output).is_err() {
-        fs::rename(folder.path(), output).with_context(context)?;
-        let _ = folder.keep(); // it has another name now
-    } else {
+    check(model, output, force)?;
+    // A rename takes the place of nothing, or of an empty directory; the system refuses any other.
+    let occupied = fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_some());
+    if force && occupied {
         exchange(folder.path(), output).with_context(context)?;
-        folder.close().context("the new directory is in place, but the earlier one cannot be removed")?;
+        return folder.close().context("the new directory is in place, but the earlier one cannot be removed");
     }
+    fs::rename(folder.path(), output).with_context(context)?;
+    let _ = folder.keep(); // it has another name now
     Ok(())
 }
 

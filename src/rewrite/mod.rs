@@ -112,7 +112,7 @@ pub fn rewrite(request: Request, after: impl FnMut(&'static str, &Module)) -> an
     let folder = directory::begin(output)?;
     let (manifest, data) = write(model, &module, &artifacts, folder.path())
         .with_context(|| format!("cannot write `{}`", output.display()))?;
-    directory::publish(folder, output)?;
+    directory::publish(folder, model, output, force)?;
     Ok(Written { manifest, timings, data, frozen: frozen_elements(&module) })
 }
 
@@ -159,7 +159,8 @@ pub fn source_file(path: &Path) -> anyhow::Result<SourceFile> {
     let bytes = std::io::copy(&mut file, &mut HashWriter(&mut hash)).with_context(context)?;
     let digest = hash.finalize();
     let sha256 = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    let path = path.canonicalize().with_context(context)?;
+    // Not the file that a link leads to: external data lies beside the name.
+    let path = std::path::absolute(path).with_context(context)?;
     Ok(SourceFile { file: path, sha256, bytes })
 }
 

@@ -47,7 +47,8 @@ fn blocks(graph: &Graph, tower: &Tower, refusals: &mut Vec<Refusal>) {
         |b: &crate::anatomy::Block| b.attention(AttentionKind::SelfAttention)?.relative().map(|r| r.table.clone());
     let first = tower.blocks.first().and_then(table);
     let make = |b: &crate::anatomy::Block| {
-        let heads = b.attention(AttentionKind::SelfAttention).map(|a| (a.heads, a.head_width));
+        let heads = [AttentionKind::SelfAttention, AttentionKind::Cross]
+            .map(|kind| b.attention(kind).map(|a| (a.heads, a.head_width)));
         (heads, b.feed_forward().map(|f| (f.width(), f.activation, f.is_gated())))
     };
     for (index, block) in tower.blocks.iter().enumerate() {
@@ -70,6 +71,11 @@ fn blocks(graph: &Graph, tower: &Tower, refusals: &mut Vec<Refusal>) {
         }
         for sublayer in &block.sublayers {
             let SublayerKind::Attention(attention) = &sublayer.kind else { continue };
+            let own = block.attention(AttentionKind::SelfAttention).map(|a| (a.heads, a.head_width));
+            if own.is_some_and(|own| own != (attention.heads, attention.head_width)) {
+                let reason = "its cross-attention has other heads than its self-attention".to_owned();
+                refuse(String::new(), reason);
+            }
             if attention.kind == AttentionKind::Cross && attention.relative().is_some() {
                 refuse(String::new(), "its cross-attention has a relative-position bias".to_owned());
             }
