@@ -294,6 +294,66 @@ fn verify_finds_a_changed_backbone() {
 }
 
 #[test]
+fn verify_finds_a_changed_head_weight() {
+    // A weight that no node of the backbone reads in the written graphs.
+    let tuned = Tuned::new("relu_torchscript", &[]);
+    let graph = load(&tuned.path("tuned/infer.onnx")).expect("a graph");
+    let head = graph
+        .node_ids()
+        .map(|id| graph.node(id))
+        .filter(|n| n.origin.name() == "head")
+        .filter_map(|n| graph.weight(n.input(1)?)?.place().cloned())
+        .last()
+        .expect("the head reads a weight of the data file");
+    let data = tuned.path("tuned/backbone.data");
+    let mut bytes = fs::read(&data).expect("the weights");
+    bytes[head.offset as usize + 2] ^= 0x40;
+    fs::write(&data, bytes).expect("it can be written");
+    let failed = failed(&tuned.verify());
+    assert!(failed.iter().any(|l| l.contains("the graphs on disk")), "{failed:?}");
+}
+
+#[test]
+fn verify_finds_a_changed_optimizer_side_network_or_manifest() {
+    let tuned = Tuned::new("relu_torchscript", &[]);
+    tamper(&tuned.path("tuned/apply.onnx"), "optimizer", "Sub", "Add");
+    tamper(&tuned.path("tuned/train.onnx"), "optimizer", "Sqrt", "Abs");
+    let both = stdout(&tuned.verify());
+    assert!(both.contains("apply.onnx") && both.contains("train.onnx"), "{both}");
+    assert!(!failed(&tuned.verify()).is_empty());
+
+    let tuned = Tuned::new("relu_torchscript", &[]);
+    fs::remove_file(tuned.path("tuned/side.safetensors")).expect("it was there");
+    assert!(failed(&tuned.verify()).iter().any(|l| l.contains("side.safetensors")));
+
+    let tuned = Tuned::new("relu_torchscript", &[]);
+    let manifest = tuned.path("tuned/lst.yaml");
+    let changed = fs::read_to_string(&manifest).expect("a manifest").replace("beta1: 0.9", "beta1: 0.5");
+    fs::write(&manifest, changed).expect("it can be written");
+    assert!(failed(&tuned.verify()).iter().any(|l| l.contains("the graphs on disk")));
+}
+
+#[test]
+fn a_model_behind_links_is_rewritten_as_it_is_named() {
+    // The layout of a model hub's cache: names are links to blobs.
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (blobs, names) = (folder.path().join("blobs"), folder.path().join("names"));
+    for path in [&blobs, &names] {
+        fs::create_dir(path).expect("a folder");
+    }
+    for (file, blob) in [("model.onnx", "aaa"), ("model.onnx.data", "bbb")] {
+        fs::copy(case("external_weights").join(file), blobs.join(blob)).expect("a copy");
+        std::os::unix::fs::symlink(Path::new("../blobs").join(blob), names.join(file)).expect("a link");
+    }
+    let output = folder.path().join("tuned");
+    let done = lstc(&["rewrite", text(&names.join("model.onnx")), "-o", text(&output), "-r", "4"]);
+    assert_eq!(code(&done), 0, "{}", stderr(&done));
+    assert!(fs::symlink_metadata(output.join("backbone.data")).expect("the weights").is_file());
+    let verdict = lstc(&["verify", text(&output)]);
+    assert_eq!(code(&verdict), 0, "{}{}", stdout(&verdict), stderr(&verdict));
+}
+
+#[test]
 fn verify_finds_a_changed_source() {
     let tuned = Tuned::new("relu_torchscript", &[]);
     let model = tuned.path("model.onnx");

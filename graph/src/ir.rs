@@ -343,10 +343,14 @@ impl Graph {
         self.values[id.index()].fact = SymTensor::from_shape(shape.to_vec());
     }
 
-    /// Every reader of `old`, and the graph's outputs, read `new` instead.
+    /// Every reader of `old`, and the graph's outputs, read `new` instead; not the node that makes `new` of `old`.
     pub fn redirect(&mut self, old: ValueId, new: ValueId) {
-        for node in self.nodes.iter_mut().flatten() {
-            for input in node.inputs.iter_mut().flatten() {
+        let maker = self.producer_of(new).map(|(node, _)| node.index());
+        for (index, node) in self.nodes.iter_mut().enumerate() {
+            if maker == Some(index) {
+                continue;
+            }
+            for input in node.iter_mut().flat_map(|node| node.inputs.iter_mut().flatten()) {
                 if *input == old {
                     *input = new;
                 }
@@ -357,6 +361,11 @@ impl Graph {
                 *output = new;
             }
         }
+    }
+
+    /// Gives a value another element type. What makes and reads it must agree.
+    pub fn set_dtype(&mut self, id: ValueId, dtype: DType) {
+        self.values[id.index()].dtype = Some(dtype);
     }
 
     /// Connects one input of a node to another value.

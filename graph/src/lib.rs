@@ -4,6 +4,7 @@
 //! **Invariant:** this crate knows graphs and tensors. It knows nothing of transformers, training or the command line.
 
 mod attribute;
+mod compare;
 mod dot;
 mod dtype;
 mod emit;
@@ -18,6 +19,7 @@ mod verify;
 mod weight;
 
 pub use attribute::{Attribute, Attributes};
+pub use compare::Comparer;
 pub use dot::dot;
 pub use dtype::DType;
 pub use emit::Builder;

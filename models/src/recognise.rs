@@ -9,7 +9,7 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use lstc_graph::{DType, Dim, Graph, Node, NodeId, ValueId};
+use lstc_graph::{DType, Dim, Graph, Node, NodeId, Origin, ValueId};
 
 use crate::anatomy::{
     Anatomy, AttentionKind, Block, FeedForward, Head, Orientation, Sublayer, SublayerKind, Tower, TowerKind,
@@ -79,7 +79,7 @@ fn foreign(graph: &Graph) -> Vec<Refusal> {
     let mut refuse = |reason: String| {
         refusals.push(Refusal { place: "the model".to_owned(), node: String::new(), reason });
     };
-    if graph.producer.split(' ').next() == Some("lstc") {
+    if graph.node_ids().any(|id| graph.node(id).origin != Origin::SOURCE) {
         refuse("was written by lstc itself: rewrite the model that it was made from".to_owned());
     }
     if graph.opset() < OLDEST_OPSET {

@@ -171,10 +171,7 @@ impl Options {
         check(m.reduction >= 1, format!("method.reduction is {}, but must be at least 1", m.reduction));
         check(
             m.temperature > 0.0 && m.temperature.is_finite() && m.temperature.recip().is_finite(),
-            format!(
-                "method.temperature is {}, but must be positive and no smaller than f32 can divide by",
-                m.temperature
-            ),
+            format!("method.temperature is {}, but must be positive", m.temperature),
         );
         check(m.alpha.is_finite(), format!("method.alpha is {}", m.alpha));
         check((0.0..1.0).contains(&m.dropout), format!("method.dropout is {}, but must be in [0, 1)", m.dropout));

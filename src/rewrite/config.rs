@@ -20,8 +20,8 @@ pub struct Config {
     pub method: Method,
     pub loss: LossOptions,
     pub optimizer: OptimizerOptions,
-    #[serde(rename = "lstc")]
-    _lstc: Option<IgnoredAny>,
+    /// The version of lstc that wrote a manifest.
+    lstc: Option<String>,
     #[serde(rename = "model")]
     _model: Option<IgnoredAny>,
     #[serde(rename = "graphs")]
@@ -42,6 +42,11 @@ impl Config {
     pub fn read(path: &Path) -> anyhow::Result<Config> {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
         serde_yaml::from_str(&text).with_context(|| format!("`{}` is no configuration", path.display()))
+    }
+
+    /// The version of lstc that wrote this as a manifest.
+    pub fn written_by(&self) -> Option<&str> {
+        self.lstc.as_deref()
     }
 
     pub fn options(&self) -> Options {

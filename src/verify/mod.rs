@@ -1,6 +1,7 @@
 //! Proof that a rewritten directory is right, by measurement and by inspection of what is on disk.
 //!
-//! * the source is the one that was rewritten, and the frozen weights on disk are its weights, byte for byte;
+//! * the source is the one that was rewritten, and every file is what the compiler makes of it with the manifest's
+//!   options: the five graphs node for node, the frozen weights byte for byte, the initial side network;
 //! * the four invariants hold in every graph;
 //! * each block, emitted from the anatomy at full width with the backbone's own weights, is the backbone's own map from
 //!   tap to tap: so the description that the side network was grown from is right;
@@ -9,9 +10,11 @@
 
 mod backbone;
 mod blocks;
+mod files;
 mod gradients;
 mod invariants;
 mod sample;
+mod wide;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -105,8 +108,14 @@ pub fn verify(
     let source = config.source.first().ok_or_else(|| anyhow!("the manifest names no source"))?;
     progress("hashing the source");
     let mut checks = vec![source_check(&config.source)?];
+    if !checks[0].holds {
+        // Everything else is measured against the source.
+        return Ok(Verdict { directory: directory.to_owned(), holds: false, checks });
+    }
     let (module, _) = compile(&source.file, config.options(), None, |_, _| ())?;
     let subject = Subject { directory, module, runtime, seed };
+    progress("files");
+    checks.extend(files::check(&subject, config.written_by())?);
     progress("invariants");
     checks.extend(invariants::check(&subject)?);
     progress("blocks against the backbone");

@@ -1,0 +1,56 @@
+//! The files of the directory against what the compiler makes of the source with the manifest's options.
+
+use std::path::Path;
+
+use lstc_graph::Comparer;
+use lstc_passes::artifacts;
+
+use super::{Check, Subject};
+use crate::rewrite::{MANIFEST, SIDE};
+use crate::side;
+
+/// `written_by` is the version of lstc that the manifest names: another version may emit other graphs.
+pub(super) fn check(subject: &Subject, written_by: Option<&str>) -> anyhow::Result<Vec<Check>> {
+    let mut checks = Vec::new();
+    let here = env!("CARGO_PKG_VERSION");
+    let name = "the graphs on disk are the compiler's, weights and all";
+    if written_by == Some(here) {
+        let artifacts = artifacts(&subject.module);
+        let mut comparer = Comparer::default();
+        let mut differences = Vec::new();
+        for (file, wanted) in artifacts.files() {
+            let found = subject.load(file)?;
+            differences.extend(comparer.differences(&found, wanted).into_iter().map(|d| format!("{file}: {d}")));
+        }
+        checks.push(Check::holds(name, "all five", &differences));
+    } else {
+        let other = written_by.unwrap_or("an unknown version");
+        let differences = [format!("{MANIFEST} is of lstc {other}, this is {here}: rewrite it to verify it")];
+        checks.push(Check::holds(name, "", &differences));
+    }
+    checks.push(Check::holds(
+        "side.safetensors is the initial side network",
+        "equal",
+        &side_differences(subject, &subject.directory.join(SIDE)),
+    ));
+    Ok(checks)
+}
+
+fn side_differences(subject: &Subject, path: &Path) -> Vec<String> {
+    let found = match side::load(path) {
+        Ok(found) => found,
+        Err(error) => return vec![format!("{error:#}")],
+    };
+    let module = &subject.module;
+    let mut differences = Vec::new();
+    for (planned, initial) in module.plan.parameters.iter().zip(&module.initial) {
+        match found.get(&planned.name) {
+            None => differences.push(format!("`{}` is missing", planned.name)),
+            Some(value) if value != initial => differences.push(format!("`{}` has other values", planned.name)),
+            Some(_) => {}
+        }
+    }
+    let extra = found.keys().filter(|name| !module.plan.parameters.iter().any(|p| p.name == **name));
+    differences.extend(extra.map(|name| format!("`{name}` is no parameter")));
+    differences
+}
