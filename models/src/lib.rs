@@ -10,6 +10,7 @@ mod activation;
 mod anatomy;
 mod attention;
 mod families;
+mod feed_forward;
 mod folded;
 mod matcher;
 mod recognise;

@@ -9,11 +9,9 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use lstc_graph::{DType, Dim, Graph, Node, NodeId, Origin, ValueId};
+use lstc_graph::{DType, Dim, Graph, NodeId, Origin, ValueId};
 
-use crate::anatomy::{
-    Anatomy, AttentionKind, Block, FeedForward, Head, Orientation, Sublayer, SublayerKind, Tower, TowerKind,
-};
+use crate::anatomy::{Anatomy, AttentionKind, Block, Head, Orientation, Sublayer, SublayerKind, Tower, TowerKind};
 use crate::families::families;
 use crate::matcher::{Match, Matcher, Mismatch};
 
@@ -394,7 +392,7 @@ impl<'g> Walk<'_, 'g> {
         let read = self
             .matcher
             .attempt(|| self.matcher.attention(stream).map(|(_, input)| input))
-            .or_else(|_| self.matcher.attempt(|| self.feed_forward(stream).map(|(_, input)| input)));
+            .or_else(|_| self.matcher.attempt(|| self.matcher.feed_forward(stream).map(|(_, input)| input)));
         let (_, before) = self.matcher.attempt(|| self.matcher.norm(read?)).ok()?;
         let node = self.matcher.node(stream).map_or_else(String::new, |(_, n)| n.name.clone());
         let reason = "the output of a sublayer is not added to the residual stream".to_owned();
@@ -404,7 +402,7 @@ impl<'g> Walk<'_, 'g> {
     fn sublayer(&self, branch: ValueId, residual: ValueId) -> Match<Sublayer> {
         let (kind, input) = match self.guess(branch, residual) {
             Guess::FeedForward | Guess::Other => {
-                let (feed_forward, input) = self.feed_forward(branch)?;
+                let (feed_forward, input) = self.matcher.feed_forward(branch)?;
                 (SublayerKind::FeedForward(feed_forward), input)
             }
             Guess::SelfAttention | Guess::Cross => {
@@ -433,40 +431,6 @@ impl<'g> Walk<'_, 'g> {
             1 => Guess::SelfAttention,
             _ => Guess::Cross,
         }
-    }
-
-    /// `outer(f(inner x))` or `outer(f(gate x) * inner x)`, and x.
-    fn feed_forward(&self, branch: ValueId) -> Match<(FeedForward, ValueId)> {
-        let m = self.matcher;
-        let (outer, hidden) = m.linear(branch)?;
-        let plain = m.attempt(|| {
-            let (activation, x) = m.activation(hidden)?;
-            let (inner, input) = m.linear(x)?;
-            Ok((FeedForward { inner: vec![inner], activation, outer: outer.clone() }, input))
-        });
-        let mismatch = match plain {
-            Ok(found) => return Ok(found),
-            Err(mismatch) => mismatch,
-        };
-        let Some((id, gate)) = m.node(hidden).filter(|(_, n)| n.is("Mul")) else { return Err(mismatch) };
-        m.claim(id);
-        let mut error = mismatch;
-        for (activated, linear) in m.orders(gate)? {
-            let Ok((value, input)) = m.attempt(|| m.linear(linear)) else { continue };
-            let gated = m.attempt(|| {
-                let (activation, x) = m.activation(activated)?;
-                let (gate, gate_input) = m.linear(x)?;
-                if gate_input != input {
-                    return Err(m.mismatch(outer_node(m, hidden)?, "gates one value by another's activation"));
-                }
-                Ok((FeedForward { inner: vec![gate, value.clone()], activation, outer: outer.clone() }, input))
-            });
-            match gated {
-                Ok(found) => return Ok(found),
-                Err(mismatch) => error = mismatch,
-            }
-        }
-        Err(error)
     }
 
     /// Steps grouped into blocks: a block begins at each self-attention.
@@ -573,10 +537,6 @@ fn depths(graph: &Graph) -> Vec<u32> {
 /// True for a node all of whose operands are constants.
 fn constant_glue(graph: &Graph, id: NodeId) -> bool {
     graph.node(id).inputs.iter().flatten().all(|v| graph.weight(*v).is_some())
-}
-
-fn outer_node<'g>(m: &Matcher<'g>, value: ValueId) -> Match<&'g Node> {
-    m.expect(value, &["Mul"])
 }
 
 fn guess_name(guess: Guess) -> &'static str {

@@ -3,7 +3,7 @@
 use lstc_graph::{DType, Dim, Graph, NodeId, Role, Source, ValueId};
 
 use crate::module::Module;
-use crate::optimizer::{Target, adamw, decays};
+use crate::optimizer::{Target, adamw};
 
 /// The graphs of a rewritten model.
 pub struct Artifacts {
@@ -108,12 +108,10 @@ fn apply(module: &Module) -> Graph {
     let targets: Vec<Target> = module
         .parameters
         .iter()
-        .map(|p| Target {
-            name: p.name.clone(),
-            dims: p.dims.clone(),
-            value: input(&mut graph, &p.name, &p.dims, Role::Trainable),
-            gradient: input(&mut graph, &format!("{}.grad", p.name), &p.dims, Role::Frozen),
-            decays: decays(&p.dims, p.group),
+        .map(|p| {
+            let value = input(&mut graph, &p.name, &p.dims, Role::Trainable);
+            let gradient = input(&mut graph, &format!("{}.grad", p.name), &p.dims, Role::Frozen);
+            Target::new(p, value, gradient)
         })
         .collect();
     let step = adamw(&mut graph, &targets, &module.options.optimizer).expect("an empty graph has no names");

@@ -11,7 +11,7 @@
 
 use lstc_graph::{Attributes, Builder, DType, Dim, Graph, Origin, Role, ValueId, Weight};
 
-use crate::module::{Module, StepValues};
+use crate::module::{Module, Parameter, StepValues};
 use crate::options::OptimizerOptions;
 use crate::pipeline::Pass;
 use crate::plan::Group;
@@ -24,17 +24,8 @@ impl Pass for Optimizer {
     }
 
     fn run(&self, module: &mut Module) -> Result<(), Vec<String>> {
-        let targets: Vec<Target> = module
-            .parameters
-            .iter()
-            .map(|p| Target {
-                name: p.name.clone(),
-                dims: p.dims.clone(),
-                value: p.value,
-                gradient: p.gradient.expect("the graph was differentiated"),
-                decays: decays(&p.dims, p.group),
-            })
-            .collect();
+        let gradient = |p: &Parameter| p.gradient.expect("the graph was differentiated");
+        let targets: Vec<Target> = module.parameters.iter().map(|p| Target::new(p, p.value, gradient(p))).collect();
         module.step = Some(adamw(&mut module.graph, &targets, &module.options.optimizer)?);
         Ok(())
     }
@@ -49,9 +40,17 @@ pub struct Target {
     pub decays: bool,
 }
 
-/// Weight decay is for matrices.
-pub fn decays(dims: &[usize], group: Group) -> bool {
-    dims.len() == 2 && group != Group::PositionTable
+impl Target {
+    /// A parameter, as the graph's values for it and its gradient. Weight decay is for matrices.
+    pub fn new(parameter: &Parameter, value: ValueId, gradient: ValueId) -> Target {
+        Target {
+            name: parameter.name.clone(),
+            dims: parameter.dims.clone(),
+            value,
+            gradient,
+            decays: parameter.dims.len() == 2 && parameter.group != Group::PositionTable,
+        }
+    }
 }
 
 /// Prefixes of the optimizer state's names.
