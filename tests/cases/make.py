@@ -109,6 +109,11 @@ CASES = [
     # The exporter's optimiser folds position table and buckets into one constant a tower.
     Case("folded_position_bias", exporter="dynamo", opset=18, symbolic=(), heads=5, reduction=4, sizes=(3, 11, 6),
          seed=5),
+    Case("single_head_static", layers=(1, 1), exporter="dynamo", opset=18, symbolic=(), heads=1, d_kv=16, reduction=2,
+         vocab=64, sizes=(3, 8, 5), seed=5),
+    Case("unoptimised_dynamo", layers=(1, 2), exporter="dynamo", opset=18, folded=False, reduction=4, vocab=64, seed=5),
+    Case("unfolded_sdpa", layers=(2, 1), opset=14, folded=False, attention="sdpa", gated=True, tied=False, reduction=4,
+         vocab=64, seed=4),
     Case("opset_23", layers=(2, 1), exporter="dynamo", opset=23, gated=True, tied=False, reduction=4, magnitude=True,
          seed=5),
 ]
