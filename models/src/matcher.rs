@@ -153,7 +153,7 @@ impl<'g> Matcher<'g> {
 
     /// The number that `value` is: a constant, or arithmetic on constants that the exporter did not fold.
     pub fn scalar(&self, value: ValueId) -> Option<f64> {
-        self.folded_scalar(value, MAX_ARITHMETIC)
+        self.peek(|| self.folded_scalar(value, MAX_ARITHMETIC))
     }
 
     fn folded_scalar(&self, value: ValueId, depth: usize) -> Option<f64> {
