@@ -1,12 +1,14 @@
 //! The gradient rules, each against three references: central differences in ONNX Runtime, the gradient written out in
 //! plain f64 (`gradients/table.rs`), and what torch.autograd computed in double precision (`gradients/make.py`).
 
+#[path = "common/cases.rs"]
+mod cases;
 mod common;
 #[path = "gradients/table.rs"]
 mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use lstc::rewrite::compile;
 use lstc::rewrite::config::Config;
@@ -518,17 +520,6 @@ const EMITTED: &[(&str, &str)] = &[
     ("Where", "f32 and i64"),
 ];
 
-/// The committed cases, by folder.
-fn committed() -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
-    let entries = std::fs::read_dir(root).expect("the cases are committed");
-    let mut found: Vec<PathBuf> = entries.map(|e| e.expect("a readable folder").path()).collect();
-    found.retain(|p| p.join("lst.yaml").exists());
-    found.sort();
-    assert!(found.len() >= 10, "only {} cases", found.len());
-    found
-}
-
 /// The case's own options, and options that together turn on everything that changes the graph.
 fn variations(own: &Options) -> Vec<(&'static str, Options)> {
     let with = |change: fn(&mut Options)| {
@@ -581,7 +572,7 @@ fn collect(graph: &Graph, seen: &mut BTreeMap<String, String>) {
 fn every_emitted_operator_has_a_kernel() {
     let listed: BTreeSet<&str> = EMITTED.iter().map(|(op, _)| *op).collect();
     let mut seen = BTreeMap::new();
-    for folder in committed() {
+    for folder in cases::with("lst.yaml", 15) {
         let own = Config::read(&folder.join("lst.yaml")).expect("a configuration").options();
         for (variation, options) in variations(&own) {
             let place = format!("{}, {variation}", folder.display());

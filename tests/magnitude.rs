@@ -1,8 +1,10 @@
 //! Pruned initialisation against a PyTorch transcription of the algorithm: the kept indices of every step, and the
 //! weights themselves.
 
+#[path = "common/cases.rs"]
+mod cases;
+
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
 use lstc::rewrite::compile;
 use lstc::rewrite::config::Config;
@@ -10,21 +12,9 @@ use lstc_passes::options::Init;
 use lstc_passes::prune::kept_by_magnitude;
 use safetensors::{Dtype, SafeTensors};
 
-fn cases() -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
-    let mut found: Vec<PathBuf> = std::fs::read_dir(root)
-        .expect("the cases are committed")
-        .map(|e| e.expect("a readable folder").path())
-        .filter(|p| p.join("magnitude.safetensors").exists())
-        .collect();
-    found.sort();
-    assert!(found.len() >= 3, "only {} cases", found.len());
-    found
-}
-
 #[test]
 fn kept_indices_and_weights_are_the_transcriptions() {
-    for case in cases() {
+    for case in cases::with("magnitude.safetensors", 4) {
         let mut options = Config::read(&case.join("lst.yaml")).expect("a configuration").options();
         options.method.init = Init::Magnitude;
         let reduction = options.method.reduction;

@@ -3,6 +3,8 @@
 //! Bounds are those of fp32 arithmetic: logits 1e-5 and loss 1e-6 relative to their largest, gradients 1e-4 relative to
 //! the parameter's largest, the loss curve of 20 AdamW steps 1e-4.
 
+#[path = "common/cases.rs"]
+mod cases;
 mod common;
 
 use std::collections::{BTreeMap, HashMap};
@@ -20,19 +22,6 @@ const LOSS: f64 = 1e-6;
 const GRADIENT: f64 = 1e-4;
 const CURVE: f64 = 1e-4;
 const FINAL: f64 = 1e-4;
-
-/// Folders of `tests/cases` with expectations.
-fn cases() -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
-    let mut found: Vec<PathBuf> = std::fs::read_dir(root)
-        .expect("the cases are committed")
-        .map(|e| e.expect("a readable folder").path())
-        .filter(|p| p.join("expected.safetensors").exists())
-        .collect();
-    found.sort();
-    assert!(found.len() >= 10, "only {} cases", found.len());
-    found
-}
 
 /// Tensors and metadata of a safetensors file.
 struct Expected {
@@ -152,7 +141,7 @@ fn run(session: &mut Session, inputs: &[(String, Tensor)], outputs: &[&str]) -> 
 fn logits_loss_and_gradients() {
     let mut worst = [0.0_f64; 3];
     println!("{:<24} {:>9} {:>9} {:>9}  worst gradient", "case", "logits", "loss", "gradient");
-    for case in cases() {
+    for case in cases::with("expected.safetensors", 15) {
         let case = Rewritten::new(&case);
         let expected = &case.expected;
         let infer = case.run(&mut case.session("infer.onnx"), &["logits"]);
@@ -187,7 +176,7 @@ fn logits_loss_and_gradients() {
 fn twenty_steps_of_adamw() {
     let mut worst = 0.0_f64;
     println!("{:<24} {:>9} {:>9} {:>9}", "case", "curve", "norm", "final");
-    for case in cases() {
+    for case in cases::with("expected.safetensors", 15) {
         let case = Rewritten::new(&case);
         let expected = &case.expected;
         let mut session = case.session("train.onnx");

@@ -1,6 +1,8 @@
 //! Properties of every side network that the options can describe, on the committed cases: it compiles, its graphs run,
 //! its gradients are those of its loss, and a training step is a gradient and its application.
 
+#[path = "common/cases.rs"]
+mod cases;
 mod common;
 
 use std::collections::BTreeMap;
@@ -23,19 +25,8 @@ use safetensors::{Dtype, SafeTensors};
 /// Side networks that are drawn.
 const DRAWN: u32 = 12;
 
-/// The committed cases, by folder.
-fn committed() -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
-    let entries = std::fs::read_dir(root).expect("the cases are committed");
-    let mut found: Vec<PathBuf> = entries.map(|e| e.expect("a readable folder").path()).collect();
-    found.retain(|p| p.join("expected.safetensors").exists());
-    found.sort();
-    assert!(found.len() >= 10, "only {} cases", found.len());
-    found
-}
-
 fn case(name: &str) -> PathBuf {
-    committed().into_iter().find(|p| p.ends_with(name)).expect("the case is committed")
+    cases::with("expected.safetensors", 15).into_iter().find(|p| p.ends_with(name)).expect("the case is committed")
 }
 
 /// The batch that a case comes with.
@@ -96,7 +87,7 @@ fn drawn() -> impl Strategy<Value = Drawn> {
     let gate = prop_oneof![Just(Gate::Learnable), Just(Gate::Fixed), Just(Gate::None)];
     let init = prop_oneof![Just(Init::Magnitude), Just(Init::MagnitudeConsistent), Just(Init::Random)];
     let loss = prop_oneof![Just((1.0_f32, 0.0_f32)), Just((0.7, 0.2)), Just((0.0, 1.0))];
-    let place = (0..committed().len(), any::<[u8; 2]>(), any::<u64>());
+    let place = (0..cases::with("expected.safetensors", 15).len(), any::<[u8; 2]>(), any::<u64>());
     let mixing = (gate, 0.05_f32..2.0, -0.2_f32..0.2, any::<bool>());
     (place, mixing, (1_usize..=8, any::<bool>(), init), loss).prop_map(|(place, mixing, rest, loss)| {
         let (case, kept, seed) = place;
@@ -140,7 +131,7 @@ fn every_side_network_is_sound() {
 }
 
 fn check(drawn: &Drawn) {
-    let case = &committed()[drawn.case];
+    let case = &cases::with("expected.safetensors", 15)[drawn.case];
     let model = case.join("model.onnx");
     let folder = tempfile::tempdir().expect("a temporary folder");
     let tuned = folder.path().join("tuned");

@@ -274,57 +274,7 @@ impl Graph {
         id
     }
 
-    /// Copies the nodes behind `wanted` from another graph, with `given` standing for values already here. Weights are
-    /// added once each; graph inputs must be given.
-    ///
-    /// # Errors
-    /// The name of an input of `from` that was not given.
-    pub fn graft(
-        &mut self,
-        from: &Graph,
-        wanted: &[ValueId],
-        given: &mut HashMap<ValueId, ValueId>,
-    ) -> Result<Vec<ValueId>, String> {
-        let needed = from.ancestors_until(wanted.iter().copied(), |v| given.contains_key(&v));
-        let order = from.order().map_err(|n| format!("`{}` is part of a cycle", from.node(n).name))?;
-        for id in order.into_iter().filter(|id| needed.contains(id)) {
-            let mut node = from.node(id).clone();
-            for input in node.inputs.iter_mut().flatten() {
-                *input = self.graft_value(from, *input, given)?;
-            }
-            let new = NodeId(self.nodes.len() as u32);
-            for (slot, output) in node.outputs.iter_mut().enumerate() {
-                let Some(output) = output else { continue };
-                let value = from.value(*output);
-                let copy = self.add_value(&value.name, Source::Node(new, slot), value.dtype, value.fact.clone());
-                given.insert(*output, copy);
-                *output = copy;
-            }
-            self.nodes.push(Some(node));
-        }
-        wanted.iter().map(|v| self.graft_value(from, *v, given)).collect()
-    }
-
-    fn graft_value(
-        &mut self,
-        from: &Graph,
-        value: ValueId,
-        given: &mut HashMap<ValueId, ValueId>,
-    ) -> Result<ValueId, String> {
-        if let Some(here) = given.get(&value) {
-            return Ok(*here);
-        }
-        match &from.value(value).source {
-            Source::Weight(weight) => {
-                let here = self.add_weight(&from.value(value).name, weight.clone());
-                given.insert(value, here);
-                Ok(here)
-            }
-            _ => Err(from.value(value).name.clone()),
-        }
-    }
-
-    /// Replaces the attributes of a node.
+    /// Replaces an attribute of a node.
     pub fn set_attribute(&mut self, node: NodeId, name: &str, value: Attribute) {
         if let Some(node) = &mut self.nodes[node.index()] {
             node.attributes.insert(name, value);

@@ -1,9 +1,10 @@
 //! Files that are no models, damaged ones, and models made to hurt: each is a typed error that names the file and the
 //! place, or a graph; never a panic, a long wait or memory that a number in the file asked for.
 
+mod common;
+
 use std::path::Path;
-use std::sync::Once;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use lstc_graph::onnx::proto::attribute_proto::AttributeType;
@@ -16,29 +17,9 @@ use lstc_graph::onnx::proto::{
 use lstc_graph::{Graph, LoadError, load, load_bytes, print, shape_text, verify};
 use prost::Message;
 
+use common::{MESSAGES, count_messages, memory};
+
 const LIMIT: Duration = Duration::from_secs(1);
-
-/// Panic messages that reached the hook that was there before the crate's own.
-static MESSAGES: AtomicUsize = AtomicUsize::new(0);
-
-/// Counts panic messages from now on. Comes before the first model is read.
-fn count_messages() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let before = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            MESSAGES.fetch_add(1, Ordering::SeqCst);
-            before(info);
-        }));
-    });
-}
-
-/// A figure of `/proc/self/status` in MiB; 0 where there is none.
-fn memory(field: &str) -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find(|l| l.starts_with(field)).unwrap_or_default();
-    line.split_whitespace().nth(1).and_then(|kb| kb.parse::<u64>().ok()).unwrap_or(0) / 1024
-}
 
 fn read(model: &ModelProto) -> Result<Graph, LoadError> {
     count_messages();

@@ -1,9 +1,11 @@
 //! Real exports, damaged: whatever is left of one is recognised or refused, within a second, without a panic and
 //! without memory that a number in the file asked for.
 
+#[path = "../../graph/tests/common/mod.rs"]
+mod common;
+
 use std::path::{Path, PathBuf};
-use std::sync::Once;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use lstc_graph::onnx::proto::{ModelProto, TensorProto};
@@ -11,29 +13,10 @@ use lstc_graph::{load, load_bytes};
 use lstc_models::recognise;
 use prost::Message;
 
+use common::{MESSAGES, count_messages, memory};
+
 const LIMIT: Duration = Duration::from_secs(1);
 const MEMORY: u64 = 200;
-
-static MESSAGES: AtomicUsize = AtomicUsize::new(0);
-
-/// Counts panic messages from now on. Comes before the first model is read.
-fn count_messages() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let before = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            MESSAGES.fetch_add(1, Ordering::SeqCst);
-            before(info);
-        }));
-    });
-}
-
-/// A figure of `/proc/self/status` in MiB; 0 where there is none.
-fn memory(field: &str) -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find(|l| l.starts_with(field)).unwrap_or_default();
-    line.split_whitespace().nth(1).and_then(|kb| kb.parse::<u64>().ok()).unwrap_or(0) / 1024
-}
 
 struct Random(u64);
 

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use lstc_graph::{dot, load};
 
-use crate::inspect::{ModelReport, RewrittenReport, Sizes, is_rewritten};
+use crate::inspect::{ModelReport, RewrittenReport, Sizes};
 use crate::report::{self, Exit, Format};
+use crate::rewrite::manifest::is_rewritten;
 
 /// Tell what is in a model, where the taps go, and what training will cost
 #[derive(Debug, clap::Args)]

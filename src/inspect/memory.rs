@@ -52,18 +52,16 @@ pub struct Memory {
 
 impl Memory {
     pub fn predict(module: &Module, artifacts: &Artifacts, sizes: Sizes) -> Memory {
-        let bind = |g: &Graph| Binding::new(module, g, sizes);
+        let binding = Binding::new(module, sizes);
         let side: usize = module.parameters.iter().map(|p| p.dims.iter().product::<usize>()).sum();
         let backbone = frozen_elements(module);
         let weights = bytes_of_weights(&artifacts.train);
-        let train = bind(&artifacts.train);
         let full = module.graph.slice(&[module.anatomy.head.logits]);
-        let full_binding = bind(&full);
-        let kept = full_binding.sum_of_floats(&full) + 2 * full_binding.bytes(&full, module.anatomy.head.logits);
+        let kept = binding.sum_of_floats(&full) + 2 * binding.bytes(&full, module.anatomy.head.logits);
         Memory {
             reduction: module.options.method.reduction,
             sizes,
-            lst: Cost::new(side, weights + side as u64 * 4, train.peak(&artifacts.train)),
+            lst: Cost::new(side, weights + side as u64 * 4, binding.peak(&artifacts.train)),
             full: Cost::new(backbone, backbone as u64 * 4, kept),
         }
     }
@@ -75,7 +73,7 @@ struct Binding {
 }
 
 impl Binding {
-    fn new(module: &Module, _: &Graph, sizes: Sizes) -> Binding {
+    fn new(module: &Module, sizes: Sizes) -> Binding {
         let mut numbers = HashMap::new();
         let towers = &module.anatomy.towers;
         for (index, tower) in towers.iter().enumerate() {

@@ -16,7 +16,7 @@ pub use memory::{Memory, Sizes};
 
 use crate::report::{self, Bytes};
 use crate::rewrite::manifest::{ModelSummary, PortSummary, TapSummary, TowerSummary, taps};
-use crate::rewrite::{MANIFEST, manifest, nodes_by_pass};
+use crate::rewrite::{manifest, nodes_by_pass};
 
 /// What is in a model file.
 #[derive(Debug, Serialize)]
@@ -267,9 +267,4 @@ impl fmt::Display for RewrittenReport {
         let rows = self.cut.iter().map(|c| [c.role.clone(), port(&c.value), readers(c)]);
         writeln!(f, "{}", report::table(["the cut", "backbone value", "nodes that read it"], rows))
     }
-}
-
-/// True for a path that holds a rewritten model.
-pub fn is_rewritten(path: &Path) -> bool {
-    path.join(MANIFEST).is_file()
 }

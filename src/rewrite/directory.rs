@@ -9,7 +9,7 @@ use anyhow::{Context, anyhow, bail};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use tempfile::TempDir;
 
-use super::MANIFEST;
+use super::manifest::is_rewritten;
 use crate::report::Hinted;
 
 /// Begins the name of a folder that is being written; the process's number follows.
@@ -32,7 +32,7 @@ pub fn check(model: &Path, output: &Path, force: bool) -> anyhow::Result<()> {
         bail!("`{}` names no directory that could be made", output.display());
     }
     let Ok(metadata) = fs::symlink_metadata(output) else { return Ok(()) };
-    let is_rewrite = output.join(MANIFEST).is_file();
+    let is_rewrite = is_rewritten(output);
     let is_empty = fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_none());
     if metadata.is_dir() && is_empty {
         return Ok(());

@@ -218,6 +218,11 @@ pub fn taps(module: &Module) -> Vec<TapSummary> {
         .collect()
 }
 
+/// True for a path that holds a rewritten model.
+pub fn is_rewritten(path: &Path) -> bool {
+    path.join(MANIFEST).is_file()
+}
+
 /// What a manifest records of the rewrite, as far as commands read it back.
 #[derive(Debug, Deserialize)]
 pub struct Record {

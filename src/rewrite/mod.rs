@@ -12,8 +12,8 @@ use anyhow::{Context, anyhow};
 use lstc_graph::{Graph, Saved, encode, load, write_data};
 use lstc_models::recognise;
 use lstc_passes::{Artifacts, Module, Options, PassError, Timing, artifacts, ladder_side_tuning};
-use sha2::{Digest, Sha256};
 
+use crate::hash::sha256;
 use crate::side::{self, Side};
 use manifest::{Manifest, SourceFile};
 
@@ -155,26 +155,11 @@ fn source_files(model: &Path, graph: &Graph) -> anyhow::Result<Vec<SourceFile>> 
 pub fn source_file(path: &Path) -> anyhow::Result<SourceFile> {
     let context = || format!("cannot read `{}`", path.display());
     let mut file = fs::File::open(path).with_context(context)?;
-    let mut hash = Sha256::new();
-    let bytes = std::io::copy(&mut file, &mut HashWriter(&mut hash)).with_context(context)?;
-    let digest = hash.finalize();
-    let sha256 = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let sha256 = sha256(&mut file).with_context(context)?;
+    let bytes = file.metadata().with_context(context)?.len();
     // Not the file that a link leads to: external data lies beside the name.
     let path = std::path::absolute(path).with_context(context)?;
     Ok(SourceFile { file: path, sha256, bytes })
-}
-
-struct HashWriter<'h>(&'h mut Sha256);
-
-impl std::io::Write for HashWriter<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 /// Makes sure that the files are on the disk before they get their final name. A linked data file is the source's.

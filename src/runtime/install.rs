@@ -14,6 +14,7 @@ use super::library::{self, OLDEST, Version, library_files, load_version};
 use super::pins::{Flavour, Package, Pin};
 use super::pip::{self, PipError};
 use super::wheel::{self, WheelError};
+use crate::hash;
 
 /// What to install, and from what.
 #[derive(Clone, Debug)]
@@ -290,7 +291,7 @@ impl<'r> Wheel<'r> {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Wheel<'r>, InstallError> {
         let mut file = File::open(path).map_err(files(path))?;
-        let found = wheel::sha256(&mut file).map_err(files(path))?;
+        let found = hash::sha256(&mut file).map_err(files(path))?;
         for (package, wanted) in choice {
             if let Some(pin) = package.wheels.iter().find(|pin| pin.sha256 == found) {
                 if pin.machine() != wanted.machine() {

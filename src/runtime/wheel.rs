@@ -1,10 +1,9 @@
 //! A wheel, read with suspicion: it is a zip file that came from somewhere.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Write};
 use std::path::{Component, Path, PathBuf};
 
-use sha2::{Digest, Sha256};
 use zip::ZipArchive;
 use zip::result::ZipError;
 
@@ -28,21 +27,6 @@ pub enum WheelError {
     Damaged { entry: String, source: io::Error },
     #[error("cannot write `{}`", path.display())]
     Write { path: PathBuf, source: io::Error },
-}
-
-/// The SHA-256 of a file, in hexadecimal, from its start; the file is left at its start again.
-pub(super) fn sha256(file: &mut File) -> io::Result<String> {
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 16];
-    file.rewind()?;
-    loop {
-        match file.read(&mut buffer)? {
-            0 => break,
-            count => hasher.update(&buffer[..count]),
-        }
-    }
-    file.rewind()?;
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Unpacks the shared libraries of a package's wheel into `into`, its licences into `into/licenses/<package>`, and

@@ -1,0 +1,59 @@
+//! The proof that the anatomy is right fails where it is wrong.
+
+mod common;
+
+use std::path::Path;
+
+use lstc::rewrite::{Request, compile, rewrite};
+use lstc::verify::prove;
+use lstc_models::{Activation, SublayerKind};
+use lstc_passes::{Module, Options};
+
+/// The failed checks of a rewrite whose anatomy is changed before it is proved.
+fn failed(change: impl Fn(&mut Module)) -> Vec<String> {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases/gated_dynamo/model.onnx");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let output = folder.path().join("tuned");
+    let mut options = Options::default();
+    options.method.reduction = 4;
+    let request = Request { model: &model, options: options.clone(), output: &output, force: false };
+    rewrite(request, |_, _| ()).unwrap_or_else(|e| panic!("{e:?}"));
+    let (mut module, _) = compile(&model, options, None, |_, _| ()).unwrap_or_else(|e| panic!("{e:?}"));
+    change(&mut module);
+    let version = Some(env!("CARGO_PKG_VERSION"));
+    let checks = prove(&output, module, version, common::runtime(), 0, |_| ()).unwrap_or_else(|e| panic!("{e:?}"));
+    checks.into_iter().filter(|c| !c.holds).map(|c| format!("{}: {}", c.name, c.measured)).collect()
+}
+
+#[test]
+fn a_right_anatomy_holds() {
+    assert_eq!(failed(|_| ()), Vec::<String>::new());
+}
+
+#[test]
+fn a_wrong_epsilon_scale_activation_or_matrix_is_found_in_its_block() {
+    let found = |failed: Vec<String>, block: &str| {
+        println!("{failed:?}");
+        assert!(failed.len() == 1 && failed[0].starts_with(block), "{failed:?}");
+    };
+    let epsilon = failed(|m| m.anatomy.towers[0].blocks[1].sublayers[0].norm.epsilon = 0.1);
+    found(epsilon, "block 1 of the encoder");
+    let scale = failed(|m| {
+        if let SublayerKind::Attention(a) = &mut m.anatomy.towers[1].blocks[0].sublayers[1].kind {
+            a.scale = 0.5;
+        }
+    });
+    found(scale, "block 0 of the decoder");
+    let activation = failed(|m| {
+        if let SublayerKind::FeedForward(f) = &mut m.anatomy.towers[0].blocks[0].sublayers[1].kind {
+            f.activation = Activation::GeluErf;
+        }
+    });
+    found(activation, "block 0 of the encoder");
+    let matrices = failed(|m| {
+        if let SublayerKind::Attention(a) = &mut m.anatomy.towers[1].blocks[1].sublayers[0].kind {
+            std::mem::swap(&mut a.q, &mut a.v);
+        }
+    });
+    found(matrices, "block 1 of the decoder");
+}
