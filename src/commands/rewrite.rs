@@ -34,7 +34,7 @@ What is written to the output directory:
     after_long_help = "\
 Examples:
   lstc rewrite t5.onnx -o tuned/
-  lstc rewrite t5.onnx -o tuned/ --encoder-blocks 1,2,3,5,6,7,9,10,11 --decoder-blocks 1,2,3,5,6,7,9,10,11
+  lstc rewrite t5.onnx -o tuned/ --encoder-blocks 1,3,5 --decoder-blocks 1,3,5
   lstc rewrite --print-config > lst.yaml     every option with its default, to edit
   lstc rewrite t5.onnx --config lst.yaml -o tuned/
   lstc rewrite --config tuned/lst.yaml -o again/     the same once more, from a manifest"
@@ -66,7 +66,7 @@ pub struct Rewrite {
     #[arg(long, help_heading = "Looking into the compiler")]
     timings: bool,
 
-    /// Stop after a pass, and write no model
+    /// Stop after a pass, and write no model; a wrong name lists the passes
     #[arg(
         long,
         value_name = "PASS",
