@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use petgraph::algo::toposort;
 use petgraph::graph::{DiGraph, NodeIndex};
 
-use crate::ir::{Graph, NodeId, Source, ValueId};
+use crate::ir::{Graph, NodeId, Role, Source, ValueId};
 
 impl Graph {
     /// The data flow between nodes as a petgraph: one edge for each value that a node reads from another.
@@ -104,6 +104,27 @@ impl Graph {
         let uses = slice.uses();
         slice.inputs.retain(|v| !uses.of(*v).is_empty() || outputs.contains(v));
         slice
+    }
+
+    /// The graph in two: what can be computed before the inputs `late` are known, and the rest. The values that pass from
+    /// one to the other are outputs of the first and inputs of the second, under their names.
+    pub fn split(&self, late: &[ValueId]) -> (Graph, Graph) {
+        let waits = self.dependents(late.iter().copied());
+        let live = self.ancestors(self.outputs.iter().copied());
+        let is_late = |id: &NodeId| self.node(*id).outputs.iter().flatten().any(|v| waits[v.index()]);
+        let read = live.iter().filter(|id| is_late(id)).flat_map(|id| self.node(*id).inputs.iter().flatten());
+        let made_early = |v: &&ValueId| !waits[v.index()] && self.producer_of(**v).is_some();
+        let mut frontier: Vec<ValueId> = read.chain(&self.outputs).filter(made_early).copied().collect();
+        frontier.sort_unstable();
+        frontier.dedup();
+
+        let mut rest = self.clone();
+        for value in &frontier {
+            rest.values[value.index()].source = Source::Input(Role::Frozen);
+        }
+        rest.inputs.extend(&frontier);
+        let outputs = rest.outputs.clone();
+        (self.slice(&frontier), rest.slice(&outputs))
     }
 
     /// True where a path of values leads from `from` to `to`.

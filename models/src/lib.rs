@@ -12,6 +12,7 @@ mod attention;
 mod families;
 mod feed_forward;
 mod folded;
+mod inputs;
 mod matcher;
 mod recognise;
 
@@ -19,5 +20,6 @@ pub use anatomy::{
     Activation, Anatomy, Attention, AttentionKind, Bias, Block, Buckets, FeedForward, Head, Linear, Norm, Orientation,
     Relative, Sublayer, SublayerKind, Table, Tower, TowerKind,
 };
-pub use families::{Family, Names, families};
+pub use families::{Family, Names, SpecialTokens, families};
+pub use inputs::{InputRole, ModelInput, model_inputs};
 pub use recognise::{Refusal, Refused, recognise};

@@ -3,8 +3,8 @@
 //! Requires: a recognised model. Ensures: one batch dimension for all inputs, and no backbone value under a name that
 //! the written graphs give to something else.
 
-use lstc_graph::{Dim, Graph, ValueId};
-use lstc_models::{AttentionKind, SublayerKind};
+use lstc_graph::Dim;
+use lstc_models::model_inputs;
 
 use crate::module::Module;
 use crate::optimizer::{FIRST_MOMENT, SECOND_MOMENT};
@@ -64,20 +64,10 @@ fn unify(module: &mut Module) -> Result<(), String> {
     let (graph, anatomy) = (&module.graph, &module.anatomy);
     let batch = anatomy.towers[0].batch.clone();
     let mut renamed: Vec<(Dim, Dim)> = anatomy.towers.iter().map(|t| (t.batch.clone(), batch.clone())).collect();
-    for (index, tower) in anatomy.towers.iter().enumerate() {
-        for layer in tower.blocks.iter().flat_map(|b| &b.sublayers) {
-            let SublayerKind::Attention(attention) = &layer.kind else { continue };
-            let keys = match attention.kind {
-                AttentionKind::SelfAttention => tower,
-                AttentionKind::Cross => &anatomy.towers[index - 1],
-            };
-            let masks = attention.bias.iter().flat_map(|b| b.values());
-            for input in inputs_behind(graph, masks) {
-                if let Some([b, length]) = graph.shape(input).and_then(|s| <[Dim; 2]>::try_from(s).ok()) {
-                    renamed.push((b, batch.clone()));
-                    renamed.push((length, keys.length.clone()));
-                }
-            }
+    for input in model_inputs(graph, anatomy) {
+        if let Some([b, length]) = graph.shape(input.value).and_then(|s| <[Dim; 2]>::try_from(s).ok()) {
+            renamed.push((b, batch.clone()));
+            renamed.push((length, anatomy.towers[input.tower].length.clone()));
         }
     }
     renamed.retain(|(from, to)| matches!(from, Dim::Var(_)) && from != to);
@@ -96,17 +86,4 @@ fn unify(module: &mut Module) -> Result<(), String> {
         tower.length = replace(&tower.length);
     }
     module.graph.infer().map_err(|(node, reason)| format!("`{}`: {reason}", module.graph.node(node).name))
-}
-
-/// The graph inputs whose contents, not only shapes, the values are computed from.
-fn inputs_behind(graph: &Graph, values: impl Iterator<Item = ValueId>) -> Vec<ValueId> {
-    let is_shape =
-        |v: ValueId| graph.producer_of(v).is_some_and(|(n, _)| graph.node(n).is("Shape") || graph.node(n).is("Size"));
-    let values: Vec<ValueId> = values.collect();
-    let nodes = graph.ancestors_until(values.iter().copied(), is_shape);
-    let read = nodes.iter().flat_map(|id| graph.node(*id).inputs.iter().flatten()).chain(&values);
-    let mut inputs: Vec<ValueId> = read.filter(|v| graph.inputs.contains(v)).copied().collect();
-    inputs.sort_unstable();
-    inputs.dedup();
-    inputs
 }

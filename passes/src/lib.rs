@@ -10,6 +10,7 @@ pub mod differentiate;
 mod freeze;
 mod head;
 pub mod importance;
+mod in_place;
 mod ladder;
 mod loss;
 mod matrix;
@@ -24,6 +25,7 @@ mod tap;
 
 pub use artifacts::{Artifacts, artifacts};
 pub use freeze::BACKBONE_LOGITS;
+pub use in_place::written_in_place;
 pub use module::{Module, Parameter, Point, Tap};
 pub use options::Options;
 pub use pipeline::{Pass, PassError, Pipeline, Timing, ladder_side_tuning};

@@ -24,6 +24,10 @@ pub struct Config {
     lstc: Option<String>,
     #[serde(rename = "model")]
     _model: Option<IgnoredAny>,
+    #[serde(rename = "inputs")]
+    _inputs: Option<IgnoredAny>,
+    #[serde(rename = "tokens")]
+    _tokens: Option<IgnoredAny>,
     #[serde(rename = "graphs")]
     _graphs: Option<IgnoredAny>,
     #[serde(rename = "parameters")]

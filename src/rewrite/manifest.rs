@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use lstc_graph::{Graph, ValueId, dim_text};
-use lstc_models::{Activation, Anatomy, AttentionKind, TowerKind};
+use lstc_models::{Activation, Anatomy, AttentionKind, InputRole, SpecialTokens, TowerKind, model_inputs};
 use lstc_passes::options::{LossOptions, Method, OptimizerOptions};
 use lstc_passes::{Artifacts, Group, Module, Point};
 use serde::{Deserialize, Serialize};
@@ -30,6 +30,9 @@ pub struct Manifest {
     pub loss: LossOptions,
     pub optimizer: OptimizerOptions,
     pub model: ModelSummary,
+    /// What the model's inputs are for.
+    pub inputs: Vec<InputSummary>,
+    pub tokens: SpecialTokens,
     pub graphs: Vec<GraphSummary>,
     pub parameters: Vec<ParameterSummary>,
     pub taps: Vec<TapSummary>,
@@ -152,6 +155,24 @@ impl GraphSummary {
     }
 }
 
+/// An input of the model, and its part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InputSummary {
+    pub name: String,
+    pub tower: TowerKind,
+    pub role: InputRole,
+}
+
+fn inputs(module: &Module) -> Vec<InputSummary> {
+    let (graph, anatomy) = (&module.graph, &module.anatomy);
+    let summary = |input: lstc_models::ModelInput| InputSummary {
+        name: graph.value(input.value).name.clone(),
+        tower: anatomy.towers[input.tower].kind,
+        role: input.role,
+    };
+    model_inputs(graph, anatomy).into_iter().map(summary).collect()
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ParameterSummary {
     pub name: String,
@@ -170,7 +191,7 @@ pub struct TapSummary {
 }
 
 impl Manifest {
-    pub fn new(module: &Module, artifacts: &Artifacts, source: Vec<SourceFile>) -> Manifest {
+    pub fn new(module: &Module, artifacts: &Artifacts, source: Vec<SourceFile>, tokens: SpecialTokens) -> Manifest {
         let options = module.options.clone();
         let mut cut: Vec<String> = module.cut.iter().map(|v| module.graph.value(*v).name.clone()).collect();
         cut.sort_unstable();
@@ -182,6 +203,8 @@ impl Manifest {
             loss: options.loss,
             optimizer: options.optimizer,
             model: ModelSummary::new(&module.graph, &module.anatomy),
+            inputs: inputs(module),
+            tokens,
             graphs: artifacts.files().into_iter().map(|(file, g)| GraphSummary::new(file, g, module)).collect(),
             parameters: module
                 .parameters
@@ -227,9 +250,19 @@ pub fn is_rewritten(path: &Path) -> bool {
 #[derive(Debug, Deserialize)]
 pub struct Record {
     pub source: Vec<SourceFile>,
+    pub model: RecordedModel,
+    pub inputs: Vec<InputSummary>,
+    pub tokens: SpecialTokens,
     pub parameters: Vec<ParameterSummary>,
     pub taps: Vec<TapSummary>,
     pub cut: Vec<String>,
+}
+
+/// The part of the model's summary that commands read back.
+#[derive(Debug, Deserialize)]
+pub struct RecordedModel {
+    pub family: String,
+    pub vocabulary: usize,
 }
 
 /// What the manifest of a rewritten directory records.

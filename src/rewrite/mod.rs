@@ -1,5 +1,6 @@
 //! From a model file to the directory of trainable graphs.
 
+mod companions;
 pub mod config;
 mod directory;
 pub mod manifest;
@@ -15,6 +16,8 @@ use lstc_passes::{Artifacts, Module, Options, PassError, Timing, artifacts, ladd
 
 use crate::hash::sha256;
 use crate::side::{self, Side};
+pub use companions::TOKENIZER;
+use companions::{copy_tokenizer, special_tokens};
 use manifest::{Manifest, SourceFile};
 
 /// The frozen weights' file.
@@ -130,8 +133,10 @@ fn write(model: &Path, module: &Module, artifacts: &Artifacts, folder: &Path) ->
         let initial: Side =
             module.plan.parameters.iter().zip(&module.initial).map(|(p, a)| (p.name.clone(), a.clone())).collect();
         side::save(&folder.join(SIDE), &initial)?;
+        copy_tokenizer(model, folder)?;
+        let tokens = special_tokens(model, module.anatomy.family)?;
         let sources = hashing.join().map_err(|_| anyhow!("hashing the source failed"))??;
-        let manifest = Manifest::new(module, artifacts, sources);
+        let manifest = Manifest::new(module, artifacts, sources, tokens);
         fs::write(folder.join(MANIFEST), manifest.to_yaml()?)?;
         sync(folder, saved)?;
         Ok((manifest, saved))

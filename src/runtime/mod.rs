@@ -7,19 +7,23 @@
 //! **Invariant:** what was asked for is what runs. A library named by the user, or a CUDA device, that cannot be used is
 //! an error, never a fall-back to another one.
 
+mod binding;
 mod error;
 pub mod install;
 mod library;
 mod loaded;
+mod memory;
 mod pins;
 mod pip;
 mod session;
 mod tensor;
 mod wheel;
 
+pub use binding::{Binding, DeviceTensor};
 pub use error::{Error, Result};
 pub use library::{Library, Look, Origin, Outcome, Search, Version, find, search};
 pub use loaded::Runtime;
+pub use memory::Resident;
 pub use pins::Flavour;
 pub use session::{Device, Dim, Optimisation, Port, Session, SessionBuilder};
 pub use tensor::{ElementType, Tensor};

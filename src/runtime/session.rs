@@ -66,6 +66,7 @@ pub struct SessionBuilder<'r> {
     optimisation: Optimisation,
     threads: Option<usize>,
     deterministic: bool,
+    frugal: bool,
 }
 
 impl<'r> SessionBuilder<'r> {
@@ -76,6 +77,7 @@ impl<'r> SessionBuilder<'r> {
             optimisation: Optimisation::default(),
             threads: None,
             deterministic: false,
+            frugal: false,
         }
     }
 
@@ -101,13 +103,20 @@ impl<'r> SessionBuilder<'r> {
         self
     }
 
+    /// Weights are used where they are mapped, with no copies in a kernel's own layout, and intermediate values are
+    /// freed one by one, not as one block that is sized beforehand.
+    pub fn frugal(mut self, frugal: bool) -> Self {
+        self.frugal = frugal;
+        self
+    }
+
     /// Loads a model from its file; external data lies where the model says, beside it.
     pub fn open(self, path: &Path) -> Result<Session> {
         // ONNX Runtime tells a missing file, but not one that may not be read, from a broken model.
         fs::File::open(path).map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
         let model = format!("`{}`", path.display());
         let loaded = self.options()?.commit_from_file(path);
-        Session::new(loaded.map_err(|source| Error::Model { model, source })?)
+        Session::new(loaded.map_err(|source| Error::Model { model, source })?, self.device)
     }
 
     /// Loads a model from its bytes; `data` is the folder that its external data lies in, where it has any.
@@ -118,7 +127,8 @@ impl<'r> SessionBuilder<'r> {
             options = options.with_config_entry(DATA_FOLDER, folder.to_string_lossy()).map_err(refused)?;
         }
         let loaded = options.commit_from_memory(model);
-        Session::new(loaded.map_err(|source| Error::Model { model: "the model".to_owned(), source })?)
+        let model = || "the model".to_owned();
+        Session::new(loaded.map_err(|source| Error::Model { model: model(), source })?, self.device)
     }
 
     fn options(&self) -> Result<ort::session::builder::SessionBuilder> {
@@ -131,6 +141,10 @@ impl<'r> SessionBuilder<'r> {
         let options = options.with_log_level(LogLevel::Error).map_err(refused)?;
         let options = options.with_optimization_level(level).map_err(refused)?;
         let mut options = options.with_deterministic_compute(self.deterministic).map_err(refused)?;
+        if self.frugal {
+            options = options.with_config_entry("session.disable_prepacking", "1").map_err(refused)?;
+            options = options.with_memory_pattern(false).map_err(refused)?;
+        }
         if let Some(threads) = self.threads {
             options = options.with_intra_threads(threads).map_err(refused)?;
         }
@@ -221,16 +235,17 @@ impl Port {
 /// A model that is ready to run.
 #[derive(Debug)]
 pub struct Session {
-    session: ort::session::Session,
+    pub(super) session: ort::session::Session,
+    pub(super) device: Device,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
 }
 
 impl Session {
-    fn new(session: ort::session::Session) -> Result<Session> {
+    fn new(session: ort::session::Session, device: Device) -> Result<Session> {
         let inputs = session.inputs().iter().map(Port::new).collect::<Result<_>>()?;
         let outputs = session.outputs().iter().map(Port::new).collect::<Result<_>>()?;
-        Ok(Session { session, inputs, outputs })
+        Ok(Session { session, device, inputs, outputs })
     }
 
     /// The model's inputs, in its order.

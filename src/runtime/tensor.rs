@@ -56,6 +56,11 @@ impl Tensor {
         each!(self, array => input(array))
     }
 
+    /// A copy that ONNX Runtime owns.
+    pub(super) fn to_value(&self) -> ort::Result<DynValue> {
+        each!(self, array => Ok(ort::value::Tensor::from_array(array.clone())?.into_dyn()))
+    }
+
     /// Copies what ONNX Runtime returned under `name`.
     pub(super) fn from_output(name: &str, value: &DynValue) -> Result<Tensor> {
         let run = |source| Error::Run { source };

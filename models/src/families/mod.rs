@@ -3,7 +3,7 @@
 mod t5;
 
 use lstc_graph::Graph;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::anatomy::{Anatomy, AttentionKind, FeedForward};
 use crate::recognise::Refusal;
@@ -42,14 +42,40 @@ impl Names {
     }
 }
 
+/// Ids of the tokens that have a part of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SpecialTokens {
+    /// What fills a row up.
+    pub pad: i64,
+    /// What ends every text.
+    pub end: i64,
+    /// What the decoder begins with.
+    pub start: i64,
+}
+
+/// What is known of a family beforehand.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Facts {
+    names: Names,
+    tokens: SpecialTokens,
+}
+
 /// A family of models.
 pub struct Family {
     pub name: &'static str,
     pub names: Names,
+    pub tokens: SpecialTokens,
     check: fn(&Graph, &Anatomy) -> Vec<Refusal>,
 }
 
 impl Family {
+    fn new(name: &'static str, facts: &str, check: fn(&Graph, &Anatomy) -> Vec<Refusal>) -> Family {
+        let Facts { names, tokens } = serde_yaml::from_str(facts).expect("the family's facts are well-formed");
+        Family { name, names, tokens, check }
+    }
+
     /// Whether a model meets the family's constraints.
     ///
     /// # Errors

@@ -1,0 +1,65 @@
+//! What a model's inputs are for: token indices of a tower, or a mask over its positions.
+
+use lstc_graph::{Graph, ValueId};
+use serde::{Deserialize, Serialize};
+
+use crate::anatomy::{Anatomy, AttentionKind, SublayerKind};
+
+/// What a model is given through an input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InputRole {
+    /// Token indices.
+    Tokens,
+    /// 1 for each position that may be attended to, 0 for padding.
+    Mask,
+}
+
+/// An input of a recognised model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModelInput {
+    pub value: ValueId,
+    /// Index of the tower in the anatomy.
+    pub tower: usize,
+    pub role: InputRole,
+}
+
+/// The inputs whose part is known, in the graph's order. A mask is what the bias of an attention is computed from; it
+/// belongs to the tower whose positions are the keys.
+pub fn model_inputs(graph: &Graph, anatomy: &Anatomy) -> Vec<ModelInput> {
+    let mut found: Vec<ModelInput> = anatomy
+        .towers
+        .iter()
+        .enumerate()
+        .map(|(tower, t)| ModelInput { value: t.tokens, tower, role: InputRole::Tokens })
+        .collect();
+    for (index, tower) in anatomy.towers.iter().enumerate() {
+        for layer in tower.blocks.iter().flat_map(|b| &b.sublayers) {
+            let SublayerKind::Attention(attention) = &layer.kind else { continue };
+            let keys = match attention.kind {
+                AttentionKind::SelfAttention => index,
+                AttentionKind::Cross => index.saturating_sub(1),
+            };
+            let masks: Vec<ValueId> = attention.bias.iter().flat_map(|b| b.values()).collect();
+            for value in inputs_behind(graph, &masks) {
+                if !found.iter().any(|f| f.value == value) {
+                    found.push(ModelInput { value, tower: keys, role: InputRole::Mask });
+                }
+            }
+        }
+    }
+    found.sort_by_key(|f| graph.inputs.iter().position(|v| *v == f.value));
+    found
+}
+
+/// The graph inputs whose contents, not only shapes, the values are computed from.
+fn inputs_behind(graph: &Graph, values: &[ValueId]) -> Vec<ValueId> {
+    let is_shape =
+        |v: ValueId| graph.producer_of(v).is_some_and(|(n, _)| graph.node(n).is("Shape") || graph.node(n).is("Size"));
+    let nodes = graph.ancestors_until(values.iter().copied(), is_shape);
+    let read = nodes.iter().flat_map(|id| graph.node(*id).inputs.iter().flatten()).chain(values);
+    let mut inputs: Vec<ValueId> = read.filter(|v| graph.inputs.contains(v)).copied().collect();
+    inputs.sort_unstable();
+    inputs.dedup();
+    inputs
+}

@@ -1,0 +1,147 @@
+//! Values that stay on a session's device from run to run, and runs that read and write them in place.
+
+use ndarray::ArrayD;
+use ort::AsPointer as _;
+use ort::io_binding::IoBinding;
+use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::Session as OrtSession;
+
+use super::error::{Error, Result};
+use super::session::{Device, Session};
+use super::tensor::Tensor;
+
+/// Numbers of 32 bits in a device's memory. On the CPU they lie on ONNX Runtime's own alignment, on which the order of
+/// its vectorised sums depends.
+#[derive(Debug)]
+pub struct DeviceTensor {
+    value: ort::value::Tensor<f32>,
+    dims: Vec<usize>,
+    device: Device,
+}
+
+impl DeviceTensor {
+    pub(super) fn new(session: &OrtSession, device: Device, dims: &[usize]) -> Result<DeviceTensor> {
+        let run = |source| Error::Run { source };
+        let value = match device {
+            Device::Cpu => ort::value::Tensor::new(&Allocator::default(), dims.to_vec()),
+            Device::Cuda(index) => memory(AllocationDevice::CUDA, index)
+                .and_then(|info| Allocator::new(session, info))
+                .and_then(|allocator| ort::value::Tensor::new(&allocator, dims.to_vec())),
+        };
+        Ok(DeviceTensor { value: value.map_err(run)?, dims: dims.to_vec(), device })
+    }
+
+    pub fn dims(&self) -> &[usize] {
+        &self.dims
+    }
+
+    /// Replaces the contents.
+    ///
+    /// # Panics
+    /// When the shapes differ.
+    pub fn write(&mut self, values: &ArrayD<f32>) -> Result<()> {
+        assert_eq!(values.shape(), self.dims, "a tensor keeps its shape");
+        let run = |source| Error::Run { source };
+        let values = values.as_standard_layout();
+        let slice = values.as_slice().expect("it was brought into standard layout");
+        match self.device {
+            Device::Cpu => self.value.extract_tensor_mut().1.copy_from_slice(slice),
+            Device::Cuda(_) => {
+                let host = ort::value::TensorRef::from_array_view(values.view()).map_err(run)?;
+                host.copy_into(&mut self.value).map_err(run)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A copy of the contents in the host's memory.
+    pub fn read(&self) -> Result<ArrayD<f32>> {
+        let run = |source| Error::Run { source };
+        match self.device {
+            Device::Cpu => Ok(self.value.extract_array().to_owned()),
+            Device::Cuda(_) => Ok(self.value.to(AllocationDevice::CPU, 0).map_err(run)?.extract_array().to_owned()),
+        }
+    }
+}
+
+fn memory(device: AllocationDevice<'static>, index: u32) -> ort::Result<MemoryInfo<'static>> {
+    MemoryInfo::new(device, i32::try_from(index).unwrap_or(i32::MAX), AllocatorType::Device, MemoryType::Default)
+}
+
+/// Inputs and outputs of a session, bound once or anew for each run.
+#[derive(Debug)]
+pub struct Binding {
+    binding: IoBinding,
+    /// Outputs that are read back, in the order in which they were bound.
+    fetched: Vec<String>,
+}
+
+impl Binding {
+    /// An input that is read where it lies.
+    pub fn input(&mut self, name: &str, tensor: &DeviceTensor) -> Result<()> {
+        self.binding.bind_input(name, &tensor.value).map_err(|source| Error::Run { source })
+    }
+
+    /// An input from the host, copied now.
+    pub fn feed(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
+        let value = tensor.to_value().map_err(|source| Error::Run { source })?;
+        self.binding.bind_input(name, &value).map_err(|source| Error::Run { source })
+    }
+
+    /// An output that is written where `tensor` lies. It may be an input's tensor too, where every node that reads the
+    /// input runs before the one that writes the output: [`lstc_passes::written_in_place`] tells.
+    pub fn output(&mut self, name: &str, tensor: &mut DeviceTensor) -> Result<()> {
+        self.binding.bind_output(name, &mut tensor.value).map_err(|source| Error::Run { source })
+    }
+
+    /// An output that each run gives to the host.
+    pub fn fetch(&mut self, name: &str) -> Result<()> {
+        let run = |source| Error::Run { source };
+        let host = memory(AllocationDevice::CPU, 0).map_err(run)?;
+        self.binding.bind_output_to_device(name, &host).map_err(run)?;
+        self.fetched.push(name.to_owned());
+        Ok(())
+    }
+}
+
+impl Session {
+    /// An uninitialised tensor on the session's device.
+    pub fn allocate(&self, dims: &[usize]) -> Result<DeviceTensor> {
+        DeviceTensor::new(&self.session, self.device, dims)
+    }
+
+    /// A tensor on the session's device with the values of one on the host.
+    pub fn upload(&self, values: &ArrayD<f32>) -> Result<DeviceTensor> {
+        let mut tensor = self.allocate(values.shape())?;
+        tensor.write(values)?;
+        Ok(tensor)
+    }
+
+    /// A binding with nothing bound.
+    pub fn binding(&self) -> Result<Binding> {
+        let binding = self.session.create_binding().map_err(|source| Error::Run { source })?;
+        Ok(Binding { binding, fetched: Vec::new() })
+    }
+
+    /// Runs the session on what is bound, and returns the fetched outputs in the order in which they were bound.
+    ///
+    /// # Errors
+    /// What ONNX Runtime has against the run: a missing input, a shape that does not fit, no memory.
+    pub fn run_bound(&mut self, binding: &Binding) -> Result<Vec<Tensor>> {
+        let run = |source| Error::Run { source };
+        debug_assert!(!binding.binding.ptr().is_null());
+        let outputs = self.session.run_binding(&binding.binding).map_err(run)?;
+        binding
+            .fetched
+            .iter()
+            .map(|name| {
+                let value = outputs.get(name.as_str()).ok_or_else(|| Error::NoSuchPort {
+                    direction: "output",
+                    name: name.clone(),
+                    known: Vec::new(),
+                })?;
+                Tensor::from_output(name, value)
+            })
+            .collect()
+    }
+}
