@@ -1,6 +1,7 @@
 //! `lstc`: a compiler from an ONNX transformer to a ladder side-tuning training step.
 
 pub mod commands;
+pub mod data;
 mod hash;
 pub mod inspect;
 pub mod report;

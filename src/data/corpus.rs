@@ -1,0 +1,138 @@
+//! The tokenised examples of one file.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::intake::Intake;
+use super::rows::Rows;
+use super::words::Words;
+use super::{Reading, SpecialTokens, Tokenizer};
+
+/// Words of the index that an example takes: where its tokens begin and its line in the file, both 64 bits with the lower
+/// half first, then the lengths of source and target.
+pub(super) const ENTRY: usize = 6;
+
+/// Tokenised examples, in the order of their file.
+///
+/// **Invariant:** there is at least one; sources and targets hold at least one token each, and only ids of the vocabulary.
+#[derive(Debug)]
+pub struct Corpus {
+    pub(super) tokens: Words,
+    pub(super) index: Words,
+    pub(super) skipped: Skipped,
+    pub(super) truncated: (usize, usize),
+    pub(super) sha256: String,
+}
+
+/// One tokenised row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Example<'a> {
+    /// Where it begins in the file, as a line from 1.
+    pub row: u64,
+    pub source: &'a [u32],
+    /// With the end token.
+    pub target: &'a [u32],
+}
+
+/// Bad rows that were left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Skipped {
+    pub count: usize,
+    /// Why the first few were, with file, line and field.
+    pub first: Vec<String>,
+}
+
+impl Corpus {
+    /// Reads and tokenises a file. Its tokens go to a file without a name in the folder `scratch`; ids must be below
+    /// `vocabulary`. `progress` is told the bytes read, and of how many.
+    ///
+    /// Rows with token ids need no tokenizer: their ids are taken as they are, without padding at the end (-100 in `labels`,
+    /// the padding token in `input_ids`), and cut to the limits with their last token kept. An input that is blank is a bad
+    /// row unless a prefix stands before it; a blank target always is.
+    ///
+    /// # Errors
+    /// A file that cannot be read or has no usable row; the first bad row, where rows are not to be skipped, with its line
+    /// and field.
+    pub fn read(
+        path: &Path,
+        reading: &Reading,
+        tokenizer: Option<&Tokenizer>,
+        special: SpecialTokens,
+        scratch: &Path,
+        vocabulary: u32,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> anyhow::Result<Corpus> {
+        reading.check()?;
+        let mut rows = Rows::open(path, reading)?;
+        let mut intake = Intake::new(path, reading, tokenizer, special, vocabulary, scratch)?;
+        while let Some(row) = rows.next().map_err(|error| error.context(format!("cannot read `{}`", path.display())))? {
+            if intake.take(row)? {
+                let (read, of) = rows.progress();
+                progress(read, of);
+            }
+        }
+        let corpus = intake.finish()?;
+        let (read, of) = rows.progress();
+        progress(read, of);
+        Ok(corpus)
+    }
+
+    pub fn len(&self) -> usize {
+        self.index.len() / ENTRY
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// # Panics
+    /// Where there is no such example.
+    pub fn example(&self, index: usize) -> Example<'_> {
+        let entry = self.entry(index);
+        let long = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
+        let start = long(entry[0], entry[1]) as usize;
+        let middle = start + entry[4] as usize;
+        let end = middle + entry[5] as usize;
+        Example {
+            row: long(entry[2], entry[3]),
+            source: &self.tokens[start..middle],
+            target: &self.tokens[middle..end],
+        }
+    }
+
+    /// Tokens of an example's source and target.
+    pub(super) fn lengths(&self, index: usize) -> (u32, u32) {
+        let entry = self.entry(index);
+        (entry[4], entry[5])
+    }
+
+    fn entry(&self, index: usize) -> &[u32] {
+        &self.index[index * ENTRY..][..ENTRY]
+    }
+
+    pub fn skipped(&self) -> &Skipped {
+        &self.skipped
+    }
+
+    /// How many sources and how many targets were longer than their limits.
+    pub fn truncated(&self) -> (usize, usize) {
+        self.truncated
+    }
+
+    /// Of the lengths and the ids of all examples, in order, in hexadecimal: whether two files, read in their ways, train
+    /// the same.
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+
+    /// The distinct targets in ascending order; none where there are more than `at_most`.
+    pub fn targets(&self, at_most: usize) -> Option<Vec<Vec<u32>>> {
+        let mut targets = BTreeSet::new();
+        for index in 0..self.len() {
+            if targets.insert(self.example(index).target) && targets.len() > at_most {
+                return None;
+            }
+        }
+        Some(targets.into_iter().map(<[u32]>::to_vec).collect())
+    }
+}

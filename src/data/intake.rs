@@ -1,0 +1,270 @@
+//! From rows to the examples of a corpus: tokenised in chunks, checked, and written in the rows' order.
+
+use std::path::Path;
+
+use anyhow::{Context, anyhow, bail};
+use sha2::{Digest, Sha256};
+
+use super::corpus::{Corpus, Skipped};
+use super::rows::{Content, Row};
+use super::words::WordsWriter;
+use super::{Encoded, IGNORED, OnBadRow, Reading, SpecialTokens, Tokenizer};
+use crate::report::Hinted;
+
+/// Rows that are tokenised together, at most.
+const CHUNK_ROWS: usize = 512;
+/// Text that is tokenised together, in bytes: tokenizers need about a hundred bytes a token.
+const CHUNK_TEXT: usize = 256 << 10;
+/// Reasons that are kept of skipped rows.
+const REASONS: usize = 5;
+
+pub struct Intake<'a> {
+    path: &'a Path,
+    reading: &'a Reading,
+    tokenizer: Option<&'a Tokenizer>,
+    special: SpecialTokens,
+    vocabulary: u32,
+    scratch: &'a Path,
+    chunk: Vec<Row>,
+    chunk_text: usize,
+    tokens: WordsWriter,
+    index: WordsWriter,
+    examples: u32,
+    hash: Sha256,
+    skipped: Skipped,
+    truncated: (usize, usize),
+}
+
+/// A row's source and target.
+type Pair = (Encoded, Encoded);
+
+impl<'a> Intake<'a> {
+    /// # Errors
+    /// A folder that no file can be made in.
+    pub fn new(
+        path: &'a Path,
+        reading: &'a Reading,
+        tokenizer: Option<&'a Tokenizer>,
+        special: SpecialTokens,
+        vocabulary: u32,
+        scratch: &'a Path,
+    ) -> anyhow::Result<Intake<'a>> {
+        let words =
+            || WordsWriter::create(scratch).with_context(|| format!("cannot create a file in `{}`", scratch.display()));
+        Ok(Intake {
+            path,
+            reading,
+            tokenizer,
+            special,
+            vocabulary,
+            scratch,
+            chunk: Vec::new(),
+            chunk_text: 0,
+            tokens: words()?,
+            index: words()?,
+            examples: 0,
+            hash: Sha256::new(),
+            skipped: Skipped::default(),
+            truncated: (0, 0),
+        })
+    }
+
+    /// Takes a row, and says whether a chunk was written with it.
+    ///
+    /// # Errors
+    /// A bad row, where they are not skipped; text without a tokenizer; a full disk.
+    pub fn take(&mut self, row: Row) -> anyhow::Result<bool> {
+        self.chunk_text += match &row.content {
+            Ok(Content::Text { input, target }) => self.reading.prefix.len() + input.len() + target.len(),
+            Ok(Content::Ids { input, target }) => 8 * (input.len() + target.len()),
+            Err(why) => why.len(),
+        };
+        self.chunk.push(row);
+        let is_full = self.chunk.len() >= CHUNK_ROWS || self.chunk_text >= CHUNK_TEXT;
+        if is_full {
+            self.write_chunk()?;
+        }
+        Ok(is_full)
+    }
+
+    /// # Errors
+    /// As [`Intake::take`], and where no row was usable.
+    pub fn finish(mut self) -> anyhow::Result<Corpus> {
+        self.write_chunk()?;
+        if self.examples == 0 {
+            match self.skipped.first.first() {
+                Some(why) => {
+                    bail!("no row of `{}` can be used, {} are bad: {why}", self.path.display(), self.skipped.count)
+                }
+                None => bail!("`{}` holds no rows", self.path.display()),
+            }
+        }
+        let full = || format!("cannot write the tokenised examples to `{}`", self.scratch.display());
+        Ok(Corpus {
+            tokens: self.tokens.finish().with_context(full)?,
+            index: self.index.finish().with_context(full)?,
+            skipped: self.skipped,
+            truncated: self.truncated,
+            sha256: self.hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect(),
+        })
+    }
+
+    fn write_chunk(&mut self) -> anyhow::Result<()> {
+        let chunk = std::mem::take(&mut self.chunk);
+        self.chunk_text = 0;
+        let lines: Vec<u64> = chunk.iter().map(|row| row.line).collect();
+        for (line, pair) in lines.into_iter().zip(self.tokenised(chunk)?) {
+            match pair.and_then(|pair| self.checked(pair)) {
+                Ok(pair) => self.write(line, &pair)?,
+                Err(why) => self.bad_row(line, &why)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The tokens of each row of a chunk, or why it has none.
+    fn tokenised(&self, chunk: Vec<Row>) -> anyhow::Result<Vec<Result<Pair, String>>> {
+        let mut texts = (Vec::new(), Vec::new());
+        let mut rows: Vec<Result<Option<Pair>, String>> = Vec::with_capacity(chunk.len());
+        for row in chunk {
+            rows.push(match row.content.and_then(|content| self.without_blanks(content)) {
+                Ok(Content::Text { input, target }) => {
+                    texts.0.push(format!("{}{input}", self.reading.prefix));
+                    texts.1.push(target);
+                    Ok(None)
+                }
+                Ok(Content::Ids { input, target }) => self.taken(&input, &target).map(Some),
+                Err(why) => Err(why),
+            });
+        }
+        let mut encoded = self.encoded(texts.0, texts.1)?.into_iter();
+        let pair = |row: Result<Option<Pair>, String>| match row? {
+            Some(pair) => Ok(pair),
+            None => encoded.next().expect("there is one for each row of text"),
+        };
+        Ok(rows.into_iter().map(pair).collect())
+    }
+
+    fn without_blanks(&self, content: Content) -> Result<Content, String> {
+        if let Content::Text { input, target } = &content {
+            let blank = |name: &str| Err(format!("field `{name}` is empty"));
+            if target.trim().is_empty() {
+                return blank(&self.reading.target_field);
+            }
+            if input.trim().is_empty() && self.reading.prefix.trim().is_empty() {
+                return blank(&self.reading.input_field);
+            }
+        }
+        Ok(content)
+    }
+
+    fn encoded(&self, inputs: Vec<String>, targets: Vec<String>) -> anyhow::Result<Vec<Result<Pair, String>>> {
+        if inputs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let Some(tokenizer) = self.tokenizer else {
+            let error = anyhow!("`{}` holds text, and there is no tokenizer", self.path.display());
+            return Err(Hinted::new(error, "--tokenizer takes the model's `tokenizer.json`").into());
+        };
+        let (source, target) = (self.reading.max_source_length, self.reading.max_target_length);
+        // One text without tokens fails a whole batch: then each row is tried alone.
+        let retry = (inputs.clone(), targets.clone());
+        match (tokenizer.encode_all(inputs, source), tokenizer.encode_all(targets, target)) {
+            (Ok(sources), Ok(targets)) => Ok(sources.into_iter().zip(targets).map(Ok).collect()),
+            _ => Ok(retry.0.iter().zip(&retry.1).map(|(i, t)| self.encoded_alone(tokenizer, i, t)).collect()),
+        }
+    }
+
+    fn encoded_alone(&self, tokenizer: &Tokenizer, input: &str, target: &str) -> Result<Pair, String> {
+        let reading = self.reading;
+        let told = |name: &str, error: anyhow::Error| format!("field `{name}` has no tokens: {error:#}");
+        let source = tokenizer.encode(input, reading.max_source_length).map_err(|e| told(&reading.input_field, e))?;
+        let target = tokenizer.encode(target, reading.max_target_length).map_err(|e| told(&reading.target_field, e))?;
+        Ok((source, target))
+    }
+
+    /// Ids of a file that is tokenised already, without their padding, cut to the limits.
+    fn taken(&self, input: &[i64], target: &[i64]) -> Result<Pair, String> {
+        let SpecialTokens { pad, end, .. } = self.special;
+        let input = if pad == end { input } else { without_trailing(input, pad) };
+        let target = without_trailing(target, IGNORED);
+        let source = ids("input_ids", input)?;
+        let target = ids("labels", target)?;
+        Ok((cut(source, self.reading.max_source_length), cut(target, self.reading.max_target_length)))
+    }
+
+    /// A pair that has tokens on both sides, all of the vocabulary.
+    fn checked(&self, (source, target): Pair) -> Result<Pair, String> {
+        for (side, encoded) in [("input", &source), ("target", &target)] {
+            if let Some(id) = encoded.ids.iter().find(|id| **id >= self.vocabulary) {
+                let size = self.vocabulary;
+                return Err(format!("the {side} has token {id}, and the model's vocabulary has {size} tokens"));
+            }
+        }
+        Ok((source, target))
+    }
+
+    fn write(&mut self, line: u64, (source, target): &Pair) -> anyhow::Result<()> {
+        let start = self.tokens.count();
+        let lengths = [source.ids.len() as u32, target.ids.len() as u32];
+        let entry = [start as u32, (start >> 32) as u32, line as u32, (line >> 32) as u32, lengths[0], lengths[1]];
+        self.tokens
+            .push(&source.ids)
+            .and_then(|()| self.tokens.push(&target.ids))
+            .and_then(|()| self.index.push(&entry))
+            .with_context(|| format!("cannot write the tokenised examples to `{}`", self.scratch.display()))?;
+        for word in lengths.iter().chain(&source.ids).chain(&target.ids) {
+            self.hash.update(word.to_le_bytes());
+        }
+        self.truncated.0 += usize::from(source.truncated);
+        self.truncated.1 += usize::from(target.truncated);
+        self.examples = self.examples.checked_add(1).with_context(|| {
+            format!("`{}` has more than {} rows, the most that are read", self.path.display(), u32::MAX)
+        })?;
+        Ok(())
+    }
+
+    fn bad_row(&mut self, line: u64, why: &str) -> anyhow::Result<()> {
+        let told = format!("`{}`, line {line}: {why}", self.path.display());
+        match self.reading.on_bad_row {
+            OnBadRow::Fail => {
+                Err(Hinted::new(anyhow!(told), "--on-bad-row skip leaves such rows out and counts them").into())
+            }
+            OnBadRow::Skip => {
+                self.skipped.count += 1;
+                if self.skipped.first.len() < REASONS {
+                    self.skipped.first.push(told);
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+fn without_trailing(ids: &[i64], padding: i64) -> &[i64] {
+    let kept = ids.iter().rposition(|id| *id != padding).map_or(0, |last| last + 1);
+    &ids[..kept]
+}
+
+fn ids(name: &str, ids: &[i64]) -> Result<Vec<u32>, String> {
+    if ids.is_empty() {
+        return Err(format!("field `{name}` is empty"));
+    }
+    let id = |(index, id): (usize, &i64)| match u32::try_from(*id) {
+        Ok(id) => Ok(id),
+        Err(_) if *id == IGNORED => Err(format!("field `{name}` has {id} at index {index}, before its end")),
+        Err(_) => Err(format!("field `{name}` has {id} at index {index}, which is no token")),
+    };
+    ids.iter().enumerate().map(id).collect()
+}
+
+/// At most `limit` tokens, of which the last stays the last.
+fn cut(mut ids: Vec<u32>, limit: usize) -> Encoded {
+    let truncated = ids.len() > limit;
+    if truncated {
+        let last = ids.len() - 1;
+        ids.swap(limit - 1, last);
+        ids.truncate(limit);
+    }
+    Encoded { ids, truncated }
+}

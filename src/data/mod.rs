@@ -1,0 +1,42 @@
+//! Labelled text, from files to batches of token ids.
+//!
+//! ```text
+//! file -> rows -> Corpus (token ids in a mapped file) -> order -> Batch (padded arrays)
+//! ```
+//!
+//! **Invariant:** nothing here knows a model. Special tokens, the size of the vocabulary and fixed shapes come in as values.
+//!
+//! **Invariant:** memory does not grow with the data: rows stream, their tokens lie in an unlinked file, and no row is
+//! longer than [`LONGEST_ROW`].
+//!
+//! **Invariant:** the same file, seed and epoch give the same batches on every machine.
+
+mod batch;
+mod corpus;
+mod intake;
+mod json_lines;
+mod order;
+mod reading;
+mod rows;
+mod source;
+mod table;
+mod tokenizer;
+mod words;
+
+pub use batch::{Batch, Fixed, IGNORED};
+pub use corpus::{Corpus, Example, Skipped};
+pub use order::{Batches, Order, epoch_batches, sequential_batches};
+pub use reading::{DataFormat, OnBadRow, Reading};
+pub use source::LONGEST_ROW;
+pub use tokenizer::{Encoded, Tokenizer};
+
+/// The token ids that have a meaning of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpecialTokens {
+    /// Fills a batch's shorter rows.
+    pub pad: i64,
+    /// Ends an input and a target.
+    pub end: i64,
+    /// What the decoder begins with.
+    pub start: i64,
+}

@@ -1,0 +1,88 @@
+//! The bytes of a file as they come, and lines of them that are never longer than the limit.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::path::Path;
+
+/// In bytes. A longer row is a bad one; it is passed over without being held in memory.
+pub const LONGEST_ROW: usize = 16 << 20;
+
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// A file that is read once, front to back. A byte-order mark at its start is passed over.
+pub struct Source {
+    reader: BufReader<File>,
+    consumed: u64,
+    size: u64,
+}
+
+/// What [`Source::line`] found.
+pub enum Line {
+    Whole,
+    TooLong,
+    End,
+}
+
+impl Source {
+    pub fn open(path: &Path) -> io::Result<Source> {
+        let file = File::open(path)?;
+        let size = file.metadata()?.len();
+        let mut source = Source { reader: BufReader::with_capacity(1 << 16, file), consumed: 0, size };
+        if source.fill()?.starts_with(BYTE_ORDER_MARK) {
+            source.consume(BYTE_ORDER_MARK.len());
+        }
+        Ok(source)
+    }
+
+    /// The next bytes; none at the end.
+    pub fn fill(&mut self) -> io::Result<&[u8]> {
+        loop {
+            // What a borrow checker can follow: the buffer is asked for again once it is known to be filled.
+            match self.reader.fill_buf() {
+                Ok(_) => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.reader.fill_buf()
+    }
+
+    pub fn consume(&mut self, count: usize) {
+        self.reader.consume(count);
+        self.consumed += count as u64;
+    }
+
+    /// Bytes read, and the file's size: what it was when it was opened, or more where the file has grown.
+    pub fn progress(&self) -> (u64, u64) {
+        (self.consumed, self.size.max(self.consumed))
+    }
+
+    /// The next line, without its end.
+    pub fn line(&mut self, line: &mut Vec<u8>) -> io::Result<Line> {
+        line.clear();
+        line.shrink_to(1 << 16);
+        let mut length = 0;
+        loop {
+            let buffer = self.fill()?;
+            let end = buffer.iter().position(|b| *b == b'\n');
+            let part = &buffer[..end.unwrap_or(buffer.len())];
+            let is_last = end.is_some() || buffer.is_empty();
+            if buffer.is_empty() && length == 0 {
+                return Ok(Line::End);
+            }
+            length += part.len();
+            if length <= LONGEST_ROW {
+                line.extend_from_slice(part);
+            }
+            let count = part.len() + usize::from(end.is_some());
+            self.consume(count);
+            if is_last {
+                break;
+            }
+        }
+        if line.last() == Some(&b'\r') {
+            line.pop();
+        }
+        Ok(if length <= LONGEST_ROW { Line::Whole } else { Line::TooLong })
+    }
+}
