@@ -2,10 +2,13 @@
 
 pub mod commands;
 pub mod data;
+pub mod evaluate;
+mod files;
 mod hash;
 pub mod inspect;
 pub mod report;
 pub mod rewrite;
 pub mod runtime;
 pub mod side;
+pub mod train;
 pub mod verify;

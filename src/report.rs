@@ -4,15 +4,18 @@
 
 use std::error::Error as StdError;
 use std::fmt;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use comfy_table::{ContentArrangement, Table, TableStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::rewrite::NotUnderstood;
 use crate::runtime;
 use crate::runtime::install::InstallError;
+use crate::train::interrupt;
 
 /// How a command ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +26,8 @@ pub enum Exit {
     No,
     /// lstc or its environment failed.
     Failed,
+    /// The user asked to stop; what was done is saved.
+    Interrupted,
 }
 
 impl From<Exit> for ExitCode {
@@ -31,6 +36,7 @@ impl From<Exit> for ExitCode {
             Exit::Done => 0,
             Exit::No => 1,
             Exit::Failed => 2,
+            Exit::Interrupted => interrupt::EXIT_CODE,
         })
     }
 }
@@ -144,24 +150,36 @@ pub fn note(text: impl fmt::Display) {
     say(&format!("{text}\n"));
 }
 
-/// A line that each next one replaces, on a terminal; elsewhere there is none.
+/// A line that each next one replaces, with a bar where it is known how much there is to do. On a terminal; elsewhere
+/// there is none.
 #[derive(Debug, Default)]
 pub struct ProgressLine {
-    shown: bool,
+    bar: Option<ProgressBar>,
 }
 
 impl ProgressLine {
     pub fn show(&mut self, text: impl fmt::Display) {
-        if io::stderr().is_terminal() {
-            self.shown = true;
-            say(&format!("\r\x1b[K{text}"));
-        }
+        let bar = self.bar.get_or_insert_with(|| {
+            ProgressBar::no_length().with_style(ProgressStyle::with_template("{msg}").expect("a valid template"))
+        });
+        bar.set_message(text.to_string());
+    }
+
+    /// `label`, a bar that is full at `of`, and `text`.
+    pub fn bar(&mut self, label: impl fmt::Display, done: u64, of: u64, text: impl fmt::Display) {
+        let bar = self.bar.get_or_insert_with(|| {
+            let style = ProgressStyle::with_template("{prefix} {bar:24} {msg}").expect("a valid template");
+            ProgressBar::no_length().with_style(style.progress_chars("━╸─"))
+        });
+        bar.set_length(of);
+        bar.set_position(done);
+        bar.set_prefix(label.to_string());
+        bar.set_message(text.to_string());
     }
 
     pub fn clear(&mut self) {
-        if self.shown {
-            self.shown = false;
-            say("\r\x1b[K");
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
         }
     }
 }
@@ -169,6 +187,17 @@ impl ProgressLine {
 impl Drop for ProgressLine {
     fn drop(&mut self) {
         self.clear();
+    }
+}
+
+/// A duration as people read it, as in 1:05 or 2:00:00.
+pub struct Clock(pub Duration);
+
+impl fmt::Display for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.as_secs();
+        let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+        if hours > 0 { write!(f, "{hours}:{minutes:02}:{seconds:02}") } else { write!(f, "{minutes}:{seconds:02}") }
     }
 }
 
@@ -222,5 +251,11 @@ mod tests {
         assert_eq!(text(1024), "1.0 KiB");
         assert_eq!(text(34_824_680), "33.2 MiB");
         assert_eq!(text(3 << 30), "3.0 GiB");
+    }
+
+    #[test]
+    fn durations_are_readable() {
+        let text = |seconds| Clock(Duration::from_secs(seconds)).to_string();
+        assert_eq!([text(7), text(65), text(7200)], ["0:07", "1:05", "2:00:00"]);
     }
 }

@@ -5,6 +5,7 @@ mod common;
 use std::path::Path;
 
 use lstc::rewrite::{Request, compile, rewrite};
+use lstc::train::Started;
 use lstc::verify::prove;
 use lstc_models::{Activation, SublayerKind};
 use lstc_passes::{Module, Options};
@@ -16,7 +17,13 @@ fn failed(change: impl Fn(&mut Module)) -> Vec<String> {
     let output = folder.path().join("tuned");
     let mut options = Options::default();
     options.method.reduction = 4;
-    let request = Request { model: &model, options: options.clone(), output: &output, force: false };
+    let request = Request {
+        model: &model,
+        options: options.clone(),
+        training: Started::default(),
+        output: &output,
+        force: false,
+    };
     rewrite(request, |_, _| ()).unwrap_or_else(|e| panic!("{e:?}"));
     let (mut module, _) = compile(&model, options, None, |_, _| ()).unwrap_or_else(|e| panic!("{e:?}"));
     change(&mut module);

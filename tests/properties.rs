@@ -12,6 +12,7 @@ use lstc::rewrite::config::Config;
 use lstc::rewrite::{Request, compile, open, rewrite};
 use lstc::runtime::{Optimisation, Session, Tensor};
 use lstc::side::{self, Side};
+use lstc::train::Started;
 use lstc_graph::{DataFile, Graph, Weight, encode};
 use lstc_passes::options::{Gate, Init, LossOptions, Method, Options, TowerName};
 use lstc_passes::{Module, artifacts};
@@ -136,7 +137,8 @@ fn check(drawn: &Drawn) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let tuned = folder.path().join("tuned");
     let options = drawn.options(&model);
-    let request = Request { model: &model, options: options.clone(), output: &tuned, force: false };
+    let request =
+        Request { model: &model, options: options.clone(), training: Started::default(), output: &tuned, force: false };
     // The driver checks the invariants after each pass; here once more, on what came out.
     rewrite(request, |pass, module| assert_eq!(module.check(), Ok(()), "after {pass}"))
         .unwrap_or_else(|e| panic!("{e:?}"));

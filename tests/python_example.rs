@@ -89,7 +89,13 @@ fn the_example_trains_as_lstc_does() {
     let tuned = folder.path().join("tuned");
     let case = root.join("tests/cases/relu_torchscript");
     let config = Config::read(&case.join("lst.yaml")).unwrap_or_else(|e| panic!("{e:?}"));
-    let request = Request { model: &case.join("model.onnx"), options: config.options(), output: &tuned, force: false };
+    let request = Request {
+        model: &case.join("model.onnx"),
+        options: config.options(),
+        training: config.training(),
+        output: &tuned,
+        force: false,
+    };
     rewrite(request, |_, _| ()).unwrap_or_else(|e| panic!("{e:?}"));
 
     install(folder.path());

@@ -20,6 +20,7 @@ pub mod options;
 pub mod pipeline;
 pub mod plan;
 pub mod prune;
+pub mod scoring;
 mod side_stack;
 mod tap;
 

@@ -18,7 +18,7 @@ use crate::pipeline::Pass;
 pub struct Loss;
 
 /// The label that does not count.
-const IGNORED: i64 = -100;
+pub(crate) const IGNORED: i64 = -100;
 
 /// What the teacher's logits are divided by.
 const TEACHER_TEMPERATURE: f32 = 0.1;

@@ -1,8 +1,11 @@
 //! The command line: one file a command, each with its arguments and its `run`.
 
+mod data_flags;
+mod eval;
 mod inspect;
 mod rewrite;
 mod runtime;
+pub mod train;
 mod verify;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -23,6 +26,8 @@ stock ONNX Runtime.",
 Examples:
   lstc inspect t5.onnx                 what is in it, where the taps go, what training will cost
   lstc rewrite t5.onnx -o tuned/       the trainable graphs
+  lstc train tuned/ --train a.jsonl    progress, checkpoints, metrics
+  lstc eval tuned/ --data b.jsonl      loss, accuracy, a table by label
   lstc verify tuned/                   proof that the rewrite is right
   lstc runtime install                 fetch the ONNX Runtime library, once
   lstc runtime show                    tell which library is used, and why
@@ -40,6 +45,8 @@ struct Cli {
 enum Command {
     Inspect(inspect::Inspect),
     Rewrite(Box<rewrite::Rewrite>),
+    Train(Box<train::Train>),
+    Eval(Box<eval::Eval>),
     Verify(verify::Verify),
     Runtime(runtime::Runtime),
     /// Print the completions of a shell
@@ -54,6 +61,8 @@ pub fn main() -> Exit {
     let outcome = match Cli::parse().command {
         Command::Inspect(inspect) => inspect.run(),
         Command::Rewrite(rewrite) => rewrite.run(),
+        Command::Train(train) => train.run(),
+        Command::Eval(eval) => eval.run(),
         Command::Verify(verify) => verify.run(),
         Command::Runtime(runtime) => runtime.run(),
         Command::Completions { shell } => completions(shell),

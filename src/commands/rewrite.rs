@@ -216,7 +216,7 @@ impl Rewrite {
         let mut options = config.options();
         self.method.apply(&mut options);
         if self.print_config {
-            report::text(&annotated(&options))?;
+            report::text(&annotated(&options, &config.training()))?;
             return Ok(Exit::Done);
         }
         let model = self
@@ -251,7 +251,8 @@ impl Rewrite {
                 let output = self.output.clone().ok_or_else(|| {
                     Hinted::new(anyhow!("no output directory is given"), "add -o DIR, as in -o tuned/")
                 })?;
-                let request = Request { model: &model, options, output: &output, force: self.force };
+                let request =
+                    Request { model: &model, options, training: config.training(), output: &output, force: self.force };
                 let written = rewrite(request, show)?;
                 report::data(&Summary::new(&output, &written), self.format)?;
                 written.timings

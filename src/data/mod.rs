@@ -23,20 +23,11 @@ mod table;
 mod tokenizer;
 mod words;
 
+pub use lstc_models::SpecialTokens;
+
 pub use batch::{Batch, Fixed, IGNORED};
 pub use corpus::{Corpus, Example, Skipped};
 pub use order::{Batches, Order, epoch_batches, sequential_batches};
 pub use reading::{DataFormat, OnBadRow, Reading};
 pub use source::LONGEST_ROW;
 pub use tokenizer::{Encoded, Tokenizer};
-
-/// The token ids that have a meaning of their own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SpecialTokens {
-    /// Fills a batch's shorter rows.
-    pub pad: i64,
-    /// Ends an input and a target.
-    pub end: i64,
-    /// What the decoder begins with.
-    pub start: i64,
-}

@@ -1,7 +1,7 @@
 //! The configuration file: the options, as a user writes them and as a manifest records them.
 
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use lstc_passes::Options;
@@ -10,6 +10,8 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::manifest::SourceFile;
+use crate::data::Reading;
+use crate::train::{Started, TrainOptions};
 
 /// What `--config` reads. A manifest is a configuration too: its record of what was made is passed over.
 #[derive(Debug, Default, Deserialize)]
@@ -20,6 +22,10 @@ pub struct Config {
     pub method: Method,
     pub loss: LossOptions,
     pub optimizer: OptimizerOptions,
+    /// How a rewritten model is trained, where a command says nothing else.
+    pub train: TrainOptions,
+    /// How data files are read.
+    pub data: Reading,
     /// The version of lstc that wrote a manifest.
     lstc: Option<String>,
     #[serde(rename = "model")]
@@ -53,13 +59,17 @@ impl Config {
         self.lstc.as_deref()
     }
 
+    pub fn training(&self) -> Started {
+        Started { train: self.train.clone(), data: self.data.clone() }
+    }
+
     pub fn options(&self) -> Options {
         Options { method: self.method.clone(), loss: self.loss.clone(), optimizer: self.optimizer.clone() }
     }
 }
 
 /// The complete configuration with a comment on every key: what `--print-config` prints.
-pub fn annotated(options: &Options) -> String {
+pub fn annotated(options: &Options, training: &Started) -> String {
     let Options { method: m, loss: l, optimizer: o } = options;
     let mut text = String::new();
     let mut line = |key: &str, value: String, comment: &str| {
@@ -91,7 +101,44 @@ pub fn annotated(options: &Options) -> String {
     line("  epsilon", number(o.epsilon), "added to the root of the second moment");
     line("  weight_decay", number(o.weight_decay), "decoupled; on matrices only");
     line("  clip", number(o.clip), "largest global norm of the gradients; 0 does not clip");
+    let Started { train: t, data: d } = training;
+    let path =
+        |path: &Option<PathBuf>| path.as_ref().map_or_else(|| "null".to_owned(), |p| quoted(&p.to_string_lossy()));
+    let optional = |n: Option<String>| n.unwrap_or_else(|| "null".to_owned());
+    line("train", String::new(), "what `lstc train` does where its flags say nothing else");
+    line("  data", path(&t.data), "labelled text to train on");
+    line("  eval", path(&t.eval), "labelled text to evaluate on after each epoch");
+    line("  tokenizer", path(&t.tokenizer), "tokenizer.json; null takes the one that lay beside the model");
+    line("  epochs", t.epochs.to_string(), "how often every example is seen");
+    line("  batch_size", t.batch_size.to_string(), "examples that are run at once");
+    line("  accumulate", t.accumulate.to_string(), "batches whose gradients make one step");
+    line("  lr", format!("{:?}", t.lr), "the highest learning rate");
+    line("  schedule", word(&t.schedule), "linear | cosine | constant: how it falls after the warm-up");
+    line("  warmup_steps", optional(t.warmup_steps.map(|n| n.to_string())), "null is a tenth of all, at most 500");
+    line("  seed", t.seed.to_string(), "of the order of the examples");
+    line("  threads", optional(t.threads.map(|n| n.to_string())), "null takes as many as there are cores");
+    line("  device", t.device.to_string(), "cpu | cuda | cuda:1");
+    line("  save_every", t.save_every.to_string(), "steps between checkpoints");
+    line("  out", path(&t.out), "folder of the run; null is `run` in the rewritten directory");
+    line("data", String::new(), "how data files are read");
+    line("  format", optional(d.format.map(|f| word(&f))), "jsonl | csv | tsv; null goes by the file's extension");
+    line("  input_field", quoted(&d.input_field), "the field, or column, of the input");
+    line("  target_field", quoted(&d.target_field), "the field, or column, of the target");
+    line("  prefix", quoted(&d.prefix), "put before every input");
+    line("  max_source_length", d.max_source_length.to_string(), "tokens; longer inputs are cut");
+    line("  max_target_length", d.max_target_length.to_string(), "tokens; longer targets are cut");
+    line("  on_bad_row", word(&d.on_bad_row), "fail | skip");
     text
+}
+
+/// A string that reads back as the same string.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// The name of a choice.
+fn word(choice: &impl serde::Serialize) -> String {
+    serde_json::to_value(choice).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
 /// A float that reads back as a float of the same value.
@@ -109,8 +156,13 @@ mod tests {
         options.method.alpha = 0.05;
         options.method.blocks.insert(lstc_passes::options::TowerName::Encoder, vec![1, 2]);
         options.optimizer.epsilon = 1e-8;
-        let read: Config = serde_yaml::from_str(&annotated(&options)).expect("it is a configuration");
-        assert_eq!(read.options(), options);
+        let mut training = Started::default();
+        training.train.data = Some("a #: \"b\".jsonl".into());
+        training.train.schedule = crate::train::Schedule::Cosine;
+        training.data.prefix = "gloss: ".to_owned();
+        training.data.format = Some(crate::data::DataFormat::Tsv);
+        let read: Config = serde_yaml::from_str(&annotated(&options, &training)).expect("it is a configuration");
+        assert_eq!((read.options(), read.training()), (options, training));
     }
 
     #[test]

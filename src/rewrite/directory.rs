@@ -40,6 +40,12 @@ pub fn check(model: &Path, output: &Path, force: bool) -> anyhow::Result<()> {
     if !metadata.is_dir() || !is_rewrite {
         bail!("`{}` is there already and is no rewritten model: it will not be replaced", output.display());
     }
+    let run = output.join(super::RUN);
+    if run.exists() {
+        let error = anyhow!("`{}` holds a training run, which would be lost", output.display());
+        let hint = format!("write to another directory, or remove `{}` first", run.display());
+        return Err(Hinted::new(error, hint).into());
+    }
     if !force {
         let error = anyhow!("`{}` is there already", output.display());
         return Err(Hinted::new(error, "--force replaces it").into());

@@ -10,6 +10,8 @@ use lstc_passes::{Artifacts, Group, Module, Point};
 use serde::{Deserialize, Serialize};
 
 use super::MANIFEST;
+use crate::data::Reading;
+use crate::train::{Started, TrainOptions};
 
 /// A file of the source model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +31,9 @@ pub struct Manifest {
     pub method: Method,
     pub loss: LossOptions,
     pub optimizer: OptimizerOptions,
+    /// How `lstc train` trains where its flags say nothing else.
+    pub train: TrainOptions,
+    pub data: Reading,
     pub model: ModelSummary,
     /// What the model's inputs are for.
     pub inputs: Vec<InputSummary>,
@@ -191,7 +196,13 @@ pub struct TapSummary {
 }
 
 impl Manifest {
-    pub fn new(module: &Module, artifacts: &Artifacts, source: Vec<SourceFile>, tokens: SpecialTokens) -> Manifest {
+    pub fn new(
+        module: &Module,
+        artifacts: &Artifacts,
+        source: Vec<SourceFile>,
+        tokens: SpecialTokens,
+        training: Started,
+    ) -> Manifest {
         let options = module.options.clone();
         let mut cut: Vec<String> = module.cut.iter().map(|v| module.graph.value(*v).name.clone()).collect();
         cut.sort_unstable();
@@ -202,6 +213,8 @@ impl Manifest {
             method: options.method,
             loss: options.loss,
             optimizer: options.optimizer,
+            train: training.train,
+            data: training.data,
             model: ModelSummary::new(&module.graph, &module.anatomy),
             inputs: inputs(module),
             tokens,

@@ -4,6 +4,7 @@ mod companions;
 pub mod config;
 mod directory;
 pub mod manifest;
+pub mod opened;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use lstc_passes::{Artifacts, Module, Options, PassError, Timing, artifacts, ladd
 
 use crate::hash::sha256;
 use crate::side::{self, Side};
+use crate::train::Started;
 pub use companions::TOKENIZER;
 use companions::{copy_tokenizer, special_tokens};
 use manifest::{Manifest, SourceFile};
@@ -24,6 +26,8 @@ use manifest::{Manifest, SourceFile};
 pub const DATA: &str = "backbone.data";
 /// The initial side network's file.
 pub const SIDE: &str = "side.safetensors";
+/// The folder of a training run, where no other is given.
+pub const RUN: &str = "run";
 /// The manifest's file.
 pub const MANIFEST: &str = "lst.yaml";
 
@@ -31,6 +35,8 @@ pub const MANIFEST: &str = "lst.yaml";
 pub struct Request<'r> {
     pub model: &'r Path,
     pub options: Options,
+    /// How the result is to be trained, where a command says nothing else.
+    pub training: Started,
     pub output: &'r Path,
     /// Replace an earlier rewrite in the output's place.
     pub force: bool,
@@ -108,19 +114,25 @@ pub fn compile(
 /// # Errors
 /// As [`compile`]; an output that is there already; anything from the file system.
 pub fn rewrite(request: Request, after: impl FnMut(&'static str, &Module)) -> anyhow::Result<Written> {
-    let Request { model, options, output, force } = request;
+    let Request { model, options, training, output, force } = request;
     directory::check(model, output, force)?;
     let (module, timings) = compile(model, options, None, after)?;
     let artifacts = artifacts(&module);
     let folder = directory::begin(output)?;
-    let (manifest, data) = write(model, &module, &artifacts, folder.path())
+    let (manifest, data) = write(model, &module, &artifacts, training, folder.path())
         .with_context(|| format!("cannot write `{}`", output.display()))?;
     directory::publish(folder, model, output, force)?;
     Ok(Written { manifest, timings, data, frozen: frozen_elements(&module) })
 }
 
 /// Writes every file of a rewritten model into a folder.
-fn write(model: &Path, module: &Module, artifacts: &Artifacts, folder: &Path) -> anyhow::Result<(Manifest, Saved)> {
+fn write(
+    model: &Path,
+    module: &Module,
+    artifacts: &Artifacts,
+    training: Started,
+    folder: &Path,
+) -> anyhow::Result<(Manifest, Saved)> {
     let files = artifacts.files();
     thread::scope(|scope| {
         // Hashing the source takes about as long as copying its weights: at once, on two cores.
@@ -136,7 +148,7 @@ fn write(model: &Path, module: &Module, artifacts: &Artifacts, folder: &Path) ->
         copy_tokenizer(model, folder)?;
         let tokens = special_tokens(model, module.anatomy.family)?;
         let sources = hashing.join().map_err(|_| anyhow!("hashing the source failed"))??;
-        let manifest = Manifest::new(module, artifacts, sources, tokens);
+        let manifest = Manifest::new(module, artifacts, sources, tokens, training);
         fs::write(folder.join(MANIFEST), manifest.to_yaml()?)?;
         sync(folder, saved)?;
         Ok((manifest, saved))

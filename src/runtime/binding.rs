@@ -1,10 +1,10 @@
 //! Values that stay on a session's device from run to run, and runs that read and write them in place.
 
 use ndarray::ArrayD;
-use ort::AsPointer as _;
-use ort::io_binding::IoBinding;
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::IoBinding;
 use ort::session::Session as OrtSession;
+use ort::value::DynValue;
 
 use super::error::{Error, Result};
 use super::session::{Device, Session};
@@ -68,10 +68,26 @@ fn memory(device: AllocationDevice<'static>, index: u32) -> ort::Result<MemoryIn
     MemoryInfo::new(device, i32::try_from(index).unwrap_or(i32::MAX), AllocatorType::Device, MemoryType::Default)
 }
 
+/// What a run left on the device, whatever its type and shape.
+#[derive(Debug)]
+pub struct Kept {
+    name: String,
+    value: DynValue,
+}
+
+impl Kept {
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
 /// Inputs and outputs of a session, bound once or anew for each run.
 #[derive(Debug)]
 pub struct Binding {
     binding: IoBinding,
+    device: Device,
+    /// Outputs that stay on the device.
+    kept: Vec<String>,
     /// Outputs that are read back, in the order in which they were bound.
     fetched: Vec<String>,
 }
@@ -86,6 +102,23 @@ impl Binding {
     pub fn feed(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
         let value = tensor.to_value().map_err(|source| Error::Run { source })?;
         self.binding.bind_input(name, &value).map_err(|source| Error::Run { source })
+    }
+
+    /// An input that another session left on the same device.
+    pub fn pass(&mut self, kept: &Kept) -> Result<()> {
+        self.binding.bind_input(kept.name.as_str(), &kept.value).map_err(|source| Error::Run { source })
+    }
+
+    /// An output that stays on the device. A binding with such an output serves for one run.
+    pub fn keep(&mut self, name: &str) -> Result<()> {
+        let run = |source| Error::Run { source };
+        let memory = match self.device {
+            Device::Cpu => memory(AllocationDevice::CPU, 0),
+            Device::Cuda(index) => memory(AllocationDevice::CUDA, index),
+        };
+        self.binding.bind_output_to_device(name, &memory.map_err(run)?).map_err(run)?;
+        self.kept.push(name.to_owned());
+        Ok(())
     }
 
     /// An output that is written where `tensor` lies. It may be an input's tensor too, where every node that reads the
@@ -120,7 +153,7 @@ impl Session {
     /// A binding with nothing bound.
     pub fn binding(&self) -> Result<Binding> {
         let binding = self.session.create_binding().map_err(|source| Error::Run { source })?;
-        Ok(Binding { binding, fetched: Vec::new() })
+        Ok(Binding { binding, device: self.device, kept: Vec::new(), fetched: Vec::new() })
     }
 
     /// Runs the session on what is bound, and returns the fetched outputs in the order in which they were bound.
@@ -129,7 +162,6 @@ impl Session {
     /// What ONNX Runtime has against the run: a missing input, a shape that does not fit, no memory.
     pub fn run_bound(&mut self, binding: &Binding) -> Result<Vec<Tensor>> {
         let run = |source| Error::Run { source };
-        debug_assert!(!binding.binding.ptr().is_null());
         let outputs = self.session.run_binding(&binding.binding).map_err(run)?;
         binding
             .fetched
@@ -143,5 +175,16 @@ impl Session {
                 Tensor::from_output(name, value)
             })
             .collect()
+    }
+
+    /// Runs the session on what is bound, and returns what was to stay on the device.
+    ///
+    /// # Errors
+    /// As [`Session::run_bound`].
+    pub fn run_keeping(&mut self, binding: Binding) -> Result<Vec<Kept>> {
+        let run = |source| Error::Run { source };
+        let mut outputs = self.session.run_binding(&binding.binding).map_err(run)?;
+        let take = |name: &String| outputs.remove(name).map(|value| Kept { name: name.clone(), value });
+        Ok(binding.kept.iter().filter_map(take).collect())
     }
 }

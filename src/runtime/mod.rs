@@ -19,7 +19,7 @@ mod session;
 mod tensor;
 mod wheel;
 
-pub use binding::{Binding, DeviceTensor};
+pub use binding::{Binding, DeviceTensor, Kept};
 pub use error::{Error, Result};
 pub use library::{Library, Look, Origin, Outcome, Search, Version, find, search};
 pub use loaded::Runtime;

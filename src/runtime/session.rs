@@ -11,13 +11,15 @@ use ort::logging::LogLevel;
 use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{OutputSelector, RunOptions};
 use ort::value::{Outlet, ValueType};
+use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
 use super::loaded::Runtime;
 use super::tensor::{ElementType, Tensor};
 
-/// What a session runs on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What a session runs on; written as `cpu` or `cuda:0`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Device {
     #[default]
     Cpu,
@@ -31,6 +33,20 @@ impl fmt::Display for Device {
             Device::Cpu => f.write_str("cpu"),
             Device::Cuda(index) => write!(f, "cuda:{index}"),
         }
+    }
+}
+
+impl TryFrom<String> for Device {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Device, String> {
+        text.parse()
+    }
+}
+
+impl From<Device> for String {
+    fn from(device: Device) -> String {
+        device.to_string()
     }
 }
 

@@ -1,0 +1,61 @@
+//! The flags that say how data files are read: the same for every command that reads some.
+
+use std::path::PathBuf;
+
+use crate::data::{DataFormat, OnBadRow, Reading};
+
+/// How data files are read, as flags. One that is not given leaves the configuration's value.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Data")]
+pub struct DataFlags {
+    /// A Hugging Face tokenizer.json [default: the one that lay beside the model]
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+
+    /// Field or column of the input [default: text]
+    #[arg(long, value_name = "NAME")]
+    input_field: Option<String>,
+
+    /// Field or column of the target [default: label]
+    #[arg(long, value_name = "NAME")]
+    target_field: Option<String>,
+
+    /// Text to put before every input, as in "sst2 sentence: "
+    #[arg(long, value_name = "TEXT")]
+    prefix: Option<String>,
+
+    /// Form of the data files [default: by their extension]
+    #[arg(long, value_enum, value_name = "FORM")]
+    data_format: Option<DataFormat>,
+
+    /// Tokens of an input; longer ones are cut [default: 128]
+    #[arg(long, value_name = "N")]
+    max_source_length: Option<usize>,
+
+    /// Tokens of a target; longer ones are cut [default: 32]
+    #[arg(long, value_name = "N")]
+    max_target_length: Option<usize>,
+
+    /// What becomes of a row that cannot be used [default: fail]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    on_bad_row: Option<OnBadRow>,
+}
+
+impl DataFlags {
+    pub fn apply(&self, reading: &mut Reading) {
+        fn set<T: Clone>(target: &mut T, flag: &Option<T>) {
+            if let Some(value) = flag {
+                target.clone_from(value);
+            }
+        }
+        set(&mut reading.input_field, &self.input_field);
+        set(&mut reading.target_field, &self.target_field);
+        set(&mut reading.prefix, &self.prefix);
+        set(&mut reading.max_source_length, &self.max_source_length);
+        set(&mut reading.max_target_length, &self.max_target_length);
+        set(&mut reading.on_bad_row, &self.on_bad_row);
+        if self.data_format.is_some() {
+            reading.format = self.data_format;
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! `lstc eval`: how well a side network does.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use anyhow::anyhow;
+use serde::Serialize;
+
+use super::data_flags::DataFlags;
+use super::train::Talk;
+use crate::evaluate::{self, Metrics, Request, Scorer, write_predictions};
+use crate::report::{self, Exit, Format, Hinted};
+use crate::rewrite::manifest;
+use crate::rewrite::opened::{Execution, Opened};
+use crate::runtime::{Device, Runtime, find};
+use crate::train::{Event, TrainOptions, read_corpus};
+
+/// Evaluate a side network on labelled text
+#[derive(Debug, clap::Args)]
+#[command(
+    long_about = "\
+Evaluates a side network on labelled text: the loss of a target token, and two accuracies.
+
+By likelihood: the share of rows whose target is the likeliest of all labels. The labels are the different targets of \
+the file, where there are at most 100, or those that --labels names.
+By generation: the share of rows for which the model, always taking the likeliest next token, writes the target itself.",
+    after_long_help = "\
+Examples:
+  lstc eval tuned/ --data test.jsonl
+  lstc eval tuned/ --data test.jsonl --side tuned/side.safetensors     before training
+  lstc eval tuned/ --data test.jsonl --predictions out.jsonl --format json"
+)]
+pub struct Eval {
+    /// Directory that `lstc rewrite` wrote
+    directory: PathBuf,
+
+    /// Labelled text to evaluate on [default: what the run evaluated on]
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+
+    /// Side network, or the folder of a run [default: best.safetensors of the directory's run]
+    #[arg(long, value_name = "FILE")]
+    side: Option<PathBuf>,
+
+    /// Write what was predicted for each row, as JSONL
+    #[arg(long, value_name = "FILE")]
+    predictions: Option<PathBuf>,
+
+    /// The labels, separated by commas [default: the different targets of the file]
+    #[arg(long, value_name = "LABELS", value_delimiter = ',')]
+    labels: Vec<String>,
+
+    /// Do not generate: quicker
+    #[arg(long)]
+    no_generation: bool,
+
+    #[command(flatten)]
+    reading: DataFlags,
+
+    /// Examples that are run at once [default: 16]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Running")]
+    batch_size: Option<u32>,
+
+    /// Threads of one operator [default: as many as there are cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Running")]
+    threads: Option<u32>,
+
+    /// cpu, cuda or cuda:1 [default: cpu]
+    #[arg(long, help_heading = "Running")]
+    device: Option<Device>,
+
+    /// Form of the report on stdout
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+impl Eval {
+    pub fn run(self) -> anyhow::Result<Exit> {
+        let opened = Opened::new(&self.directory)?;
+        let side = opened.side_file(self.side.as_deref())?;
+        let mut started = match opened.run_of(&side) {
+            Some(started) => started,
+            None => manifest::read(&self.directory)?.training(),
+        };
+        self.reading.apply(&mut started.data);
+        let data = self.data.clone().or(started.train.eval.clone()).ok_or_else(|| {
+            Hinted::new(anyhow!("no data is given"), "--data FILE, with an input and a target in each row")
+        })?;
+        let options = TrainOptions {
+            threads: self.threads.map(|n| n as usize).or(started.train.threads),
+            batch_size: self.batch_size.map_or(started.train.batch_size, |n| n as usize),
+            device: self.device.unwrap_or(started.train.device),
+            ..started.train
+        };
+        let runtime = Runtime::load(&find(options.device)?)?;
+        let tokenizer = self.reading.tokenizer.as_deref().or(options.tokenizer.as_deref());
+        let tokenizer = opened.tokenizer(tokenizer)?;
+        let mut talk = Talk::default();
+        let scratch = std::env::temp_dir();
+        let mut tell = |event: Event| talk.hear(&event);
+        let corpus = read_corpus(&opened, &started.data, tokenizer.as_ref(), &data, &scratch, &mut tell)?;
+
+        let labels = match (&self.labels[..], &tokenizer) {
+            ([], _) => evaluate::labels(&[&corpus], tokenizer.as_ref())?,
+            (_, None) => return Err(Hinted::new(anyhow!("--labels needs a tokenizer"), "--tokenizer FILE").into()),
+            (given, Some(tokenizer)) => {
+                let limit = started.data.max_target_length;
+                let ids = |label: &String| Ok((tokenizer.encode(label, limit)?.ids, label.clone()));
+                given.iter().map(ids).collect::<anyhow::Result<_>>()?
+            }
+        };
+        let execution = Execution { runtime, device: options.device, threads: options.resolved_threads() };
+        let mut scorer = Scorer::open(&opened, &execution)?;
+        let parameters = scorer.upload(&opened.side(&side)?)?;
+        let generate = (!self.no_generation).then_some(started.data.max_target_length);
+        let request = Request { labels, generate, batch_size: options.batch_size };
+        let of = corpus.len();
+        let progress = |done| {
+            tell(Event::Evaluating { done, of });
+            Ok(())
+        };
+        let scored = evaluate::score(&opened, &mut scorer, &parameters, &corpus, &request, progress)?;
+        talk.line.clear();
+        if let Some(path) = &self.predictions {
+            write_predictions(path, &scored, &request.labels, tokenizer.as_ref())?;
+        }
+        let skipped = corpus.skipped().count;
+        let metrics = Metrics::of(&scored, &request.labels);
+        report::data(&Evaluation { side: &side, data: &data, skipped, metrics }, self.format)?;
+        Ok(Exit::Done)
+    }
+}
+
+/// An evaluation, for the report.
+#[derive(Serialize)]
+struct Evaluation<'e> {
+    side: &'e Path,
+    data: &'e Path,
+    /// Bad rows that were left out.
+    skipped: usize,
+    #[serde(flatten)]
+    metrics: Metrics,
+}
+
+impl fmt::Display for Evaluation<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} on {}", self.side.display(), self.data.display())?;
+        if self.skipped > 0 {
+            writeln!(f, "bad rows left out    {}", self.skipped)?;
+        }
+        write!(f, "{}", self.metrics)
+    }
+}

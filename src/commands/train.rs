@@ -1,0 +1,288 @@
+//! `lstc train`: progress, checkpoints, metrics.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde::Serialize;
+
+use super::data_flags::DataFlags;
+use crate::evaluate::percent;
+use crate::report::{self, Bytes, Clock, Exit, Format, ProgressLine};
+use crate::rewrite::config::Config;
+use crate::rewrite::{RUN, manifest};
+use crate::runtime::{Device, Runtime, find};
+use crate::train::{Event, Plan, Request, Schedule, Started, Summary, interrupt, train};
+
+/// Train the side network of a rewritten model
+#[derive(Debug, clap::Args)]
+#[command(
+    long_about = "\
+Trains the side network of a directory that `lstc rewrite` wrote, on labelled text: JSONL, CSV or TSV with an input and \
+a target in each row, or JSONL of token ids (`input_ids`, `labels`). The backbone stays as it is.
+
+What is written to the run's folder, `run` in the directory unless --out says otherwise:
+  best.safetensors        the side network of the best evaluation: what `lstc eval` and `lstc export` take
+  checkpoint.safetensors  where the run stands; --resume goes on from it
+  metrics.jsonl           a line a step: loss, learning rate, gradient norm, speed, memory; and a line an evaluation
+  train.yaml              how the run was started
+
+The best evaluation is the one with the highest accuracy where the targets are labels (at most 100 different ones), else \
+with the lowest loss. Without --eval it is the last.
+
+Ctrl-C finishes the step and saves. On the CPU a run that was stopped or killed, and resumed, gives the same losses, bit \
+for bit, as one that was not.",
+    after_long_help = "\
+Examples:
+  lstc train tuned/ --train train.jsonl --eval test.jsonl
+  lstc train tuned/ --train sst2.tsv --input-field sentence --target-field label --prefix \"sst2 sentence: \"
+  lstc train tuned/ --train a.jsonl --batch-size 8 --accumulate 4     steps worth 32 examples, in the memory of 8
+  lstc train tuned/ --resume                                          go on where a run was stopped
+  lstc train tuned/ --train a.jsonl --device cuda"
+)]
+pub struct Train {
+    /// Directory that `lstc rewrite` wrote
+    directory: PathBuf,
+
+    /// Labelled text to train on
+    #[arg(long, value_name = "FILE")]
+    train: Option<PathBuf>,
+
+    /// Labelled text to evaluate on after each epoch
+    #[arg(long, value_name = "FILE")]
+    eval: Option<PathBuf>,
+
+    /// Folder of the run [default: run in the directory]
+    #[arg(short, long, value_name = "DIR")]
+    out: Option<PathBuf>,
+
+    /// Go on from the run's checkpoint, as it was begun
+    #[arg(long)]
+    resume: bool,
+
+    /// Options from a YAML file; flags go before it [default: the directory's lst.yaml]
+    #[arg(long, value_name = "FILE", conflicts_with = "resume")]
+    config: Option<PathBuf>,
+
+    #[command(flatten)]
+    data: DataFlags,
+
+    #[command(flatten)]
+    flags: TrainFlags,
+
+    /// Form of the summary on stdout
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+/// The options as flags. One that is not given leaves the configuration's value.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Training")]
+struct TrainFlags {
+    /// How often every example is seen [default: 5]
+    #[arg(long, value_name = "N")]
+    epochs: Option<u64>,
+
+    /// Examples that are run at once [default: 16]
+    #[arg(long, value_name = "N")]
+    batch_size: Option<usize>,
+
+    /// Batches whose gradients make one step [default: 1]
+    #[arg(long, value_name = "N")]
+    accumulate: Option<usize>,
+
+    /// The highest learning rate [default: 3e-3]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    lr: Option<f64>,
+
+    /// How the learning rate falls after the warm-up [default: linear]
+    #[arg(long, value_enum)]
+    schedule: Option<Schedule>,
+
+    /// Steps in which the learning rate rises [default: a tenth of all, at most 500]
+    #[arg(long, value_name = "N")]
+    warmup_steps: Option<u64>,
+
+    /// Seed of the order of the examples [default: 0]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+
+    /// Threads of one operator [default: as many as there are cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+
+    /// cpu, cuda or cuda:1 [default: cpu]
+    #[arg(long)]
+    device: Option<Device>,
+
+    /// Steps between checkpoints; there is one after each epoch too [default: 500]
+    #[arg(long, value_name = "N")]
+    save_every: Option<u64>,
+}
+
+impl Train {
+    pub fn run(self) -> anyhow::Result<Exit> {
+        let started = self.started()?;
+        let runtime = Runtime::load(&find(started.train.device)?)?;
+        let request = Request {
+            directory: &self.directory,
+            train: started.train,
+            reading: started.data,
+            runtime,
+            resume: self.resume,
+        };
+        interrupt::listen();
+        let mut talk = Talk::default();
+        let summary = train(&request, |event| talk.hear(&event))?;
+        talk.line.clear();
+        report::data(&Outcome { directory: &self.directory, summary: &summary }, self.format)?;
+        if summary.interrupted {
+            let out = match &self.out {
+                Some(out) => format!(" --out {}", out.display()),
+                None => String::new(),
+            };
+            let directory = self.directory.display();
+            report::note(format!("stopped and saved; `lstc train {directory}{out} --resume` goes on"));
+            return Ok(Exit::Interrupted);
+        }
+        Ok(Exit::Done)
+    }
+
+    /// What the run is, from the flags and, where they say nothing, from its own record or the configuration.
+    fn started(&self) -> anyhow::Result<Started> {
+        let config = match &self.config {
+            Some(path) => Config::read(path)?,
+            None => manifest::read(&self.directory)?,
+        };
+        let mut started = config.training();
+        let out = self.out.clone().or_else(|| started.train.out.clone());
+        if self.resume {
+            started = Started::read(&out.clone().unwrap_or_else(|| self.directory.join(RUN)))?;
+        }
+        started.train.out = out;
+        self.flags.apply(&mut started);
+        self.data.apply(&mut started.data);
+        let train = &mut started.train;
+        for (target, flag) in [
+            (&mut train.data, &self.train),
+            (&mut train.eval, &self.eval),
+            (&mut train.tokenizer, &self.data.tokenizer),
+        ] {
+            if let Some(path) = flag {
+                *target = Some(path.clone());
+            }
+            // A run may be resumed from another folder.
+            if let Some(path) = target {
+                *path = std::path::absolute(&*path).with_context(|| format!("cannot find `{}`", path.display()))?;
+            }
+        }
+        Ok(started)
+    }
+}
+
+impl TrainFlags {
+    fn apply(&self, started: &mut Started) {
+        fn set<T: Clone>(target: &mut T, flag: &Option<T>) {
+            if let Some(value) = flag {
+                target.clone_from(value);
+            }
+        }
+        let train = &mut started.train;
+        set(&mut train.epochs, &self.epochs);
+        set(&mut train.batch_size, &self.batch_size);
+        set(&mut train.accumulate, &self.accumulate);
+        set(&mut train.lr, &self.lr);
+        set(&mut train.schedule, &self.schedule);
+        set(&mut train.seed, &self.seed);
+        set(&mut train.device, &self.device);
+        set(&mut train.save_every, &self.save_every);
+        train.warmup_steps = self.warmup_steps.or(train.warmup_steps);
+        train.threads = self.threads.or(train.threads);
+    }
+}
+
+/// Tells a run's events on stderr.
+#[derive(Default)]
+pub struct Talk {
+    pub line: ProgressLine,
+    epochs: u64,
+}
+
+impl Talk {
+    pub fn hear(&mut self, event: &Event) {
+        match event {
+            Event::Reading { file, done, of } => {
+                let name = file.file_name().map(|n| n.to_string_lossy()).unwrap_or_default();
+                self.line.bar(format!("reading {name}"), *done, *of, "");
+            }
+            Event::Begins(plan) => {
+                self.line.clear();
+                self.epochs = plan.epochs;
+                tell_plan(plan);
+            }
+            Event::Step { line, of, left } => {
+                let text = format!(
+                    "{}/{of}  loss {:.4}  {} tokens/s  {} left",
+                    line.step,
+                    line.loss,
+                    thousands(line.tokens_per_second),
+                    Clock(*left)
+                );
+                self.line.bar(format!("epoch {}/{}", line.epoch, self.epochs), line.step, *of, text);
+            }
+            Event::Evaluating { done, of } => {
+                self.line.bar("evaluating", *done as u64, *of as u64, format!("{done}/{of}"));
+            }
+            Event::Evaluated { line, is_best } => {
+                self.line.clear();
+                let accuracy = line.eval_accuracy.map_or_else(String::new, |a| format!(", accuracy {}", percent(a)));
+                let best = if *is_best { "  best so far" } else { "" };
+                let (epoch, loss) = (line.epoch, line.eval_loss);
+                report::note(format!("epoch {epoch}/{}: loss {loss:.4}{accuracy}{best}", self.epochs));
+            }
+        }
+    }
+}
+
+fn tell_plan(plan: &Plan) {
+    let eval = plan.eval_examples.map_or_else(String::new, |n| format!(", {n} to evaluate on"));
+    let labels = if plan.labels > 0 { format!(", {} labels", plan.labels) } else { String::new() };
+    let done = if plan.done > 0 { format!(", going on after step {}", plan.done) } else { String::new() };
+    report::note(format!("{} examples{eval}{labels}; {} steps{done}", plan.examples, plan.steps));
+    if plan.skipped > 0 {
+        report::warning(format!("{} bad rows are left out\n  {}", plan.skipped, plan.skipped_first.join("\n  ")));
+    }
+    if plan.truncated != (0, 0) {
+        let (sources, targets) = plan.truncated;
+        report::note(format!("cut to the length limits: {sources} inputs, {targets} targets"));
+    }
+}
+
+/// A rate in three digits or so.
+fn thousands(rate: f64) -> String {
+    if rate >= 10_000.0 { format!("{:.1}k", rate / 1000.0) } else { format!("{rate:.0}") }
+}
+
+/// What a run came to, for the report.
+#[derive(Serialize)]
+struct Outcome<'o> {
+    directory: &'o Path,
+    #[serde(flatten)]
+    summary: &'o Summary,
+}
+
+impl fmt::Display for Outcome<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let s = self.summary;
+        writeln!(f, "{}: {} steps, {} epochs", s.out.display(), s.steps, s.epochs)?;
+        if let Some(best) = &s.best {
+            let accuracy = best.accuracy.map_or_else(String::new, |a| format!(", accuracy {}", percent(a)));
+            writeln!(f, "  best   epoch {}: loss {:.4}{accuracy}", best.epoch, best.loss)?;
+        }
+        if s.step_seconds > 0.0 {
+            let (ms, rate) = (1e3 * s.step_seconds, thousands(s.tokens_per_second));
+            writeln!(f, "  speed  {ms:.1} ms a step, {rate} tokens/s, {:.1} s in all", s.seconds)?;
+        }
+        writeln!(f, "  memory {} at most", Bytes(s.peak_memory))
+    }
+}

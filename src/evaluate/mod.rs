@@ -1,0 +1,100 @@
+//! How well a side network does: loss, accuracy by label likelihood, and by greedy generation.
+//!
+//! The inference graph is run in two halves ([`Scorer`]): the source of a batch is read once, and then every label is
+//! scored, and every token generated, by the other half alone.
+
+mod metrics;
+mod predictions;
+mod scorer;
+
+pub use metrics::{Class, Metrics, Scored, percent};
+pub use predictions::write_predictions;
+pub use scorer::{Encoded, Parameter, Scorer};
+
+use crate::data::{Batch, Corpus, Order, Tokenizer, sequential_batches};
+use crate::rewrite::opened::Opened;
+
+/// Targets are labels, of which each example has one, where there are at most this many.
+pub const MOST_LABELS: usize = 100;
+
+/// What is evaluated, besides the loss.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// The known labels as token ids with their texts; empty where targets are no labels.
+    pub labels: Vec<(Vec<u32>, String)>,
+    /// Generate, up to so many tokens.
+    pub generate: Option<usize>,
+    pub batch_size: usize,
+}
+
+/// Token ids as people read them: their text, or the ids where there is no tokenizer.
+pub fn text(ids: &[u32], tokenizer: Option<&Tokenizer>) -> anyhow::Result<String> {
+    match tokenizer {
+        Some(tokenizer) => tokenizer.decode(ids),
+        None => Ok(ids.iter().map(u32::to_string).collect::<Vec<_>>().join(" ")),
+    }
+}
+
+/// The labels of a corpus, if its targets are labels: few, and with several examples each.
+///
+/// # Errors
+/// A label that the tokenizer cannot turn into text.
+pub fn labels(corpora: &[&Corpus], tokenizer: Option<&Tokenizer>) -> anyhow::Result<Vec<(Vec<u32>, String)>> {
+    let mut all: Vec<Vec<u32>> = Vec::new();
+    for corpus in corpora {
+        let Some(targets) = corpus.targets(MOST_LABELS) else { return Ok(Vec::new()) };
+        all.extend(targets);
+    }
+    all.sort_unstable();
+    all.dedup();
+    let examples: usize = corpora.iter().map(|c| c.len()).sum();
+    if all.len() > MOST_LABELS || all.len() * 2 > examples {
+        return Ok(Vec::new());
+    }
+    all.into_iter().map(|ids| Ok((ids.clone(), text(&ids, tokenizer)?))).collect()
+}
+
+/// Scores every example of a corpus, in its order. `progress` hears how many are done.
+///
+/// # Errors
+/// From ONNX Runtime.
+pub fn score(
+    opened: &Opened,
+    scorer: &mut Scorer,
+    side: &[Parameter],
+    corpus: &Corpus,
+    request: &Request,
+    mut progress: impl FnMut(usize) -> anyhow::Result<()>,
+) -> anyhow::Result<Vec<Scored>> {
+    let (tokens, fixed) = (opened.record.tokens, opened.fixed());
+    let batch_size = fixed.batch.unwrap_or(request.batch_size);
+    let mut scored: Vec<Scored> = vec![Scored::default(); corpus.len()];
+    let mut done = 0;
+    for indices in sequential_batches(corpus, batch_size, Order::Length).iter() {
+        let batch = Batch::new(corpus, indices, tokens, &fixed)?;
+        let encoded = scorer.encode(&batch, side)?;
+        let own = scorer.own(&encoded, side)?;
+        let labels = request
+            .labels
+            .iter()
+            .map(|(ids, _)| scorer.likelihood(&encoded, ids, tokens.start, side))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let mut said = match request.generate {
+            Some(limit) => scorer.greedy(&encoded, limit, (tokens.start, tokens.end), side)?,
+            None => Vec::new(),
+        };
+        for (row, index) in indices.iter().enumerate() {
+            let example = corpus.example(*index as usize);
+            scored[*index as usize] = Scored {
+                row: example.row,
+                target: example.target.to_vec(),
+                likelihood: own[row],
+                labels: labels.iter().map(|l| l[row]).collect(),
+                generated: said.get_mut(row).map(std::mem::take),
+            };
+        }
+        done += indices.len();
+        progress(done)?;
+    }
+    Ok(scored)
+}

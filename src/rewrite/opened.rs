@@ -1,0 +1,209 @@
+//! A rewritten directory as training and evaluation see it: its graphs, and how a batch becomes their inputs.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow, bail};
+use lstc_graph::{DType, DataFile, Dim, Graph, encode, load};
+use lstc_models::{InputRole, TowerKind};
+use ndarray::Array2;
+
+use super::manifest::{InputSummary, Record, record};
+use super::{DATA, RUN, SIDE, TOKENIZER};
+use crate::data::{Batch, Fixed, Tokenizer};
+use crate::report::Hinted;
+use crate::runtime::{Device, Runtime, Session, Tensor};
+use crate::side::{self, Side};
+use crate::train::{BEST, Started};
+
+/// What sessions run on.
+#[derive(Clone, Copy, Debug)]
+pub struct Execution {
+    pub runtime: &'static Runtime,
+    pub device: Device,
+    /// Of one operator.
+    pub threads: usize,
+}
+
+/// A rewritten directory.
+pub struct Opened {
+    pub directory: PathBuf,
+    pub record: Record,
+    inputs: Vec<Input>,
+}
+
+/// An input of the model, and how it is filled.
+struct Input {
+    summary: InputSummary,
+    dtype: DType,
+    dims: [Dim; 2],
+}
+
+impl Opened {
+    /// Reads the manifest, and what the graphs take.
+    ///
+    /// # Errors
+    /// A directory that is no rewritten model; an input of the model that no batch could fill.
+    pub fn new(directory: &Path) -> anyhow::Result<Opened> {
+        let record = record(directory)?;
+        let graph = graph(directory, "eval.onnx")?;
+        let parameter = |name: &str| record.parameters.iter().any(|p| p.name == name);
+        let mut inputs = Vec::new();
+        for value in &graph.inputs {
+            let name = &graph.value(*value).name;
+            if parameter(name) || name == "labels" {
+                continue;
+            }
+            let Some(summary) = record.inputs.iter().find(|i| i.name == *name) else {
+                bail!("the model has an input `{name}`, and lstc does not know what to give it");
+            };
+            let dtype = graph.value(*value).dtype.filter(|d| fills(*d));
+            let dims = graph.shape(*value).and_then(|s| <[Dim; 2]>::try_from(s).ok());
+            let (Some(dtype), Some(dims)) = (dtype, dims) else {
+                bail!("the model's input `{name}` is no [batch, length] tensor of a type that lstc fills");
+            };
+            inputs.push(Input { summary: summary.clone(), dtype, dims });
+        }
+        Ok(Opened { directory: directory.to_owned(), record, inputs })
+    }
+
+    /// A graph of the directory.
+    ///
+    /// # Errors
+    /// A file that is missing or damaged.
+    pub fn graph(&self, file: &str) -> anyhow::Result<Graph> {
+        graph(&self.directory, file)
+    }
+
+    /// A session over a graph of the directory, changed or not, beside its data.
+    ///
+    /// # Errors
+    /// From ONNX Runtime.
+    pub fn session(&self, graph: &Graph, execution: &Execution) -> anyhow::Result<Session> {
+        let builder = execution.runtime.session().device(execution.device).threads(execution.threads);
+        let bytes = encode(graph, &DataFile::of(graph, DATA));
+        Ok(builder.deterministic(true).frugal(true).load(&bytes, Some(&self.directory))?)
+    }
+
+    /// The side network as the rewrite initialised it.
+    ///
+    /// # Errors
+    /// A file that is missing, damaged or of another rewrite.
+    pub fn initial(&self) -> anyhow::Result<Side> {
+        self.side(&self.directory.join(SIDE))
+    }
+
+    /// The side network in a file; what else is in it is left out.
+    ///
+    /// # Errors
+    /// A file that is missing or damaged; a parameter that it lacks, or has in another shape.
+    pub fn side(&self, path: &Path) -> anyhow::Result<Side> {
+        let mut all = side::load(path)?;
+        let mut side = Side::new();
+        for p in &self.record.parameters {
+            let Some(array) = all.remove(&p.name) else {
+                bail!("`{}` has no tensor `{}`: it is no side network of this model", path.display(), p.name);
+            };
+            if array.shape() != p.shape {
+                let (found, wanted) = (array.shape(), &p.shape);
+                bail!("`{}`: tensor `{}` has the shape {found:?}, not {wanted:?}", path.display(), p.name);
+            }
+            side.insert(p.name.clone(), array);
+        }
+        Ok(side)
+    }
+
+    /// The file of a side network: the one that is given, or the best one in the folder that is given, or of the
+    /// directory's own run.
+    ///
+    /// # Errors
+    /// None is given, and the directory has no run.
+    pub fn side_file(&self, given: Option<&Path>) -> anyhow::Result<PathBuf> {
+        let run = self.directory.join(RUN);
+        let path = match given {
+            Some(path) if path.is_dir() => path.join(BEST),
+            Some(path) => path.to_owned(),
+            None => run.join(BEST),
+        };
+        if path.is_file() {
+            return Ok(path);
+        }
+        let error = anyhow!("there is no side network at `{}`", path.display());
+        let initial = self.directory.join(SIDE);
+        let hint = format!("`lstc train` makes one; --side {} is the untrained one", initial.display());
+        Err(Hinted::new(error, hint).into())
+    }
+
+    /// How the run was started that a side network's file is of.
+    pub fn run_of(&self, side: &Path) -> Option<Started> {
+        Started::read(side.parent()?).ok()
+    }
+
+    /// The tokenizer: the one that is given, or else the directory's own, if it has one.
+    ///
+    /// # Errors
+    /// A file that is no tokenizer.
+    pub fn tokenizer(&self, given: Option<&Path>) -> anyhow::Result<Option<Tokenizer>> {
+        let own = self.directory.join(TOKENIZER);
+        match given {
+            Some(path) => Tokenizer::open(path, self.record.tokens).map(Some),
+            None if own.is_file() => Tokenizer::open(&own, self.record.tokens).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The sizes that the graphs fix.
+    pub fn fixed(&self) -> Fixed {
+        let last = self.last();
+        let size = |input: Option<&Input>, axis: usize| match input.map(|i| &i.dims[axis]) {
+            Some(Dim::Value(size)) => usize::try_from(*size).ok(),
+            _ => None,
+        };
+        let of = |is_last: bool| self.inputs.iter().find(|i| (i.summary.tower == last) == is_last);
+        Fixed { batch: size(self.inputs.first(), 0), source: size(of(false), 1), target: size(of(true), 1) }
+    }
+
+    /// The tower whose tokens are given out.
+    fn last(&self) -> TowerKind {
+        self.record.inputs.iter().map(|i| i.tower).max().unwrap_or(TowerKind::Decoder)
+    }
+
+    /// The names of the inputs that only the last tower reads.
+    pub fn late(&self) -> Vec<&str> {
+        let last = self.last();
+        self.inputs.iter().filter(|i| i.summary.tower == last).map(|i| i.summary.name.as_str()).collect()
+    }
+
+    /// The model's inputs for a batch, without `labels`.
+    pub fn feeds(&self, batch: &Batch) -> Vec<(&str, Tensor)> {
+        let last = self.last();
+        let fill = |input: &Input| {
+            let array = match (input.summary.tower == last, input.summary.role) {
+                (false, InputRole::Tokens) => &batch.source,
+                (false, InputRole::Mask) => &batch.source_mask,
+                (true, InputRole::Tokens) => &batch.target_in,
+                (true, InputRole::Mask) => &batch.target_mask,
+            };
+            cast(array, input.dtype)
+        };
+        self.inputs.iter().map(|input| (input.summary.name.as_str(), fill(input))).collect()
+    }
+}
+
+fn graph(directory: &Path, file: &str) -> anyhow::Result<Graph> {
+    let context = || format!("`{}` is damaged; rewrite the model again", directory.display());
+    load(&directory.join(file)).with_context(context)
+}
+
+/// The element types that an input may have.
+fn fills(dtype: DType) -> bool {
+    matches!(dtype, DType::I64 | DType::I32 | DType::F32 | DType::Bool)
+}
+
+fn cast(array: &Array2<i64>, dtype: DType) -> Tensor {
+    match dtype {
+        DType::I32 => array.mapv(|v| v as i32).into(),
+        DType::F32 => array.mapv(|v| v as f32).into(),
+        DType::Bool => array.mapv(|v| v != 0).into(),
+        _ => array.clone().into(),
+    }
+}

@@ -1,0 +1,491 @@
+//! Training: epochs of batches through the training graph, with a checkpoint to go on from at any time.
+//!
+//! The folder of a run holds `checkpoint.safetensors` (where it stands), `best.safetensors` (the side network of the best
+//! evaluation), `metrics.jsonl`, and `train.yaml` (how it was started).
+//!
+//! **Invariant:** on the CPU a run that was stopped, or killed, and resumed gives the same losses, bit for bit, as one that
+//! was not. The order of the examples depends on seed and epoch alone, and kernels are the deterministic ones.
+//!
+//! **Invariant:** a state with a number in it that is not finite is never saved.
+
+mod checkpoint;
+pub mod interrupt;
+mod log;
+mod options;
+mod stepper;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail};
+use serde::{Deserialize, Serialize};
+
+pub use checkpoint::{Best, CHECKPOINT, Identity, Progress};
+pub use log::{EvalLine, METRICS, StepLine};
+pub use options::{LearningRate, Schedule, TrainOptions};
+pub use stepper::{Outcome, Stepper};
+
+use crate::data::{Batch, Batches, Corpus, Reading, Tokenizer, epoch_batches};
+use crate::evaluate::{self, Metrics, Scorer};
+use crate::hash::sha256;
+use crate::report::Hinted;
+use crate::rewrite::RUN;
+use crate::rewrite::opened::{Execution, Opened};
+use crate::runtime::{Resident, Runtime};
+use crate::side::{self, Side};
+use log::Log;
+
+/// The side network of a run's best evaluation.
+pub const BEST: &str = "best.safetensors";
+
+/// How a run was started: what `--resume` goes by.
+pub const STARTED: &str = "train.yaml";
+
+/// A run, as its own file records it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Started {
+    pub train: TrainOptions,
+    pub data: Reading,
+}
+
+impl Started {
+    /// What a run's folder records.
+    ///
+    /// # Errors
+    /// A folder without a run, or with a record that is damaged.
+    pub fn read(out: &Path) -> anyhow::Result<Started> {
+        let path = out.join(STARTED);
+        let text = fs::read_to_string(&path).with_context(|| format!("there is no run in `{}`", out.display()))?;
+        serde_yaml::from_str(&text).with_context(|| format!("`{}` is damaged", path.display()))
+    }
+
+    fn write(&self, out: &Path) -> anyhow::Result<()> {
+        use std::io::Write as _;
+        let text = serde_yaml::to_string(self)?;
+        crate::files::replace(&out.join(STARTED), |file| Ok(file.write_all(text.as_bytes())?))
+    }
+}
+
+/// What is to be trained, and how.
+pub struct Request<'r> {
+    pub directory: &'r Path,
+    pub train: TrainOptions,
+    pub reading: Reading,
+    pub runtime: &'static Runtime,
+    /// Go on from the run's checkpoint.
+    pub resume: bool,
+}
+
+impl Request<'_> {
+    /// The run's folder.
+    pub fn out(&self) -> PathBuf {
+        self.train.out.clone().unwrap_or_else(|| self.directory.join(RUN))
+    }
+}
+
+/// What a run tells on its way.
+pub enum Event<'e> {
+    /// A file is being read: bytes so far, and of how many.
+    Reading {
+        file: &'e Path,
+        done: u64,
+        of: u64,
+    },
+    /// Everything is loaded.
+    Begins(&'e Plan),
+    Step {
+        line: &'e StepLine,
+        of: u64,
+        left: Duration,
+    },
+    /// Examples of an evaluation that are done.
+    Evaluating {
+        done: usize,
+        of: usize,
+    },
+    Evaluated {
+        line: &'e EvalLine,
+        is_best: bool,
+    },
+}
+
+/// What lies before a run.
+#[derive(Clone, Debug, Serialize)]
+pub struct Plan {
+    pub examples: usize,
+    pub eval_examples: Option<usize>,
+    /// Bad rows that are left out, with why the first of them are.
+    pub skipped: usize,
+    pub skipped_first: Vec<String>,
+    /// Inputs and targets that are longer than their limits.
+    pub truncated: (usize, usize),
+    /// Known labels, where targets are labels.
+    pub labels: usize,
+    pub epochs: u64,
+    pub steps: u64,
+    /// Steps made before.
+    pub done: u64,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    pub out: PathBuf,
+    pub steps: u64,
+    pub epochs: u64,
+    /// Of the last step.
+    pub loss: Option<f64>,
+    pub best: Option<Best>,
+    /// Median of a step, in seconds, and tokens a second over all steps made now.
+    pub step_seconds: f64,
+    pub tokens_per_second: f64,
+    pub seconds: f64,
+    /// The most memory that was resident at once, in bytes.
+    pub peak_memory: u64,
+    /// The user asked to stop before the end.
+    pub interrupted: bool,
+}
+
+/// Data, model and schedule of a run.
+struct Run<'r> {
+    request: &'r Request<'r>,
+    opened: &'r Opened,
+    execution: Execution,
+    out: PathBuf,
+    corpus: Corpus,
+    eval: Option<Corpus>,
+    labels: Vec<(Vec<u32>, String)>,
+    identity: Identity,
+    rate: LearningRate,
+    steps_an_epoch: u64,
+    total: u64,
+}
+
+/// Trains the side network of a rewritten directory.
+///
+/// # Errors
+/// Options, data or a checkpoint that do not fit; a loss or gradient that is not finite, with the step and the rows; a
+/// device that cannot be used.
+pub fn train(request: &Request, mut tell: impl FnMut(Event)) -> anyhow::Result<Summary> {
+    let problems = request.train.problems();
+    if !problems.is_empty() {
+        bail!("the options make no sense\n  {}", problems.join("\n  "));
+    }
+    let opened = Opened::new(request.directory)?;
+    let out = request.out();
+    if !request.resume && out.join(CHECKPOINT).exists() {
+        let error = anyhow!("there is a run in `{}` already", out.display());
+        return Err(Hinted::new(error, "--resume goes on with it; --out DIR begins another").into());
+    }
+    fs::create_dir_all(&out).with_context(|| format!("cannot create `{}`", out.display()))?;
+    let run = Run::new(request, &opened, out, &mut tell)?;
+    let (state, progress) = run.begin()?;
+    run.go(&state, progress, tell)
+}
+
+impl<'r> Run<'r> {
+    fn new(
+        request: &'r Request,
+        opened: &'r Opened,
+        out: PathBuf,
+        tell: &mut impl FnMut(Event),
+    ) -> anyhow::Result<Run<'r>> {
+        let options = &request.train;
+        let data = options.data.as_deref().ok_or_else(|| {
+            Hinted::new(anyhow!("no training data is given"), "--train FILE, or `train: {data: FILE}` in lst.yaml")
+        })?;
+        let tokenizer = opened.tokenizer(options.tokenizer.as_deref())?;
+        let mut read = |file: &Path| read_corpus(opened, &request.reading, tokenizer.as_ref(), file, &out, tell);
+        let corpus = read(data)?;
+        let eval = options.eval.as_deref().map(&mut read).transpose()?;
+        let corpora: Vec<&Corpus> = [Some(&corpus), eval.as_ref()].into_iter().flatten().collect();
+        let labels = match eval {
+            Some(_) => evaluate::labels(&corpora, tokenizer.as_ref())?,
+            None => Vec::new(),
+        };
+        let batch_size = opened.fixed().batch.unwrap_or(options.batch_size);
+        if batch_size != options.batch_size && options.batch_size != TrainOptions::default().batch_size {
+            bail!("the model's batch is fixed at {batch_size}: --batch-size cannot be {}", options.batch_size);
+        }
+        let steps_an_epoch = corpus.len().div_ceil(batch_size).div_ceil(options.accumulate) as u64;
+        let total = steps_an_epoch.checked_mul(options.epochs).ok_or_else(|| anyhow!("too many steps"))?;
+        let graph = if options.accumulate > 1 { "grad.onnx" } else { "train.onnx" };
+        let mut model =
+            fs::File::open(opened.directory.join(graph)).with_context(|| format!("cannot read `{graph}`"))?;
+        let identity = Identity {
+            model: sha256(&mut model)?,
+            data: corpus.sha256().to_owned(),
+            eval: eval.as_ref().map(|e| e.sha256().to_owned()),
+            epochs: options.epochs,
+            batch_size,
+            accumulate: options.accumulate,
+            lr: options.lr,
+            schedule: options.schedule,
+            warmup_steps: options.warmup_steps,
+            seed: options.seed,
+        };
+        let threads = options.resolved_threads();
+        let execution = Execution { runtime: request.runtime, device: options.device, threads };
+        let rate = LearningRate::new(options, total);
+        Ok(Run { request, opened, execution, out, corpus, eval, labels, identity, rate, steps_an_epoch, total })
+    }
+
+    /// The state to begin with: the checkpoint's, or the side network as the rewrite initialised it.
+    fn begin(&self) -> anyhow::Result<(Side, Progress)> {
+        let path = self.out.join(CHECKPOINT);
+        if self.request.resume {
+            if !path.exists() {
+                bail!("there is no checkpoint in `{}` to go on from", self.out.display());
+            }
+            let (state, progress) = checkpoint::load(&path)?;
+            let differences = progress.identity.differences(&self.identity);
+            if !differences.is_empty() {
+                let error = anyhow!("the run in `{}` was another\n  {}", self.out.display(), differences.join("\n  "));
+                return Err(Hinted::new(error, "give no flags but --resume to go on with it as it was begun").into());
+            }
+            return Ok((state, progress));
+        }
+        let train = TrainOptions { threads: Some(self.execution.threads), ..self.request.train.clone() };
+        Started { train, data: self.request.reading.clone() }.write(&self.out)?;
+        let progress = Progress { step: 0, epochs: 0, best: None, identity: self.identity.clone() };
+        Ok((self.opened.initial()?, progress))
+    }
+
+    fn go(&self, state: &Side, mut progress: Progress, mut tell: impl FnMut(Event)) -> anyhow::Result<Summary> {
+        let options = &self.request.train;
+        let accumulates = options.accumulate > 1;
+        let runs = self.runs(progress.step);
+        let mut stepper = Stepper::open(self.opened, &self.execution, state, accumulates, runs)?;
+        tell(Event::Begins(&self.plan(progress.step)));
+        let mut log = Log::open(&self.out, progress.step)?;
+        let mut clock = Clock::default();
+        let mut loss = None;
+        let mut interrupted = false;
+        for epoch in progress.step / self.steps_an_epoch..options.epochs {
+            let batches = epoch_batches(&self.corpus, self.identity.batch_size, options.seed, epoch);
+            let end = (epoch + 1) * self.steps_an_epoch;
+            while progress.step < end && !interrupted {
+                let line = self.step(&mut stepper, &batches, epoch, progress.step + 1)?;
+                progress.step += 1;
+                loss = Some(line.loss);
+                clock.add(&line);
+                log.write(&line)?;
+                let left = clock.left(self.total - progress.step);
+                tell(Event::Step { line: &line, of: self.total, left });
+                interrupted = interrupt::asked();
+                // The last step of an epoch is saved with its evaluation.
+                if interrupted || (progress.step % options.save_every == 0 && progress.step < end) {
+                    self.save(&stepper, &progress)?;
+                }
+            }
+            if interrupted {
+                break;
+            }
+            self.close_epoch(&stepper, &mut progress, epoch, &mut log, &mut tell)?;
+            interrupted = interrupt::asked() && progress.step < self.total;
+            if interrupted {
+                break;
+            }
+        }
+        Ok(Summary {
+            out: self.out.clone(),
+            steps: progress.step,
+            epochs: progress.epochs,
+            loss,
+            best: progress.best,
+            step_seconds: clock.median(),
+            tokens_per_second: clock.tokens_per_second(),
+            seconds: clock.begun.elapsed().as_secs_f64(),
+            peak_memory: Resident::read().peak,
+            interrupted,
+        })
+    }
+
+    /// Batches that were run before a step of the run.
+    fn runs(&self, step: u64) -> u64 {
+        let batches = self.corpus.len().div_ceil(self.identity.batch_size) as u64;
+        let within = (step % self.steps_an_epoch) * self.identity.accumulate as u64;
+        step / self.steps_an_epoch * batches + within
+    }
+
+    fn plan(&self, done: u64) -> Plan {
+        let skipped = self.corpus.skipped();
+        Plan {
+            examples: self.corpus.len(),
+            eval_examples: self.eval.as_ref().map(Corpus::len),
+            skipped: skipped.count,
+            skipped_first: skipped.first.clone(),
+            truncated: self.corpus.truncated(),
+            labels: self.labels.len(),
+            epochs: self.request.train.epochs,
+            steps: self.total,
+            done,
+        }
+    }
+
+    /// Makes one step, and checks that it may be built on.
+    fn step(&self, stepper: &mut Stepper, batches: &Batches, epoch: u64, step: u64) -> anyhow::Result<StepLine> {
+        let begun = Instant::now();
+        let first = ((step - 1) % self.steps_an_epoch) as usize * self.identity.accumulate;
+        let last = batches.len().min(first + self.identity.accumulate);
+        let made: Vec<Batch> = (first..last)
+            .map(|at| Batch::new(&self.corpus, batches.get(at), self.opened.record.tokens, &self.opened.fixed()))
+            .collect::<anyhow::Result<_>>()?;
+        let lr = self.rate.at(step);
+        let Outcome { loss, grad_norm } = stepper.step(&made, step, lr)?;
+        if !loss.is_finite() || !grad_norm.is_finite() {
+            return Err(self.diverged(step, epoch, (first, batches.len()), &made, loss, grad_norm));
+        }
+        let seconds = begun.elapsed().as_secs_f64();
+        let tokens = made.iter().map(|b| b.tokens).sum();
+        let Resident { now: memory, peak: peak_memory } = Resident::read();
+        let tokens_per_second = tokens as f64 / seconds.max(1e-9);
+        let epoch = epoch + 1;
+        Ok(StepLine { step, epoch, loss, lr, grad_norm, seconds, tokens, tokens_per_second, memory, peak_memory })
+    }
+
+    fn diverged(
+        &self,
+        step: u64,
+        epoch: u64,
+        (batch, of): (usize, usize),
+        made: &[Batch],
+        loss: f64,
+        grad_norm: f64,
+    ) -> anyhow::Error {
+        const MAX_LISTED: usize = 16;
+        let rows: Vec<String> = made.iter().flat_map(|b| &b.rows).take(MAX_LISTED).map(u64::to_string).collect();
+        let more = made.iter().map(|b| b.rows.len()).sum::<usize>() - rows.len();
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let what = if loss.is_finite() { format!("gradient norm is {grad_norm}") } else { format!("loss is {loss}") };
+        let data = self.request.train.data.as_deref().unwrap_or(Path::new("")).display();
+        let error = anyhow!(
+            "step {step}: the {what} (epoch {}, batch {} of {of}; lines {}{more} of `{data}`)",
+            epoch + 1,
+            batch + 1,
+            rows.join(", "),
+        );
+        let kept = if self.out.join(CHECKPOINT).exists() {
+            format!("the last checkpoint, `{}`, is as it was; ", self.out.join(CHECKPOINT).display())
+        } else {
+            String::new()
+        };
+        Hinted::new(error, format!("{kept}a lower --lr, more --warmup-steps or a lower clip often helps")).into()
+    }
+
+    /// Evaluates after an epoch, keeps the best, and saves.
+    fn close_epoch(
+        &self,
+        stepper: &Stepper,
+        progress: &mut Progress,
+        epoch: u64,
+        log: &mut Log,
+        tell: &mut impl FnMut(Event),
+    ) -> anyhow::Result<()> {
+        let (step, number) = (progress.step, epoch + 1);
+        let state = stepper.state()?;
+        match &self.eval {
+            Some(eval) => {
+                let begun = Instant::now();
+                let metrics = self.evaluate(stepper, eval, tell)?;
+                let (loss, accuracy) = (metrics.loss, metrics.accuracy);
+                let here = Best { step, epoch: number, loss, accuracy };
+                let is_best = progress.best.is_none_or(|best| here.beats(&best));
+                let seconds = begun.elapsed().as_secs_f64();
+                let line = EvalLine { step, epoch: number, eval_loss: loss, eval_accuracy: accuracy, seconds };
+                log.write(&line)?;
+                if is_best {
+                    progress.best = Some(here);
+                    self.save_best(&state, step)?;
+                }
+                tell(Event::Evaluated { line: &line, is_best });
+            }
+            None => self.save_best(&state, step)?,
+        }
+        progress.epochs = number;
+        checkpoint::save(&self.out.join(CHECKPOINT), &state, progress)
+    }
+
+    fn evaluate(&self, stepper: &Stepper, eval: &Corpus, tell: &mut impl FnMut(Event)) -> anyhow::Result<Metrics> {
+        let mut scorer = Scorer::open(self.opened, &self.execution)?;
+        let batch_size = self.identity.batch_size;
+        let request = evaluate::Request { labels: self.labels.clone(), generate: None, batch_size };
+        let of = eval.len();
+        let progress = |done| {
+            tell(Event::Evaluating { done, of });
+            Ok(())
+        };
+        let scored = evaluate::score(self.opened, &mut scorer, stepper.parameters(), eval, &request, progress)?;
+        Ok(Metrics::of(&scored, &self.labels))
+    }
+
+    fn save(&self, stepper: &Stepper, progress: &Progress) -> anyhow::Result<()> {
+        checkpoint::save(&self.out.join(CHECKPOINT), &stepper.state()?, progress)
+    }
+
+    /// Writes the side network alone.
+    fn save_best(&self, state: &Side, step: u64) -> anyhow::Result<()> {
+        let parameter = |name: &str| self.opened.record.parameters.iter().any(|p| p.name == name);
+        let side: Side =
+            state.iter().filter(|(name, _)| parameter(name)).map(|(n, v)| (n.clone(), v.clone())).collect();
+        side::save_with(&self.out.join(BEST), &side, &[("lstc.step", step.to_string())])
+    }
+}
+
+/// Reads a data file for a model.
+///
+/// # Errors
+/// As [`Corpus::read`].
+pub fn read_corpus(
+    opened: &Opened,
+    reading: &Reading,
+    tokenizer: Option<&Tokenizer>,
+    file: &Path,
+    scratch: &Path,
+    tell: &mut impl FnMut(Event),
+) -> anyhow::Result<Corpus> {
+    let vocabulary = u32::try_from(opened.record.model.vocabulary).unwrap_or(u32::MAX);
+    let mut progress = |done, of| tell(Event::Reading { file, done, of });
+    Corpus::read(file, reading, tokenizer, opened.record.tokens, scratch, vocabulary, &mut progress)
+}
+
+/// How fast a run goes.
+struct Clock {
+    begun: Instant,
+    seconds: Vec<f32>,
+    tokens: usize,
+}
+
+impl Default for Clock {
+    fn default() -> Clock {
+        Clock { begun: Instant::now(), seconds: Vec::new(), tokens: 0 }
+    }
+}
+
+impl Clock {
+    fn add(&mut self, line: &StepLine) {
+        self.seconds.push(line.seconds as f32);
+        self.tokens += line.tokens;
+    }
+
+    fn total(&self) -> f64 {
+        self.seconds.iter().map(|s| f64::from(*s)).sum()
+    }
+
+    /// What so many more steps take, evaluations not counted.
+    fn left(&self, steps: u64) -> Duration {
+        Duration::from_secs_f64(self.total() / self.seconds.len().max(1) as f64 * steps as f64)
+    }
+
+    fn median(&self) -> f64 {
+        let mut sorted = self.seconds.clone();
+        sorted.sort_by(f32::total_cmp);
+        sorted.get(sorted.len() / 2).map_or(0.0, |s| f64::from(*s))
+    }
+
+    fn tokens_per_second(&self) -> f64 {
+        self.tokens as f64 / self.total().max(1e-9)
+    }
+}

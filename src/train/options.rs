@@ -1,0 +1,163 @@
+//! What can be chosen about a training run. This is also the layout of the `train` section of the configuration file.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::runtime::Device;
+
+/// A training run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainOptions {
+    /// Labelled text to train on.
+    pub data: Option<PathBuf>,
+    /// Labelled text to evaluate on after each epoch.
+    pub eval: Option<PathBuf>,
+    /// The rewritten directory's own where there is none.
+    pub tokenizer: Option<PathBuf>,
+    pub epochs: u64,
+    /// Examples that are run at once.
+    pub batch_size: usize,
+    /// Batches whose gradients make one step.
+    pub accumulate: usize,
+    /// The highest learning rate.
+    pub lr: f64,
+    pub schedule: Schedule,
+    /// Steps in which the learning rate rises to `lr`; a tenth of all steps, but at most 500, where there is no number.
+    pub warmup_steps: Option<u64>,
+    /// Of the order of the examples.
+    pub seed: u64,
+    /// Of one operator; as many as there are cores where there is no number.
+    pub threads: Option<usize>,
+    pub device: Device,
+    /// Steps between checkpoints; there is one after each epoch too.
+    pub save_every: u64,
+    /// Where checkpoints and metrics go; `run` in the rewritten directory where there is none.
+    pub out: Option<PathBuf>,
+}
+
+impl Default for TrainOptions {
+    fn default() -> TrainOptions {
+        TrainOptions {
+            data: None,
+            eval: None,
+            tokenizer: None,
+            epochs: 5,
+            batch_size: 16,
+            accumulate: 1,
+            lr: 3e-3,
+            schedule: Schedule::Linear,
+            warmup_steps: None,
+            seed: 0,
+            threads: None,
+            device: Device::Cpu,
+            save_every: 500,
+            out: None,
+        }
+    }
+}
+
+impl TrainOptions {
+    /// Everything that makes no sense.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut check = |holds: bool, problem: String| {
+            if !holds {
+                problems.push(problem);
+            }
+        };
+        check(self.epochs > 0, "train.epochs is 0: at least one is needed".to_owned());
+        check(self.batch_size > 0, "train.batch_size is 0: a batch holds at least one example".to_owned());
+        check(self.accumulate > 0, "train.accumulate is 0: a step needs at least one batch".to_owned());
+        check(self.lr.is_finite() && self.lr > 0.0, format!("train.lr is {}, but must be positive", self.lr));
+        check(self.threads != Some(0), "train.threads is 0: at least one is needed".to_owned());
+        check(self.save_every > 0, "train.save_every is 0: it is a number of steps".to_owned());
+        problems
+    }
+
+    /// The number of threads, here.
+    pub fn resolved_threads(&self) -> usize {
+        self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+    }
+}
+
+/// How the learning rate falls after the warm-up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    /// In a straight line to 0.
+    #[default]
+    Linear,
+    /// Along half a cosine to 0.
+    Cosine,
+    /// Not at all.
+    Constant,
+}
+
+/// The learning rate of each step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LearningRate {
+    highest: f64,
+    schedule: Schedule,
+    warmup: u64,
+    total: u64,
+}
+
+/// The share of all steps that warm up, and the most steps, where the user gives no number.
+const WARMUP: (u64, u64) = (10, 500);
+
+impl LearningRate {
+    /// For a run of `total` steps.
+    pub fn new(options: &TrainOptions, total: u64) -> LearningRate {
+        let warmup = options.warmup_steps.unwrap_or((total / WARMUP.0).min(WARMUP.1)).min(total);
+        LearningRate { highest: options.lr, schedule: options.schedule, warmup, total }
+    }
+
+    /// ```text
+    /// step <= warmup: lr step / warmup;   after: lr (1 - p) or lr (1 + cos(pi p)) / 2
+    /// p = (step - 1 - warmup) / (total - warmup)
+    /// ```
+    ///
+    /// Steps are counted from 1, so that none has a rate of 0.
+    pub fn at(&self, step: u64) -> f64 {
+        if step <= self.warmup {
+            return self.highest * step as f64 / self.warmup as f64;
+        }
+        let past = (step - 1 - self.warmup) as f64 / (self.total - self.warmup).max(1) as f64;
+        let share = match self.schedule {
+            Schedule::Linear => 1.0 - past,
+            Schedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * past).cos()),
+            Schedule::Constant => 1.0,
+        };
+        self.highest * share.max(0.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rates(schedule: Schedule, warmup: Option<u64>, total: u64) -> Vec<f64> {
+        let options = TrainOptions { lr: 1.0, schedule, warmup_steps: warmup, ..TrainOptions::default() };
+        let rate = LearningRate::new(&options, total);
+        (1..=total).map(|step| (rate.at(step) * 1e4).round() / 1e4).collect()
+    }
+
+    #[test]
+    fn rates_rise_and_fall() {
+        assert_eq!(rates(Schedule::Linear, Some(2), 6), [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]);
+        assert_eq!(rates(Schedule::Constant, Some(0), 3), [1.0, 1.0, 1.0]);
+        assert_eq!(rates(Schedule::Cosine, Some(0), 4), [1.0, 0.8536, 0.5, 0.1464]);
+        assert_eq!(
+            rates(Schedule::Linear, Some(9), 3),
+            [1.0 / 3.0, 2.0 / 3.0, 1.0].map(|r| (r * 1e4_f64).round() / 1e4)
+        );
+    }
+
+    #[test]
+    fn the_warm_up_is_a_tenth_and_at_most_500_steps() {
+        let rate = |total| LearningRate::new(&TrainOptions::default(), total);
+        assert_eq!((rate(100).warmup, rate(5).warmup, rate(1_000_000).warmup), (10, 0, 500));
+    }
+}

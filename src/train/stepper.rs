@@ -1,0 +1,262 @@
+//! Optimizer steps on a device. Parameters and optimizer state stay there, and are written where they lie.
+
+use anyhow::{Context, anyhow, bail};
+use lstc_graph::{Attribute, Builder, DType, Dim, Graph, Origin, Role, ValueId};
+use lstc_passes::optimizer::{FIRST_MOMENT, SECOND_MOMENT};
+use lstc_passes::written_in_place;
+use ndarray::{ArrayD, IxDyn};
+
+use crate::data::Batch;
+use crate::rewrite::opened::{Execution, Opened};
+use crate::runtime::{Binding, DeviceTensor, Session, Tensor};
+use crate::side::Side;
+
+/// What a step measures.
+#[derive(Clone, Copy, Debug)]
+pub struct Outcome {
+    pub loss: f64,
+    /// Before clipping.
+    pub grad_norm: f64,
+}
+
+/// A model in training.
+pub struct Stepper<'o> {
+    opened: &'o Opened,
+    way: Way,
+    /// Parameters and both moments of each, by their names in the interface.
+    state: Vec<(String, DeviceTensor)>,
+    parameters: usize,
+}
+
+/// How a step is made.
+enum Way {
+    /// By train.onnx, of one batch.
+    Fused(Bound),
+    /// By grad.onnx for each batch, and apply.onnx for their sum.
+    Accumulated { grad: Bound, add: Bound, apply: Bound },
+}
+
+/// A session with everything bound to it that stays.
+struct Bound {
+    session: Session,
+    binding: Binding,
+}
+
+impl Bound {
+    fn new(session: Session) -> anyhow::Result<Bound> {
+        let binding = session.binding()?;
+        Ok(Bound { session, binding })
+    }
+
+    fn run(&mut self, feeds: &[(&str, Tensor)]) -> anyhow::Result<Vec<Tensor>> {
+        for (name, tensor) in feeds {
+            self.binding.feed(name, tensor)?;
+        }
+        Ok(self.session.run_bound(&self.binding)?)
+    }
+
+    /// Binds a tensor as an input and as the output that replaces it.
+    fn replace(&mut self, input: &str, output: &str, tensor: &mut DeviceTensor) -> anyhow::Result<()> {
+        self.binding.input(input, tensor)?;
+        Ok(self.binding.output(output, tensor)?)
+    }
+}
+
+impl<'o> Stepper<'o> {
+    /// A model at some point of its training. `state` holds each parameter, and its moments where training has begun;
+    /// `runs` is the number of batches that were run before, which decides what dropout drops.
+    ///
+    /// # Errors
+    /// A graph that is damaged or is not lstc's; no memory; a device that cannot be used.
+    pub fn open(
+        opened: &'o Opened,
+        execution: &Execution,
+        state: &Side,
+        accumulates: bool,
+        runs: u64,
+    ) -> anyhow::Result<Stepper<'o>> {
+        let parameters = &opened.record.parameters;
+        let way = if accumulates {
+            Way::Accumulated {
+                grad: Bound::new(opened.session(&drop_from(opened.graph("grad.onnx")?, runs), execution)?)?,
+                add: Bound::new(opened.session(&sums(opened)?, execution)?)?,
+                apply: Bound::new(opened.session(&checked(opened, "apply.onnx")?, execution)?)?,
+            }
+        } else {
+            Way::Fused(Bound::new(opened.session(&drop_from(checked(opened, "train.onnx")?, runs), execution)?)?)
+        };
+        let mut stepper = Stepper { opened, way, state: Vec::new(), parameters: parameters.len() };
+        let device = stepper.state_session();
+        let mut uploaded = Vec::new();
+        for prefix in ["", FIRST_MOMENT, SECOND_MOMENT] {
+            for p in parameters {
+                let name = format!("{prefix}{}", p.name);
+                let zeros = || ArrayD::zeros(IxDyn(&p.shape));
+                let tensor = match state.get(&name) {
+                    Some(values) => device.upload(values)?,
+                    None if prefix.is_empty() => bail!("the side network lacks `{name}`"),
+                    None => device.upload(&zeros())?,
+                };
+                uploaded.push((name, tensor));
+            }
+        }
+        stepper.state = uploaded;
+        stepper.bind()?;
+        Ok(stepper)
+    }
+
+    fn state_session(&self) -> &Session {
+        match &self.way {
+            Way::Fused(bound) | Way::Accumulated { apply: bound, .. } => &bound.session,
+        }
+    }
+
+    /// Binds what stays bound.
+    fn bind(&mut self) -> anyhow::Result<()> {
+        let (parameters, state) = (self.parameters, &mut self.state);
+        match &mut self.way {
+            Way::Fused(train) => {
+                train.binding.fetch("loss")?;
+                train.binding.fetch("grad_norm")?;
+                for (name, tensor) in state {
+                    train.replace(name, &format!("{name}.next"), tensor)?;
+                }
+            }
+            Way::Accumulated { grad, add, apply } => {
+                grad.binding.fetch("loss")?;
+                apply.binding.fetch("grad_norm")?;
+                for (name, tensor) in &state[..parameters] {
+                    let gradient = format!("{name}.grad");
+                    let mut one = grad.session.allocate(tensor.dims())?;
+                    let mut sum = grad.session.upload(&ArrayD::zeros(IxDyn(tensor.dims())))?;
+                    grad.binding.input(name, tensor)?;
+                    grad.binding.output(&gradient, &mut one)?;
+                    add.binding.input(&gradient, &one)?;
+                    add.replace(&format!("{gradient}.sum"), &format!("{gradient}.next"), &mut sum)?;
+                    apply.binding.input(&gradient, &sum)?;
+                }
+                for (name, tensor) in state {
+                    apply.replace(name, &format!("{name}.next"), tensor)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One optimizer step, number `step` from 1, of one batch or several. Several weigh by their labels that count, so
+    /// that they are worth one batch of them all.
+    ///
+    /// # Errors
+    /// From ONNX Runtime.
+    pub fn step(&mut self, batches: &[Batch], step: u64, lr: f64) -> anyhow::Result<Outcome> {
+        let opened = self.opened;
+        let number = i64::try_from(step).context("too many steps")?;
+        let schedule = [("lr", scalar(lr as f32)), ("step", ndarray::arr0(number).into())];
+        match &mut self.way {
+            Way::Fused(train) => {
+                let [batch] = batches else { bail!("train.onnx takes one batch a step, not {}", batches.len()) };
+                let mut feeds = feeds(opened, batch);
+                feeds.extend(schedule);
+                let results = train.run(&feeds)?;
+                Ok(Outcome { loss: value(&results, 0)?, grad_norm: value(&results, 1)? })
+            }
+            Way::Accumulated { grad, add, apply } => {
+                let counted: usize = batches.iter().map(|b| b.counted).sum();
+                let mut loss = 0.0;
+                for (index, batch) in batches.iter().enumerate() {
+                    let weight = batch.counted as f64 / counted.max(1) as f64;
+                    loss += weight * value(&grad.run(&feeds(opened, batch))?, 0)?;
+                    let keep = if index == 0 { 0.0 } else { 1.0 };
+                    add.run(&[("keep", scalar(keep)), ("weight", scalar(weight as f32))])?;
+                }
+                Ok(Outcome { loss, grad_norm: value(&apply.run(&schedule)?, 0)? })
+            }
+        }
+    }
+
+    /// The parameters, on the device.
+    pub fn parameters(&self) -> &[(String, DeviceTensor)] {
+        &self.state[..self.parameters]
+    }
+
+    /// A copy of the parameters and their moments.
+    ///
+    /// # Errors
+    /// From ONNX Runtime.
+    pub fn state(&self) -> anyhow::Result<Side> {
+        self.state.iter().map(|(name, tensor)| Ok((name.clone(), tensor.read()?))).collect()
+    }
+}
+
+fn feeds<'o>(opened: &'o Opened, batch: &Batch) -> Vec<(&'o str, Tensor)> {
+    let mut feeds = opened.feeds(batch);
+    feeds.push(("labels", batch.labels.clone().into()));
+    feeds
+}
+
+fn scalar(value: f32) -> Tensor {
+    ndarray::arr0(value).into()
+}
+
+fn value(results: &[Tensor], index: usize) -> anyhow::Result<f64> {
+    let first = results.get(index).map(|t| t.as_f32()).transpose()?.and_then(|a| a.first().copied());
+    first.map(f64::from).ok_or_else(|| anyhow!("the training graph gave no number"))
+}
+
+/// A graph whose state may be written where it lies.
+fn checked(opened: &Opened, file: &str) -> anyhow::Result<Graph> {
+    let graph = opened.graph(file)?;
+    let find = |name: &str| graph.find(name).ok_or_else(|| anyhow!("`{file}` has no value `{name}`: rewrite again"));
+    let mut pairs = Vec::new();
+    for p in &opened.record.parameters {
+        for prefix in ["", FIRST_MOMENT, SECOND_MOMENT] {
+            let name = format!("{prefix}{}", p.name);
+            pairs.push((find(&name)?, find(&format!("{name}.next"))?));
+        }
+    }
+    written_in_place(&graph, &pairs, find("grad_norm")?)
+        .map_err(|reason| anyhow!("`{file}` is not as lstc writes it: {reason}"))?;
+    Ok(graph)
+}
+
+/// The graph as a session would find it after so many runs: ONNX Runtime draws the mask of a `Dropout` from its seed,
+/// and adds one to the seed after each run.
+fn drop_from(mut graph: Graph, runs: u64) -> Graph {
+    let dropouts: Vec<_> = graph.node_ids().filter(|id| graph.node(*id).is("Dropout")).collect();
+    for id in dropouts {
+        if let Some(Attribute::Int(seed)) = graph.node(id).attributes.get("seed") {
+            let seed = seed.wrapping_add(runs as i64);
+            graph.set_attribute(id, "seed", Attribute::Int(seed));
+        }
+    }
+    graph
+}
+
+/// ```text
+/// <name>.grad.next = keep <name>.grad.sum + weight <name>.grad
+/// ```
+fn sums(opened: &Opened) -> anyhow::Result<Graph> {
+    let opset = opened.graph("apply.onnx")?;
+    let mut graph = Graph::new("sum", opset.opset());
+    graph.ir_version = opset.ir_version;
+    let mut input = |name: &str, dims: &[usize]| {
+        let shape: Vec<Dim> = dims.iter().map(|d| Dim::Value(i32::try_from(*d).unwrap_or(i32::MAX))).collect();
+        graph.add_input(name, DType::F32, &shape, Role::Frozen).map_err(|reason| anyhow!(reason))
+    };
+    let (keep, weight) = (input("keep", &[])?, input("weight", &[])?);
+    let mut pairs: Vec<(String, ValueId, ValueId)> = Vec::new();
+    for p in &opened.record.parameters {
+        let gradient = format!("{}.grad", p.name);
+        let sum = input(&format!("{gradient}.sum"), &p.shape)?;
+        let one = input(&gradient, &p.shape)?;
+        pairs.push((gradient, sum, one));
+    }
+    let b = Builder::new(&mut graph, Origin::pass("sum"));
+    let next = pairs.iter().map(|(name, sum, one)| {
+        let next = b.add(b.mul(*sum, keep), b.mul(*one, weight));
+        b.named(next, &format!("{name}.next"))
+    });
+    let next: Vec<ValueId> = next.collect();
+    graph.outputs = next;
+    Ok(graph)
+}
