@@ -68,14 +68,21 @@ impl Dropout {
         if self.rate == 0.0 {
             return x;
         }
-        // A seed for each node, from the place of its operand.
-        let seed = (self.seed.wrapping_mul(0x9e37_79b9) ^ x.index() as u64) & 0x7fff_ffff;
+        // ONNX Runtime counts a node's seed up from run to run: those of two nodes must lie far apart.
+        let seed = scattered(self.seed ^ (x.index() as u64) << 32) & 0x7fff_ffff;
         let training = b.constant(
             Weight::new(lstc_graph::DType::Bool, vec![], vec![1_u8].into(), None).expect("one byte is one bool"),
         );
         let attributes = Attributes::none().int("seed", seed as i64);
         b.unshared("Dropout", &[x, b.f32(self.rate), training], attributes, 2)[0]
     }
+}
+
+/// A number that looks like no other's (the finaliser of SplitMix64).
+fn scattered(x: u64) -> u64 {
+    let x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ x >> 31
 }
 
 /// `weight * x / sqrt(mean(x^2) + epsilon)` on rows of `width`.

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::data_flags::DataFlags;
 use super::train::Talk;
-use crate::evaluate::{self, Metrics, Request, Scorer, write_predictions};
+use crate::evaluate::{self, Metrics, Request, write_predictions};
 use crate::report::{self, Exit, Format, Hinted};
 use crate::rewrite::manifest;
 use crate::rewrite::opened::{Execution, Opened};
@@ -110,16 +110,12 @@ impl Eval {
             }
         };
         let execution = Execution { runtime, device: options.device, threads: options.resolved_threads() };
-        let mut scorer = Scorer::open(&opened, &execution)?;
-        let parameters = scorer.upload(&opened.side(&side)?)?;
         let generate = (!self.no_generation).then_some(started.data.max_target_length);
         let request = Request { labels, generate, batch_size: options.batch_size };
         let of = corpus.len();
-        let progress = |done| {
-            tell(Event::Evaluating { done, of });
-            Ok(())
-        };
-        let scored = evaluate::score(&opened, &mut scorer, &parameters, &corpus, &request, progress)?;
+        let progress = |done| tell(Event::Evaluating { done, of });
+        let network = opened.side(&side)?;
+        let scored = evaluate::score_side(&opened, &execution, &network, &corpus, &request, progress)?;
         talk.line.clear();
         if let Some(path) = &self.predictions {
             write_predictions(path, &scored, &request.labels, tokenizer.as_ref())?;

@@ -12,7 +12,8 @@ pub use predictions::write_predictions;
 pub use scorer::{Encoded, Parameter, Scorer};
 
 use crate::data::{Batch, Corpus, Order, Tokenizer, sequential_batches};
-use crate::rewrite::opened::Opened;
+use crate::rewrite::opened::{Execution, Opened};
+use crate::side::Side;
 
 /// Targets are labels, of which each example has one, where there are at most this many.
 pub const MOST_LABELS: usize = 100;
@@ -54,6 +55,23 @@ pub fn labels(corpora: &[&Corpus], tokenizer: Option<&Tokenizer>) -> anyhow::Res
     all.into_iter().map(|ids| Ok((ids.clone(), text(&ids, tokenizer)?))).collect()
 }
 
+/// Scores every example of a corpus with a side network on the host, in its order. `progress` hears how many are done.
+///
+/// # Errors
+/// From ONNX Runtime.
+pub fn score_side(
+    opened: &Opened,
+    execution: &Execution,
+    side: &Side,
+    corpus: &Corpus,
+    request: &Request,
+    progress: impl FnMut(usize),
+) -> anyhow::Result<Vec<Scored>> {
+    let mut scorer = Scorer::open(opened, execution)?;
+    let parameters = scorer.upload(side)?;
+    score(opened, &mut scorer, &parameters, corpus, request, progress)
+}
+
 /// Scores every example of a corpus, in its order. `progress` hears how many are done.
 ///
 /// # Errors
@@ -64,7 +82,7 @@ pub fn score(
     side: &[Parameter],
     corpus: &Corpus,
     request: &Request,
-    mut progress: impl FnMut(usize) -> anyhow::Result<()>,
+    mut progress: impl FnMut(usize),
 ) -> anyhow::Result<Vec<Scored>> {
     let (tokens, fixed) = (opened.record.tokens, opened.fixed());
     let batch_size = fixed.batch.unwrap_or(request.batch_size);
@@ -94,7 +112,7 @@ pub fn score(
             };
         }
         done += indices.len();
-        progress(done)?;
+        progress(done);
     }
     Ok(scored)
 }

@@ -413,10 +413,7 @@ impl<'r> Run<'r> {
         let batch_size = self.identity.batch_size;
         let request = evaluate::Request { labels: self.labels.clone(), generate: None, batch_size };
         let of = eval.len();
-        let progress = |done| {
-            tell(Event::Evaluating { done, of });
-            Ok(())
-        };
+        let progress = |done| tell(Event::Evaluating { done, of });
         let scored = evaluate::score(self.opened, &mut scorer, stepper.parameters(), eval, &request, progress)?;
         Ok(Metrics::of(&scored, &self.labels))
     }
