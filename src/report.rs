@@ -87,6 +87,10 @@ impl Hinted {
     pub fn new(source: impl Into<anyhow::Error>, hint: impl Into<String>) -> Hinted {
         Hinted { source: source.into(), hint: hint.into() }
     }
+
+    pub fn hint(&self) -> &str {
+        &self.hint
+    }
 }
 
 impl fmt::Display for Hinted {

@@ -64,8 +64,8 @@ pub(crate) fn weight_fact(weight: &Weight) -> SymTensor {
     }
 }
 
-/// Runs a call into the library; a panic is an unknown answer and prints nothing.
-fn fenced<T>(call: impl FnOnce() -> T) -> Option<T> {
+/// Runs a call into a library that panics on hostile input; a panic is no answer, and prints nothing on this thread.
+pub fn fenced<T>(call: impl FnOnce() -> T) -> Option<T> {
     thread_local!(static QUIET: Cell<bool> = const { Cell::new(false) });
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {

@@ -23,7 +23,7 @@ pub use compare::Comparer;
 pub use dot::dot;
 pub use dtype::DType;
 pub use emit::Builder;
-pub use infer::{Dim, dim_text, shape_text};
+pub use infer::{Dim, dim_text, fenced, shape_text};
 pub use ir::{Graph, Node, NodeId, Origin, Role, Source, Uses, Value, ValueId};
 pub use load::{LoadError, Problem, load, load_bytes};
 pub use save::{DataFile, Saved, encode, write_data};

@@ -114,7 +114,7 @@ impl<'a> Intake<'a> {
         self.chunk_text = 0;
         let lines: Vec<u64> = chunk.iter().map(|row| row.line).collect();
         for (line, pair) in lines.into_iter().zip(self.tokenised(chunk)?) {
-            match pair.and_then(|pair| self.checked(pair)) {
+            match pair {
                 Ok(pair) => self.write(line, &pair)?,
                 Err(why) => self.bad_row(line, &why)?,
             }
@@ -166,13 +166,21 @@ impl<'a> Intake<'a> {
             let error = anyhow!("`{}` holds text, and there is no tokenizer", self.path.display());
             return Err(Hinted::new(error, "--tokenizer takes the model's `tokenizer.json`").into());
         };
-        let (source, target) = (self.reading.max_source_length, self.reading.max_target_length);
+        let reading = self.reading;
         // One text without tokens fails a whole batch: then each row is tried alone.
         let retry = (inputs.clone(), targets.clone());
-        match (tokenizer.encode_all(inputs, source), tokenizer.encode_all(targets, target)) {
-            (Ok(sources), Ok(targets)) => Ok(sources.into_iter().zip(targets).map(Ok).collect()),
-            _ => Ok(retry.0.iter().zip(&retry.1).map(|(i, t)| self.encoded_alone(tokenizer, i, t)).collect()),
-        }
+        let sources = tokenizer.encode_all(inputs, reading.max_source_length);
+        let targets = tokenizer.encode_all(targets, reading.max_target_length);
+        let encoded: Vec<Result<Pair, String>> = match (sources, targets) {
+            (Ok(sources), Ok(targets)) => sources.into_iter().zip(targets).map(Ok).collect(),
+            _ => retry.0.iter().zip(&retry.1).map(|(i, t)| self.encoded_alone(tokenizer, i, t)).collect(),
+        };
+        let checked = |pair: Result<Pair, String>| {
+            let (source, target) = pair?;
+            let source = self.in_vocabulary(&reading.input_field, source)?;
+            Ok((source, self.in_vocabulary(&reading.target_field, target)?))
+        };
+        Ok(encoded.into_iter().map(checked).collect())
     }
 
     fn encoded_alone(&self, tokenizer: &Tokenizer, input: &str, target: &str) -> Result<Pair, String> {
@@ -187,21 +195,22 @@ impl<'a> Intake<'a> {
     fn taken(&self, input: &[i64], target: &[i64]) -> Result<Pair, String> {
         let SpecialTokens { pad, end, .. } = self.special;
         let input = if pad == end { input } else { without_trailing(input, pad) };
-        let target = without_trailing(target, IGNORED);
-        let source = ids("input_ids", input)?;
-        let target = ids("labels", target)?;
-        Ok((cut(source, self.reading.max_source_length), cut(target, self.reading.max_target_length)))
+        let taken = |name: &str, values: &[i64], limit: usize| {
+            ids(name, values).map(|ids| cut(ids, limit)).and_then(|ids| self.in_vocabulary(name, ids))
+        };
+        let source = taken("input_ids", input, self.reading.max_source_length)?;
+        Ok((source, taken("labels", without_trailing(target, IGNORED), self.reading.max_target_length)?))
     }
 
-    /// A pair that has tokens on both sides, all of the vocabulary.
-    fn checked(&self, (source, target): Pair) -> Result<Pair, String> {
-        for (side, encoded) in [("input", &source), ("target", &target)] {
-            if let Some(id) = encoded.ids.iter().find(|id| **id >= self.vocabulary) {
+    /// Whether the model has these tokens, which come from the field `name`.
+    fn in_vocabulary(&self, name: &str, encoded: Encoded) -> Result<Encoded, String> {
+        match encoded.ids.iter().find(|id| **id >= self.vocabulary) {
+            None => Ok(encoded),
+            Some(id) => {
                 let size = self.vocabulary;
-                return Err(format!("the {side} has token {id}, and the model's vocabulary has {size} tokens"));
+                Err(format!("field `{name}` gives token {id}, and the model's vocabulary has {size} tokens"))
             }
         }
-        Ok((source, target))
     }
 
     fn write(&mut self, line: u64, (source, target): &Pair) -> anyhow::Result<()> {

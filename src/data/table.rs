@@ -60,7 +60,7 @@ impl Table {
             return Err("a quote is opened and not closed before the end of the file".to_owned());
         }
         if record.fields != self.columns {
-            return Err(format!("it has {} fields, and the header {}", record.fields, self.columns));
+            return Err(format!("its number of fields is {}, not {} as in the header", record.fields, self.columns));
         }
         let text = |(column, name): &(usize, String)| match std::str::from_utf8(self.records.field(*column)) {
             Ok(text) => Ok(text.to_owned()),

@@ -3,9 +3,13 @@
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
+use serde::de::IgnoredAny;
 
 use super::SpecialTokens;
 use crate::report::Hinted;
+
+/// In bytes. Tokenizers need some hundred bytes of memory for each byte of a text; what is longer is not tokenised whole.
+const LONG_TEXT: usize = 64 << 10;
 
 /// A tokenizer and the token that ends its texts.
 #[derive(Debug)]
@@ -30,8 +34,8 @@ impl Tokenizer {
     /// A file that cannot be read or is no tokenizer, or one that lacks the end token.
     pub fn open(path: &Path, special: SpecialTokens) -> anyhow::Result<Tokenizer> {
         let bytes = std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|cause| {
-            let error = anyhow!(cause).context(format!("`{}` is no tokenizer", path.display()));
+        let mut inner = parsed(&bytes).map_err(|cause| {
+            let error = cause.context(format!("`{}` is no tokenizer", path.display()));
             Hinted::new(error, "lstc reads the `tokenizer.json` of Hugging Face's tokenizers")
         })?;
         inner.with_padding(None);
@@ -46,9 +50,20 @@ impl Tokenizer {
     /// The tokens of a text: what the file's own post-processor makes of it, cut to `limit` tokens from the front, with the
     /// end token once at the end, whether or not the post-processor or the text itself put it there.
     ///
+    /// Of a text that is far too long only as much is tokenised as the limit needs, up to a blank.
+    ///
     /// # Errors
     /// A text that the tokenizer has no tokens for.
     pub fn encode(&self, text: &str, limit: usize) -> anyhow::Result<Encoded> {
+        let mut length = LONG_TEXT.max(limit.saturating_mul(64));
+        let enough = limit.saturating_mul(2).saturating_add(64);
+        while length < text.len() {
+            let encoding = self.inner.encode_fast(opening(text, length), true).map_err(|error| anyhow!(error))?;
+            if self.content(encoding.get_ids()).len() >= enough {
+                return Ok(self.finished(encoding.get_ids(), limit));
+            }
+            length = length.saturating_mul(8);
+        }
         let encoding = self.inner.encode_fast(text, true).map_err(|error| anyhow!(error))?;
         Ok(self.finished(encoding.get_ids(), limit))
     }
@@ -58,17 +73,26 @@ impl Tokenizer {
     /// # Errors
     /// Where one of the texts has none.
     pub fn encode_all(&self, texts: Vec<String>, limit: usize) -> anyhow::Result<Vec<Encoded>> {
+        if texts.iter().any(|text| text.len() > LONG_TEXT) {
+            return texts.iter().map(|text| self.encode(text, limit)).collect();
+        }
         let encodings = self.inner.encode_batch_fast(texts, true).map_err(|error| anyhow!(error))?;
         Ok(encodings.iter().map(|encoding| self.finished(encoding.get_ids(), limit)).collect())
     }
 
+    /// Tokens before the end tokens.
+    fn content<'a>(&self, ids: &'a [u32]) -> &'a [u32] {
+        let end = ids.iter().rposition(|id| *id != self.end).map_or(0, |last| last + 1);
+        &ids[..end]
+    }
+
     fn finished(&self, ids: &[u32], limit: usize) -> Encoded {
-        let content = ids.iter().rposition(|id| *id != self.end).map_or(0, |last| last + 1);
-        let kept = content.min(limit.saturating_sub(1));
+        let content = self.content(ids);
+        let kept = content.len().min(limit.saturating_sub(1));
         let mut finished = Vec::with_capacity(kept + 1);
-        finished.extend_from_slice(&ids[..kept]);
+        finished.extend_from_slice(&content[..kept]);
         finished.push(self.end);
-        Encoded { ids: finished, truncated: kept < content }
+        Encoded { ids: finished, truncated: kept < content.len() }
     }
 
     /// The text of token ids, without special tokens.
@@ -78,4 +102,24 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[u32]) -> anyhow::Result<String> {
         self.inner.decode(ids, true).map_err(|error| anyhow!(error))
     }
+}
+
+/// A tokenizer from its file. The library panics on some damaged files, so it is fenced, and tried with a text; JSON
+/// errors are found before it reads them.
+fn parsed(bytes: &[u8]) -> anyhow::Result<tokenizers::Tokenizer> {
+    let IgnoredAny = serde_json::from_slice(bytes)?;
+    let parsed = lstc_graph::fenced(|| {
+        let tokenizer = tokenizers::Tokenizer::from_bytes(bytes)?;
+        // What has no tokens is a matter of the text.
+        let _ = tokenizer.encode_fast("a", true);
+        Ok(tokenizer)
+    });
+    parsed.context("it is damaged")?.map_err(|error: tokenizers::Error| anyhow!(error))
+}
+
+/// The start of a text, about so many bytes, up to a blank where one is near.
+fn opening(text: &str, length: usize) -> &str {
+    let opening = &text[..text.floor_char_boundary(length)];
+    let blank = opening.rfind(char::is_whitespace).filter(|blank| *blank > length / 2);
+    &opening[..blank.unwrap_or(opening.len())]
 }
