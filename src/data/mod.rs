@@ -13,6 +13,7 @@
 
 mod batch;
 mod corpus;
+mod fields;
 mod intake;
 mod json_lines;
 mod order;

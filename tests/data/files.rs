@@ -177,7 +177,7 @@ fn bad_rows_are_named() {
         r#"{"input_ids": [1], "labels": [1]}"#,
     ];
     insta::assert_snapshot!(bad.iter().map(|row| told(row)).collect::<String>(), @r"
-    `a.jsonl`, line 2: no field `text`; it has `sentence`, `label`
+    `a.jsonl`, line 2: no field `text`; it has `label`, `sentence`
     `a.jsonl`, line 2: no field `text`; it has none
     `a.jsonl`, line 2: field `text` is null
     `a.jsonl`, line 2: field `label` is empty
@@ -212,7 +212,7 @@ fn bad_rows_of_token_ids_are_named() {
         r#"{"input_ids": [[5], 1], "labels": [6, 1]}"#,
     ];
     insta::assert_snapshot!(bad.iter().map(|row| told(row)).collect::<String>(), @r"
-    `a.jsonl`, line 2: no field `input_ids`; it has `text`, `label`
+    `a.jsonl`, line 2: no field `input_ids`; it has `label`, `text`
     `a.jsonl`, line 2: field `input_ids` gives token 4096, and the model's vocabulary has 4096 tokens
     `a.jsonl`, line 2: field `labels` has 4294967301 at index 0, which is no token
     `a.jsonl`, line 2: field `input_ids` has -1 at index 1, which is no token
