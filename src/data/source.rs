@@ -36,12 +36,10 @@ impl Source {
 
     /// The next bytes; none at the end.
     pub fn fill(&mut self) -> io::Result<&[u8]> {
-        loop {
-            // What a borrow checker can follow: the buffer is asked for again once it is known to be filled.
-            match self.reader.fill_buf() {
-                Ok(_) => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+        // A filled buffer is given again as it is: the loop only waits for it.
+        while let Err(error) = self.reader.fill_buf() {
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
             }
         }
         self.reader.fill_buf()

@@ -53,11 +53,11 @@ impl Table {
     }
 
     fn content(&self, record: &Record) -> Result<Content, String> {
-        if record.is_too_long {
-            return Err("it is longer than 16 MiB".to_owned());
-        }
         if record.is_unclosed {
             return Err("a quote is opened and not closed before the end of the file".to_owned());
+        }
+        if record.is_too_long {
+            return Err("it is longer than 16 MiB".to_owned());
         }
         if record.fields != self.columns {
             return Err(format!("its number of fields is {}, not {} as in the header", record.fields, self.columns));

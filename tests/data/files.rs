@@ -333,6 +333,9 @@ fn a_row_that_is_too_long_is_passed_over() {
     let csv = format!("text,label\n\"{long}\n\",b\na,b\n");
     let (corpus, reasons) = file("a.csv", csv).skipped(Reading::default());
     assert_eq!((lines(&corpus), reasons), (vec![4], vec!["`a.csv`, line 2: it is longer than 16 MiB".to_owned()]));
+    let open = format!("text,label\na,b\n\"{long}\n");
+    let (_, reasons) = file("a.csv", open).skipped(Reading::default());
+    assert_eq!(reasons, ["`a.csv`, line 3: a quote is opened and not closed before the end of the file"]);
     let many = format!("text,label\n{}\na,b\n", ",".repeat(200_000));
     let (corpus, reasons) = file("a.csv", many).skipped(Reading::default());
     assert_eq!(lines(&corpus), [3]);
