@@ -3,6 +3,7 @@
 pub mod commands;
 pub mod data;
 pub mod evaluate;
+pub mod export;
 mod files;
 mod hash;
 pub mod inspect;

@@ -26,7 +26,7 @@ pub use emit::Builder;
 pub use infer::{Dim, dim_text, fenced, shape_text};
 pub use ir::{Graph, Node, NodeId, Origin, Role, Source, Uses, Value, ValueId};
 pub use load::{LoadError, Problem, load, load_bytes};
-pub use save::{DataFile, Saved, encode, write_data};
+pub use save::{About, DataFile, Encoding, Saved, copy_data, encode, write_data};
 pub use text::{ParseError, listing, parse, print};
 pub use verify::{Flaw, verify};
 pub use weight::{FileRange, Weight};

@@ -1,6 +1,6 @@
-//! Writing ONNX files whose weights lie in one data file that several graphs share.
+//! Writing ONNX files: weights embedded, or in one data file that several graphs may share.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint};
 
 use crate::attribute::Attribute;
 use crate::infer::{Dim, dim_text};
@@ -67,32 +68,33 @@ fn identity(bytes: &Bytes) -> (usize, usize) {
 /// # Errors
 /// From the file system, e.g. no space, or a file of that name.
 pub fn write_data(graphs: &[&Graph], folder: &Path, name: &str) -> io::Result<(DataFile, Saved)> {
-    let mut weights: Vec<&Weight> = Vec::new();
-    let mut data = DataFile { name: name.to_owned(), offsets: HashMap::new() };
-    for graph in graphs {
-        for value in used_weights(graph) {
-            let weight = graph.weight(value).expect("only weights are listed");
-            if weight.bytes().len() >= MIN_EXTERNAL && data.offsets.insert(identity(weight.bytes()), 0).is_none() {
-                weights.push(weight);
-            }
-        }
-    }
-    let target = folder.join(name);
+    let weights = large_weights(graphs);
     if let Some(source) = single_data_file(&weights)
         // The file itself, where a name is a link to it.
-        && source.canonicalize().and_then(|source| std::fs::hard_link(source, &target)).is_ok()
+        && source.canonicalize().and_then(|source| std::fs::hard_link(source, folder.join(name))).is_ok()
     {
-        for weight in weights {
-            let offset = weight.place().expect("every weight lies in the data file").offset;
-            data.offsets.insert(identity(weight.bytes()), offset);
-        }
+        let offset = |w: &&Weight| {
+            let offset = w.place().expect("every weight lies in the data file").offset;
+            (identity(w.bytes()), offset)
+        };
+        let data = DataFile { name: name.to_owned(), offsets: weights.iter().map(offset).collect() };
         return Ok((data, Saved::Linked));
     }
+    let (data, bytes) = copy_data(graphs, folder, name)?;
+    Ok((data, Saved::Copied(bytes)))
+}
+
+/// As [`write_data`], but always a file of its own, with these weights alone; the number of its bytes.
+///
+/// # Errors
+/// As [`write_data`].
+pub fn copy_data(graphs: &[&Graph], folder: &Path, name: &str) -> io::Result<(DataFile, u64)> {
+    let mut data = DataFile { name: name.to_owned(), offsets: HashMap::new() };
     // Never through a name that is there: it may be a link to a model's own weights.
-    let mut out = File::create_new(&target)?;
+    let mut out = File::create_new(folder.join(name))?;
     let mut at = 0_u64;
     let mut sources: HashMap<PathBuf, File> = HashMap::new();
-    for weight in weights {
+    for weight in large_weights(graphs) {
         let align = if weight.bytes().len() as u64 >= PAGE { PAGE } else { 64 };
         at = at.next_multiple_of(align);
         out.seek(SeekFrom::Start(at))?;
@@ -101,7 +103,18 @@ pub fn write_data(graphs: &[&Graph], folder: &Path, name: &str) -> io::Result<(D
         at += weight.bytes().len() as u64;
     }
     out.sync_data()?;
-    Ok((data, Saved::Copied(at)))
+    Ok((data, at))
+}
+
+/// The weights that go to a data file, each once.
+fn large_weights<'g>(graphs: &[&'g Graph]) -> Vec<&'g Weight> {
+    let mut seen = HashSet::new();
+    let mut weights = Vec::new();
+    for graph in graphs {
+        let used = used_weights(graph).into_iter().filter_map(|v| graph.weight(v));
+        weights.extend(used.filter(|w| w.bytes().len() >= MIN_EXTERNAL && seen.insert(identity(w.bytes()))));
+    }
+    weights
 }
 
 /// Copies a weight, file to file where it lies in one: the kernel moves the bytes.
@@ -137,8 +150,123 @@ fn used_weights(graph: &Graph) -> Vec<ValueId> {
     graph.value_ids().filter(|v| graph.weight(*v).is_some()).filter(used).collect()
 }
 
+/// What a model file tells of itself beside its graph.
+#[derive(Clone, Debug, Default)]
+pub struct About {
+    /// Text for people.
+    pub doc: String,
+    /// Keys and values for programs.
+    pub metadata: Vec<(String, String)>,
+}
+
 /// The graph as an ONNX model. Weights in `data` are references to it, the others are embedded.
 pub fn encode(graph: &Graph, data: &DataFile) -> Vec<u8> {
+    let mut model = Vec::new();
+    Encoding::new(graph, data, &About::default()).write(&mut model).expect("memory takes every write");
+    model
+}
+
+/// A graph as an ONNX model that is yet to be written. It holds everything but the bytes of the embedded weights, which
+/// go from where they lie to the file.
+pub struct Encoding<'g> {
+    /// The model up to the first initializer.
+    head: Vec<u8>,
+    /// Each initializer up to its bytes, where these are embedded.
+    initializers: Vec<(Vec<u8>, Option<&'g Weight>)>,
+}
+
+/// Numbers of the fields that are written by hand, after all others of their messages: a protobuf reader takes them
+/// in any order.
+mod field {
+    pub const MODEL_GRAPH: u32 = 7;
+    pub const GRAPH_INITIALIZER: u32 = 5;
+    pub const TENSOR_RAW_DATA: u32 = 9;
+}
+
+impl<'g> Encoding<'g> {
+    /// Weights in `data` are references to it, the others are embedded.
+    pub fn new(graph: &'g Graph, data: &DataFile, about: &About) -> Encoding<'g> {
+        let initializer = |v: ValueId| {
+            let weight = graph.weight(v)?;
+            let mut tensor = tensor_header(&graph.value(v).name, weight);
+            let embedded = match data.offsets.get(&identity(weight.bytes())) {
+                Some(offset) => {
+                    refer(&mut tensor, weight, data, *offset);
+                    None
+                }
+                None => Some(weight),
+            };
+            let mut fields = tensor.encode_to_vec();
+            let mut length = fields.len();
+            if let Some(weight) = embedded {
+                begin_bytes(field::TENSOR_RAW_DATA, weight.bytes().len(), &mut fields);
+                length = fields.len() + weight.bytes().len();
+            }
+            let mut bytes = Vec::new();
+            begin_bytes(field::GRAPH_INITIALIZER, length, &mut bytes);
+            bytes.extend(fields);
+            Some((bytes, embedded))
+        };
+        let initializers: Vec<_> = used_weights(graph).into_iter().filter_map(initializer).collect();
+        let fields = graph_fields(graph).encode_to_vec();
+        let mut head = model_fields(graph, about).encode_to_vec();
+        let length = fields.len() + initializers.iter().map(initializer_len).sum::<usize>();
+        begin_bytes(field::MODEL_GRAPH, length, &mut head);
+        head.extend(fields);
+        Encoding { head, initializers }
+    }
+
+    /// Bytes of the whole file.
+    pub fn size(&self) -> usize {
+        self.head.len() + self.initializers.iter().map(initializer_len).sum::<usize>()
+    }
+
+    /// Writes the model. Nothing is held but the encoding itself: `out` gets each weight in one piece.
+    ///
+    /// # Errors
+    /// From `out`.
+    pub fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        out.write_all(&self.head)?;
+        for (fields, embedded) in &self.initializers {
+            out.write_all(fields)?;
+            if let Some(weight) = embedded {
+                out.write_all(weight.bytes())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn initializer_len((fields, embedded): &(Vec<u8>, Option<&Weight>)) -> usize {
+    fields.len() + embedded.map_or(0, |w| w.bytes().len())
+}
+
+/// Begins a field of so many bytes.
+fn begin_bytes(field: u32, length: usize, out: &mut Vec<u8>) {
+    encode_key(field, WireType::LengthDelimited, out);
+    encode_varint(length as u64, out);
+}
+
+/// Everything of a model but its graph.
+fn model_fields(graph: &Graph, about: &About) -> ModelProto {
+    let opset = |(domain, version): &(String, i64)| OperatorSetIdProto {
+        domain: Some(domain.clone()),
+        version: Some(*version),
+    };
+    ModelProto {
+        ir_version: Some(graph.ir_version),
+        producer_name: Some("lstc".to_owned()),
+        producer_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+        doc_string: (!about.doc.is_empty()).then(|| about.doc.clone()),
+        opset_import: graph.opsets.iter().map(opset).collect(),
+        functions: graph.functions.clone(),
+        metadata_props: about.metadata.iter().map(|(k, v)| entry(k, v.clone())).collect(),
+        ..ModelProto::default()
+    }
+}
+
+/// Everything of a graph but its initializers.
+fn graph_fields(graph: &Graph) -> GraphProto {
     let order = graph.order().unwrap_or_else(|_| graph.node_ids().collect());
     let name = |v: &Option<ValueId>| v.map_or_else(String::new, |v| graph.value(v).name.clone());
     let node = |id| {
@@ -154,33 +282,13 @@ pub fn encode(graph: &Graph, data: &DataFile) -> Vec<u8> {
             ..NodeProto::default()
         }
     };
-    let model = ModelProto {
-        ir_version: Some(graph.ir_version),
-        producer_name: Some("lstc".to_owned()),
-        producer_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
-        opset_import: graph
-            .opsets
-            .iter()
-            .map(|(domain, version)| OperatorSetIdProto { domain: Some(domain.clone()), version: Some(*version) })
-            .collect(),
-        functions: graph.functions.clone(),
-        graph: Some(GraphProto {
-            name: Some(graph.name.clone()),
-            node: order.into_iter().map(node).collect(),
-            initializer: used_weights(graph)
-                .into_iter()
-                .map(|v| {
-                    let value = graph.value(v);
-                    tensor(&value.name, graph.weight(v).expect("only weights are listed"), data)
-                })
-                .collect(),
-            input: graph.inputs.iter().map(|v| info(graph, *v)).collect(),
-            output: graph.outputs.iter().map(|v| info(graph, *v)).collect(),
-            ..GraphProto::default()
-        }),
-        ..ModelProto::default()
-    };
-    model.encode_to_vec()
+    GraphProto {
+        name: Some(graph.name.clone()),
+        node: order.into_iter().map(node).collect(),
+        input: graph.inputs.iter().map(|v| info(graph, *v)).collect(),
+        output: graph.outputs.iter().map(|v| info(graph, *v)).collect(),
+        ..GraphProto::default()
+    }
 }
 
 /// Begins the `doc_string` of a node that a pass made; the pass's name follows.
@@ -206,26 +314,28 @@ fn info(graph: &Graph, id: ValueId) -> ValueInfoProto {
     }
 }
 
-fn tensor(name: &str, weight: &Weight, data: &DataFile) -> TensorProto {
-    let mut proto = TensorProto {
+/// A tensor without its bytes.
+fn tensor_header(name: &str, weight: &Weight) -> TensorProto {
+    TensorProto {
         dims: weight.dims().iter().map(|&d| d as i64).collect(),
         data_type: Some(weight.dtype().onnx()),
         name: Some(name.to_owned()),
         ..TensorProto::default()
-    };
-    match data.offsets.get(&identity(weight.bytes())) {
-        Some(offset) => {
-            let entry = |k: &str, v: String| StringStringEntryProto { key: Some(k.to_owned()), value: Some(v) };
-            proto.data_location = Some(DataLocation::External.into());
-            proto.external_data = vec![
-                entry("location", data.name.clone()),
-                entry("offset", offset.to_string()),
-                entry("length", weight.bytes().len().to_string()),
-            ];
-        }
-        None => proto.raw_data = Some(weight.bytes().clone()),
     }
-    proto
+}
+
+/// Says where in the data file a tensor's bytes lie.
+fn refer(tensor: &mut TensorProto, weight: &Weight, data: &DataFile, offset: u64) {
+    tensor.data_location = Some(DataLocation::External.into());
+    tensor.external_data = vec![
+        entry("location", data.name.clone()),
+        entry("offset", offset.to_string()),
+        entry("length", weight.bytes().len().to_string()),
+    ];
+}
+
+fn entry(key: &str, value: String) -> StringStringEntryProto {
+    StringStringEntryProto { key: Some(key.to_owned()), value: Some(value) }
 }
 
 fn attribute(name: &str, value: &Attribute) -> AttributeProto {
@@ -256,7 +366,7 @@ fn attribute(name: &str, value: &Attribute) -> AttributeProto {
             AttributeType::Strings
         }
         Attribute::Tensor(v) => {
-            proto.t = Some(tensor("", v, &DataFile::default()));
+            proto.t = Some(TensorProto { raw_data: Some(v.bytes().clone()), ..tensor_header("", v) });
             AttributeType::Tensor
         }
         Attribute::Opaque(v) => return v.as_ref().clone(),

@@ -2,6 +2,7 @@
 
 mod data_flags;
 mod eval;
+mod export;
 mod inspect;
 mod rewrite;
 mod runtime;
@@ -29,6 +30,7 @@ Examples:
   lstc train tuned/ --train a.jsonl    progress, checkpoints, metrics
   lstc eval tuned/ --data b.jsonl      loss, accuracy, a table by label
   lstc verify tuned/                   proof that the rewrite is right
+  lstc export tuned/ -o tuned.onnx     one inference model for any ONNX Runtime
   lstc runtime install                 fetch the ONNX Runtime library, once
   lstc runtime show                    tell which library is used, and why
 
@@ -48,6 +50,7 @@ enum Command {
     Train(Box<train::Train>),
     Eval(Box<eval::Eval>),
     Verify(verify::Verify),
+    Export(export::Export),
     Runtime(runtime::Runtime),
     /// Print the completions of a shell
     #[command(after_long_help = "Example:\n  lstc completions bash > ~/.local/share/bash-completion/completions/lstc")]
@@ -64,6 +67,7 @@ pub fn main() -> Exit {
         Command::Train(train) => train.run(),
         Command::Eval(eval) => eval.run(),
         Command::Verify(verify) => verify.run(),
+        Command::Export(export) => export.run(),
         Command::Runtime(runtime) => runtime.run(),
         Command::Completions { shell } => completions(shell),
     };

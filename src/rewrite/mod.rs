@@ -2,7 +2,7 @@
 
 mod companions;
 pub mod config;
-mod directory;
+pub(crate) mod directory;
 pub mod manifest;
 pub mod opened;
 

@@ -13,7 +13,7 @@ mod blocks;
 mod files;
 mod gradients;
 mod invariants;
-mod sample;
+pub(crate) mod sample;
 mod wide;
 
 use std::fmt;
@@ -182,7 +182,7 @@ fn run(session: &mut Session, inputs: &[(String, Tensor)], outputs: &[String]) -
 
 /// Largest difference of two tensors, and the largest element of the second. Infinite where they cannot be compared,
 /// as where one is not a number: that proves nothing.
-fn difference(a: &Tensor, b: &Tensor) -> (f64, f64) {
+pub(crate) fn difference(a: &Tensor, b: &Tensor) -> (f64, f64) {
     let (Ok(x), Ok(y)) = (a.as_f32(), b.as_f32()) else { return (f64::INFINITY, 1.0) };
     if x.shape() != y.shape() {
         return (f64::INFINITY, 1.0);

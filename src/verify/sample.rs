@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use lstc_graph::{DType, Dim, Graph, ValueId};
+use lstc_graph::{DType, Dim, Graph, Uses, ValueId};
 use lstc_passes::Module;
 use ndarray::{ArrayD, IxDyn};
 use rand_chacha::ChaCha8Rng;
@@ -13,41 +13,86 @@ use crate::runtime::Tensor;
 /// Sizes given to symbolic dimensions, in the order in which they are met: a small batch, then unequal lengths.
 const SIZES: [usize; 6] = [2, 9, 5, 7, 3, 4];
 
+/// What an input holds.
+#[derive(Clone, Copy)]
+enum Content {
+    Tokens { vocabulary: usize },
+    Labels { vocabulary: usize },
+    Mask,
+}
+
 /// Inputs of the model by name, with `labels`.
 pub fn inputs(module: &Module, seed: u64) -> anyhow::Result<Vec<(String, Tensor)>> {
     let (graph, anatomy) = (&module.graph, &module.anatomy);
+    let rows = |tower: &lstc_models::Tower| graph.weight(tower.table).map_or(1, |w| w.dims()[0]);
+    let given = graph.inputs.iter().filter(|v| !module.is_new(**v)).map(|input| {
+        let tower = anatomy.towers.iter().find(|t| t.tokens == *input);
+        (*input, tower.map_or(Content::Mask, |t| Content::Tokens { vocabulary: rows(t) }))
+    });
+    let vocabulary = anatomy.head.linear.outputs.min(rows(anatomy.last()));
+    let labels = module.labels.map(|labels| (labels, Content::Labels { vocabulary }));
+    fill(graph, given.chain(labels), seed)
+}
+
+/// All inputs, by name, of a graph whose anatomy is not known: tokens where a table is looked up, else masks.
+pub fn inputs_of_graph(graph: &Graph, seed: u64) -> anyhow::Result<Vec<(String, Tensor)>> {
+    let uses = graph.uses();
+    let content = |input: &ValueId| match table_rows(graph, &uses, *input) {
+        Some(vocabulary) => (*input, Content::Tokens { vocabulary }),
+        None => (*input, Content::Mask),
+    };
+    fill(graph, graph.inputs.iter().map(content), seed)
+}
+
+/// Rows of the smallest table that an input's elements are looked up in.
+fn table_rows(graph: &Graph, uses: &Uses, input: ValueId) -> Option<usize> {
+    const MOVES: [&str; 6] = ["Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"];
+    let mut open = vec![input];
+    let mut rows: Option<usize> = None;
+    while let Some(value) = open.pop() {
+        for (id, slot) in uses.of(value) {
+            let node = graph.node(*id);
+            let table = node.input(0).and_then(|table| graph.weight(table)).map(lstc_graph::Weight::dims);
+            match (slot, table) {
+                (1, Some([count, _])) if node.is("Gather") => rows = Some(rows.map_or(*count, |r| r.min(*count))),
+                (0, _) if MOVES.iter().any(|op| node.is(op)) => open.extend(node.output(0)),
+                _ => {}
+            }
+        }
+    }
+    rows
+}
+
+fn fill(
+    graph: &Graph,
+    inputs: impl Iterator<Item = (ValueId, Content)>,
+    seed: u64,
+) -> anyhow::Result<Vec<(String, Tensor)>> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut sizes: HashMap<String, usize> = HashMap::new();
-    let given: Vec<ValueId> = graph.inputs.iter().copied().filter(|v| !module.is_new(*v)).collect();
-    let mut inputs = Vec::new();
-    for input in given.into_iter().chain(module.labels) {
+    let mut filled = Vec::new();
+    for (input, content) in inputs {
         let value = graph.value(input);
         let shape = shape(graph, input, &mut sizes);
-        let rows = |tower: &lstc_models::Tower| graph.weight(tower.table).map_or(1, |w| w.dims()[0]);
-        let tower = anatomy.towers.iter().find(|t| t.tokens == input);
-        let is_labels = Some(input) == module.labels;
-        let vocabulary = match tower {
-            Some(tower) => rows(tower),
-            None => anatomy.head.linear.outputs.min(rows(anatomy.last())),
-        };
         let mut index = 0;
         let last = shape.last().copied().unwrap_or(1);
         let mut next = || {
             let (row, column) = (index / last, index % last);
             index += 1;
-            let drawn = (rng.next_u64() % vocabulary as u64) as i64;
-            match (tower, is_labels) {
-                (Some(_), _) => drawn,
-                (_, true) if column + 1 == last && row % 2 == 1 => -100,
-                (_, true) => drawn,
-                // A mask: the later rows end in padding.
-                _ => i64::from(row == 0 || column + 2 < last.max(3)),
+            let drawn = rng.next_u64();
+            let token = |vocabulary: usize| (drawn % vocabulary.max(1) as u64) as i64;
+            match content {
+                Content::Tokens { vocabulary } => token(vocabulary),
+                Content::Labels { .. } if column + 1 == last && row % 2 == 1 => -100,
+                Content::Labels { vocabulary } => token(vocabulary),
+                // The later rows end in padding.
+                Content::Mask => i64::from(row == 0 || column + 2 < last.max(3)),
             }
         };
         let array = ArrayD::from_shape_simple_fn(IxDyn(&shape), &mut next);
-        inputs.push((value.name.clone(), cast(&array, value.dtype, &value.name)?));
+        filled.push((value.name.clone(), cast(&array, value.dtype, &value.name)?));
     }
-    Ok(inputs)
+    Ok(filled)
 }
 
 fn shape(graph: &Graph, input: ValueId, sizes: &mut HashMap<String, usize>) -> Vec<usize> {

@@ -1,0 +1,85 @@
+//! An export's logits against those of infer.onnx, given the same side network.
+
+use std::fmt;
+use std::path::Path;
+
+use lstc_graph::{Graph, Weight};
+use ndarray::{ArrayD, IxDyn};
+use serde::Serialize;
+
+use crate::runtime::{Optimisation, Runtime, Tensor};
+use crate::verify::{difference, sample};
+
+/// With graph optimisation on: what is constant is folded, and other nodes are fused.
+const OPTIMISED: f64 = 1e-5;
+
+const SEED: u64 = 0;
+
+/// How far an export's logits are from infer.onnx's, on one batch of sample inputs. Differences are the largest of an
+/// element, relative to the largest logit.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Agreement {
+    /// With graph optimisation off every bit is the same.
+    pub bit_for_bit: bool,
+    pub unoptimised_difference: f64,
+    pub optimised_difference: f64,
+    /// What the optimised difference may be.
+    pub bound: f64,
+    pub holds: bool,
+}
+
+/// Runs both graphs, one after the other: two sessions over a large model would take twice its memory.
+///
+/// # Errors
+/// A graph that does not run.
+pub(super) fn measure(
+    runtime: &'static Runtime,
+    infer: &Path,
+    exported: &Path,
+    graph: &Graph,
+    parameters: &[(String, Weight)],
+) -> anyhow::Result<Agreement> {
+    let inputs = sample::inputs_of_graph(graph, SEED)?;
+    let outputs: Vec<&str> = graph.outputs.iter().map(|v| graph.value(*v).name.as_str()).collect();
+    let side = parameters.iter().map(|(name, weight)| Ok((name.clone(), tensor(weight)?)));
+    let side = side.collect::<anyhow::Result<Vec<_>>>()?;
+    let run = |optimisation, file: &Path, given: &[&[(String, Tensor)]]| -> anyhow::Result<Vec<Tensor>> {
+        let given: Vec<(&str, &Tensor)> = given.iter().copied().flatten().map(|(n, t)| (n.as_str(), t)).collect();
+        let mut session = runtime.session().optimisation(optimisation).open(file)?;
+        Ok(session.run(&given, &outputs)?)
+    };
+    let compare = |optimisation| -> anyhow::Result<(bool, f64)> {
+        let wanted = run(optimisation, infer, &[&inputs, &side])?;
+        let found = run(optimisation, exported, &[&inputs])?;
+        let equal = found.iter().zip(&wanted).all(|(a, b)| same_bits(a, b));
+        let relative = found.iter().zip(&wanted).map(|(a, b)| {
+            let (apart, largest) = difference(a, b);
+            apart / largest.max(f64::MIN_POSITIVE)
+        });
+        Ok((equal, relative.fold(0.0, f64::max)))
+    };
+    let (bit_for_bit, unoptimised_difference) = compare(Optimisation::Off)?;
+    let (_, optimised_difference) = compare(Optimisation::All)?;
+    let holds = bit_for_bit && optimised_difference <= OPTIMISED;
+    Ok(Agreement { bit_for_bit, unoptimised_difference, optimised_difference, bound: OPTIMISED, holds })
+}
+
+fn tensor(weight: &Weight) -> anyhow::Result<Tensor> {
+    let values = weight.to_f32().unwrap_or_default();
+    Ok(ArrayD::from_shape_vec(IxDyn(weight.dims()), values)?.into())
+}
+
+fn same_bits(a: &Tensor, b: &Tensor) -> bool {
+    let (Ok(a), Ok(b)) = (a.as_f32(), b.as_f32()) else { return false };
+    a.shape() == b.shape() && a.iter().zip(&b).all(|(a, b)| a.to_bits() == b.to_bits())
+}
+
+impl fmt::Display for Agreement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.bit_for_bit {
+            true => write!(f, "bit for bit with graph optimisation off")?,
+            false => write!(f, "{:.1e} apart with graph optimisation off", self.unoptimised_difference)?,
+        }
+        write!(f, ", {:.1e} apart with it on (at most {:.0e})", self.optimised_difference, self.bound)
+    }
+}

@@ -1,0 +1,282 @@
+//! From a rewritten directory and a side network to one inference model.
+//!
+//! The model is infer.onnx with the parameters as initializers: its inputs are the source model's own, its output is
+//! `logits`, and nothing of training is in it. It reads no file but, where it has one, its own data file.
+//!
+//! **Invariant:** weights go from file to file; what is held in memory is the graph and the side network.
+//!
+//! **Invariant:** an output appears whole and checked, or not at all.
+
+mod agreement;
+mod parameters;
+mod place;
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow, bail};
+use lstc_graph::{About, DataFile, Encoding, copy_data, load};
+use serde::{Deserialize, Serialize};
+
+pub use agreement::Agreement;
+
+use crate::report::{Bytes, Hinted};
+use crate::rewrite::manifest::{ParameterSummary, SourceFile, is_rewritten};
+use crate::rewrite::{DATA, MANIFEST, SIDE, directory};
+use crate::runtime::Runtime;
+use parameters::SideFile;
+use place::Place;
+
+/// The graph that is exported.
+const INFER: &str = "infer.onnx";
+
+/// The folder, in a rewritten directory, of the run that is exported where no side network is named.
+const RUN: &str = "run";
+
+/// A run's best side network.
+const BEST: &str = "best.safetensors";
+
+/// Protobuf's limit is 2 GiB less one byte. Readers count what they unpack besides: the margin is theirs.
+const MAX_EMBEDDED: usize = (2 << 30) - (16 << 20);
+
+/// Where the weights of an export go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Weights {
+    /// Into the model's own file, unless protobuf could not hold it.
+    #[default]
+    EmbeddedWhereTheyFit,
+    /// Into a data file beside it.
+    External,
+}
+
+impl Weights {
+    /// True for a model that gets a data file, by its size in one file.
+    pub fn are_external(self, embedded_size: usize) -> bool {
+        self == Weights::External || embedded_size > MAX_EMBEDDED
+    }
+}
+
+/// What is to be exported, and to where.
+pub struct Request<'r> {
+    /// A rewritten directory.
+    pub directory: &'r Path,
+    /// A side network's file, or the folder of a run; `run` of the directory where none is named.
+    pub side: Option<&'r Path>,
+    /// The ONNX file to write.
+    pub output: &'r Path,
+    pub weights: Weights,
+    /// Replace an earlier export in the output's place.
+    pub force: bool,
+    /// Checks the export against infer.onnx before it appears; none goes unchecked.
+    pub runtime: Option<&'static Runtime>,
+}
+
+/// What was exported.
+#[derive(Debug, Serialize)]
+pub struct Exported {
+    pub output: PathBuf,
+    pub bytes: u64,
+    /// The data file beside the output, where there is one.
+    pub data: Option<DataSummary>,
+    pub family: String,
+    pub nodes: usize,
+    pub source_sha256: String,
+    pub side: SideSummary,
+    /// How far the export's logits are from infer.onnx's; none where it was not checked.
+    pub agreement: Option<Agreement>,
+}
+
+impl Exported {
+    /// False where the export does not agree with infer.onnx: nothing of it is left.
+    pub fn is_written(&self) -> bool {
+        self.agreement.is_none_or(|a| a.holds)
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub struct DataSummary {
+    pub file: PathBuf,
+    pub bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+pub struct SideSummary {
+    pub file: PathBuf,
+    pub sha256: String,
+    pub tensors: usize,
+    pub elements: usize,
+}
+
+/// What a manifest tells an export.
+#[derive(Deserialize)]
+struct Record {
+    source: Vec<SourceFile>,
+    model: ModelRecord,
+    graphs: Vec<GraphRecord>,
+    parameters: Vec<ParameterSummary>,
+}
+
+#[derive(Deserialize)]
+struct ModelRecord {
+    family: String,
+}
+
+#[derive(Deserialize)]
+struct GraphRecord {
+    file: PathBuf,
+}
+
+impl Record {
+    fn read(directory: &Path) -> anyhow::Result<Record> {
+        let context = || format!("`{}` is no rewritten model", directory.display());
+        if !is_rewritten(directory) {
+            let error = anyhow!("it holds no {MANIFEST}").context(context());
+            return Err(Hinted::new(error, "`lstc rewrite model.onnx -o tuned/` makes one").into());
+        }
+        let text = fs::read_to_string(directory.join(MANIFEST)).with_context(context)?;
+        serde_yaml::from_str(&text).with_context(context)
+    }
+
+    /// The files that an export reads, or that belong to what it reads: none of them is ever replaced.
+    fn files(&self, directory: &Path) -> Vec<PathBuf> {
+        let own = [DATA, SIDE, MANIFEST].map(|name| directory.join(name));
+        let graphs = self.graphs.iter().map(|g| directory.join(&g.file));
+        self.source.iter().map(|s| s.file.clone()).chain(own).chain(graphs).collect()
+    }
+
+    /// The hash of the source model, or of its files in the manifest's order.
+    fn source_sha256(&self) -> String {
+        self.source.iter().map(|s| s.sha256.as_str()).collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// Exports: writes the model under a temporary name, checks it, and gives it its name.
+///
+/// # Errors
+/// A directory that is no rewrite; a side network that is missing or does not fit, with every tensor that is to blame;
+/// an output that is there already; anything from the file system or from ONNX Runtime. An export that does not agree
+/// with infer.onnx is no error: it is told in [`Exported::agreement`], and nothing is left.
+pub fn export(request: Request) -> anyhow::Result<Exported> {
+    let Request { directory, output, force, .. } = request;
+    let record = Record::read(directory)?;
+    let side = SideFile::open(&side_file(directory, request.side)?)?;
+    let place = Place::new(output, record.files(directory).into_iter().chain([side.path.clone()]), force)?;
+    place.check_model()?;
+
+    let mut graph = load(&directory.join(INFER))?;
+    let values = side.parameters(&record.parameters)?;
+    let elements = values.iter().map(|(_, weight)| weight.elements()).sum();
+    parameters::bind(&mut graph, &values)
+        .with_context(|| format!("`{}` does not fit its {MANIFEST}", directory.join(INFER).display()))?;
+    // Which pass made a node is of interest in training graphs.
+    graph.adopt();
+
+    let about = about(&record, &side);
+    let embedded = Encoding::new(&graph, &DataFile::default(), &about);
+    let external = request.weights.are_external(embedded.size());
+    if external {
+        place.check_data()?;
+    }
+    let folder = directory::begin(output)?;
+    let cannot = || format!("cannot write `{}`", output.display());
+    let (bytes, data_bytes) = if external {
+        let (data, data_bytes) = copy_data(&[&graph], folder.path(), place.data_name()).with_context(cannot)?;
+        let model = Encoding::new(&graph, &data, &about);
+        (write(&model, &folder.path().join(place.model_name())).with_context(cannot)?, Some(data_bytes))
+    } else {
+        (write(&embedded, &folder.path().join(place.model_name())).with_context(cannot)?, None)
+    };
+
+    let written = folder.path().join(place.model_name());
+    let check = |runtime| agreement::measure(runtime, &directory.join(INFER), &written, &graph, &values);
+    let agreement = request.runtime.map(check).transpose().context("the export cannot be checked")?;
+    let exported = Exported {
+        output: output.to_owned(),
+        bytes,
+        data: data_bytes.map(|bytes| DataSummary { file: place.data().to_owned(), bytes }),
+        family: record.model.family.clone(),
+        nodes: graph.node_ids().count(),
+        source_sha256: record.source_sha256(),
+        side: SideSummary { file: side.path.clone(), sha256: side.sha256.clone(), tensors: values.len(), elements },
+        agreement,
+    };
+    if exported.is_written() {
+        place.publish(folder, external).with_context(cannot)?;
+    }
+    Ok(exported)
+}
+
+/// The file of the side network that is to be exported.
+fn side_file(directory: &Path, named: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let Some(named) = named else {
+        let best = directory.join(RUN).join(BEST);
+        if best.exists() {
+            return Ok(best);
+        }
+        let hint = format!("train it first, or pass `--side {}` for the untrained one", directory.join(SIDE).display());
+        return Err(Hinted::new(anyhow!("there is no trained side network at `{}`", best.display()), hint).into());
+    };
+    if !named.is_dir() {
+        return Ok(named.to_owned());
+    }
+    let best = named.join(BEST);
+    if !best.exists() {
+        bail!("`{}` is no folder of a run: it holds no {BEST}", named.display());
+    }
+    Ok(best)
+}
+
+fn about(record: &Record, side: &SideFile) -> About {
+    let family = &record.model.family;
+    let source = record.source.first().and_then(|s| s.file.file_name()).unwrap_or_default().to_string_lossy();
+    let entry = |key: &str, value: &str| (format!("lstc.{key}"), value.to_owned());
+    About {
+        doc: format!("{family} `{source}` with a ladder side network, by lstc {}", env!("CARGO_PKG_VERSION")),
+        metadata: vec![
+            entry("family", family),
+            entry("source.sha256", &record.source_sha256()),
+            entry("side.sha256", &side.sha256),
+        ],
+    }
+}
+
+/// Writes a model, to the disk; its size.
+fn write(model: &Encoding, path: &Path) -> anyhow::Result<u64> {
+    let mut file = File::create_new(path)?;
+    model.write(&mut file)?;
+    file.flush()?;
+    file.sync_data()?;
+    Ok(model.size() as u64)
+}
+
+impl fmt::Display for Exported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let side = &self.side;
+        let written = if self.is_written() { "" } else { " (not written)" };
+        let (output, family, bytes) = (self.output.display(), &self.family, Bytes(self.bytes));
+        writeln!(f, "{output}{written}: {family}, {} nodes, {bytes}", self.nodes)?;
+        if let Some(data) = &self.data {
+            writeln!(f, "  weights in `{}`, {}", data.file.display(), Bytes(data.bytes))?;
+        }
+        let file = side.file.display();
+        writeln!(f, "  side network `{file}`, {} parameters in {} tensors", side.elements, side.tensors)?;
+        if let Some(agreement) = &self.agreement {
+            writeln!(f, "  logits against {INFER}'s: {agreement}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_goes_to_two_files_when_protobuf_could_not_hold_it() {
+        let fits = |size| !Weights::EmbeddedWhereTheyFit.are_external(size);
+        assert!(fits(1_900_000_000) && fits(MAX_EMBEDDED) && !fits(MAX_EMBEDDED + 1) && !fits(1 << 31));
+        assert!(Weights::External.are_external(1));
+    }
+}

@@ -1,0 +1,160 @@
+//! Where an export goes: one file, or a model and its data file that appear together.
+//!
+//! **Invariant:** a model never stands beside another model's data file under its own data file's name, whenever the
+//! process ends: of a pair, the old model goes first and the new model comes last.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow, bail};
+use lstc_graph::load;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use tempfile::TempDir;
+
+use crate::report::Hinted;
+
+/// The names of an export's files, and what must stay.
+pub(super) struct Place {
+    model: PathBuf,
+    data: PathBuf,
+    /// Files that are never replaced.
+    kept: Vec<PathBuf>,
+    force: bool,
+}
+
+impl Place {
+    /// # Errors
+    /// A name that does not end in `.onnx`.
+    pub fn new(model: &Path, kept: impl Iterator<Item = PathBuf>, force: bool) -> anyhow::Result<Place> {
+        // Other files of a name that was given by mistake, as a checkpoint's, are not replaced.
+        if model.extension().is_none_or(|e| e != "onnx") || model.to_str().is_none() {
+            bail!("`{}` is no name for a model: it must end in .onnx", model.display());
+        }
+        let kept = kept.map(|path| resolved(&path)).collect();
+        Ok(Place { model: model.to_owned(), data: model.with_extension("data"), kept, force })
+    }
+
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    pub fn model_name(&self) -> &str {
+        name(&self.model)
+    }
+
+    pub fn data_name(&self) -> &str {
+        name(&self.data)
+    }
+
+    /// Whether the model may be written.
+    ///
+    /// # Errors
+    /// Something is there and is not to be replaced, or may not be.
+    pub fn check_model(&self) -> anyhow::Result<()> {
+        self.check(&self.model)
+    }
+
+    /// Whether the data file may be written: nothing is there, or an earlier export's.
+    ///
+    /// # Errors
+    /// As [`Place::check_model`].
+    pub fn check_data(&self) -> anyhow::Result<()> {
+        self.check(&self.data)?;
+        if self.data.exists() && !self.owns_data() {
+            let (data, model) = (self.data.display(), self.model.display());
+            bail!("`{data}` is there already and is not the data of `{model}`: it will not be replaced");
+        }
+        Ok(())
+    }
+
+    fn check(&self, path: &Path) -> anyhow::Result<()> {
+        if self.kept.contains(&resolved(path)) {
+            bail!("`{}` belongs to what is exported: it will not be replaced", path.display());
+        }
+        let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(()) };
+        if !metadata.is_file() {
+            bail!("`{}` is there already and is no regular file: it will not be replaced", path.display());
+        }
+        if !self.force {
+            let error = anyhow!("`{}` is there already", path.display());
+            return Err(Hinted::new(error, "--force replaces it").into());
+        }
+        Ok(())
+    }
+
+    /// True where the model that is there reads the data file that is there.
+    fn owns_data(&self) -> bool {
+        load(&self.model).is_ok_and(|graph| {
+            let reads = |v| graph.weight(v).and_then(|w| w.place()).is_some_and(|p| *p.file == self.data);
+            graph.value_ids().any(reads)
+        })
+    }
+
+    /// Gives the files of a finished folder their names. An earlier export gives way, its data file too.
+    ///
+    /// # Errors
+    /// From the file system, or something that has come there meanwhile; what is there is then as it was.
+    pub fn publish(&self, folder: TempDir, with_data: bool) -> anyhow::Result<()> {
+        self.check_model()?;
+        let old_data = self.force && self.data.exists() && self.owns_data();
+        let new = |name: &str| folder.path().join(name);
+        if self.force && !with_data && !old_data {
+            fs::rename(new(self.model_name()), &self.model)?;
+        } else {
+            let old = folder.path().join("old");
+            fs::create_dir(&old)?;
+            let aside = |path: &Path| (path.to_owned(), old.join(name(path)));
+            let mut moves = Vec::new();
+            moves.extend(self.model.exists().then(|| aside(&self.model)).filter(|_| self.force));
+            moves.extend(old_data.then(|| aside(&self.data)));
+            moves.extend(with_data.then(|| (new(self.data_name()), self.data.clone())));
+            moves.push((new(self.model_name()), self.model.clone()));
+            if let Err(error) = rename_all(&moves) {
+                if fs::read_dir(&old).is_ok_and(|mut entries| entries.next().is_some()) {
+                    let kept = folder.keep();
+                    return Err(error).with_context(|| format!("the earlier export is now in `{}`", kept.display()));
+                }
+                return Err(error.into());
+            }
+        }
+        let parent = self.model.parent().filter(|p| *p != Path::new("")).unwrap_or(Path::new("."));
+        File::open(parent).and_then(|folder| folder.sync_all()).context("the output is written, but not yet synced")?;
+        folder.close().context("the output is in place, but the temporary folder beside it cannot be removed")
+    }
+}
+
+fn name(path: &Path) -> &str {
+    path.file_name().and_then(|n| n.to_str()).expect("a place has UTF-8 names that end in .onnx and .data")
+}
+
+/// Renames one file after another, or none.
+fn rename_all(moves: &[(PathBuf, PathBuf)]) -> io::Result<()> {
+    for (done, (from, to)) in moves.iter().enumerate() {
+        if let Err(error) = rename_new(from, to) {
+            for (from, to) in moves[..done].iter().rev() {
+                fs::rename(to, from)?;
+            }
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// Renames a file to a name that nobody has.
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // A file system that cannot do it in one step.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) if !to.exists() => fs::rename(from, to),
+        done => Ok(done?),
+    }
+}
+
+/// A path under which a file is known, whether or not there is one: links to its folder, and to itself, are followed.
+fn resolved(path: &Path) -> PathBuf {
+    let in_folder = || {
+        let absolute = std::path::absolute(path).ok()?;
+        Some(absolute.parent()?.canonicalize().ok()?.join(absolute.file_name()?))
+    };
+    path.canonicalize().ok().or_else(in_folder).unwrap_or_else(|| path.to_owned())
+}
