@@ -1,10 +1,13 @@
 //! `lstc inspect`: what is in a model, or in a rewritten directory.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
+use anyhow::bail;
 use lstc_graph::{dot, load};
+use serde::Serialize;
 
-use crate::inspect::{ModelReport, RewrittenReport, Sizes};
+use crate::inspect::{ModelReport, RewrittenReport, Sizes, html};
 use crate::report::{self, Exit, Format};
 use crate::rewrite::manifest::is_rewritten;
 
@@ -16,13 +19,18 @@ Of an ONNX model: opset, exporter, weights, towers and blocks, where the side ne
 that training would take, beside full fine-tuning. A model that lstc does not understand is described as far as it \
 goes, with every reason; the exit code is then 1.
 
-Of a directory that `lstc rewrite` wrote: trainable parameters by group, nodes by the pass that made them, and the \
-cut: every value of the backbone that the side network reads.",
+Of a directory that `lstc rewrite` wrote: trainable parameters by group, nodes by the pass that made them, the cut: \
+every value of the backbone that the side network reads, how far its gates are open, and the memory that training \
+takes, where the source is still there. The gates are those of --side, else those that training left in the \
+directory, else the initial ones.
+
+--format html gives all of it as one page that needs nothing else, with a drawing of the ladder.",
     after_long_help = "\
 Examples:
   lstc inspect t5.onnx
   lstc inspect t5.onnx --batch 32 --source-length 512
   lstc inspect tuned/ --format json
+  lstc inspect tuned/ --format html > ladder.html
   lstc inspect t5.onnx --format dot | dot -Tsvg > t5.svg"
 )]
 pub struct Inspect {
@@ -41,7 +49,11 @@ pub struct Inspect {
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     target_length: u32,
 
-    /// Form of the report; dot is the graph in Graphviz's language
+    /// Side parameters whose gates to show, for a rewritten directory
+    #[arg(long, value_name = "FILE")]
+    side: Option<PathBuf>,
+
+    /// Form of the report; html is a page with a drawing, dot the graph in Graphviz's language
     #[arg(long, value_enum, default_value_t)]
     format: InspectFormat,
 }
@@ -51,28 +63,39 @@ enum InspectFormat {
     #[default]
     Text,
     Json,
+    Html,
     Dot,
 }
 
 impl Inspect {
     pub fn run(self) -> anyhow::Result<Exit> {
-        let format = match self.format {
-            InspectFormat::Text => Format::Text,
-            InspectFormat::Json => Format::Json,
-            InspectFormat::Dot => return self.dot(),
-        };
-        if is_rewritten(&self.path) {
-            report::data(&RewrittenReport::new(&self.path)?, format)?;
-            return Ok(Exit::Done);
+        if self.format == InspectFormat::Dot {
+            return self.dot();
         }
         let sizes = Sizes {
             batch: self.batch as usize,
             source_length: self.source_length as usize,
             target_length: self.target_length as usize,
         };
+        if is_rewritten(&self.path) {
+            let rewritten = RewrittenReport::new(&self.path, sizes, self.side.as_deref())?;
+            self.give(&rewritten, html::rewritten)?;
+            return Ok(Exit::Done);
+        }
+        if self.side.is_some() {
+            bail!("--side is for a directory that `lstc rewrite` wrote, and `{}` is none", self.path.display());
+        }
         let model = ModelReport::new(&self.path, sizes)?;
-        report::data(&model, format)?;
+        self.give(&model, html::model)?;
         Ok(if model.is_understood() { Exit::Done } else { Exit::No })
+    }
+
+    fn give<R: fmt::Display + Serialize>(&self, report: &R, page: impl Fn(&R) -> String) -> anyhow::Result<()> {
+        match self.format {
+            InspectFormat::Json => report::data(report, Format::Json),
+            InspectFormat::Html => report::text(&page(report)),
+            InspectFormat::Text | InspectFormat::Dot => report::data(report, Format::Text),
+        }
     }
 
     fn dot(&self) -> anyhow::Result<Exit> {

@@ -1,0 +1,144 @@
+//! How far the gates of a ladder are open, by a file of side parameters.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use anyhow::{anyhow, bail};
+use serde::Serialize;
+
+use super::ladder::Shapes;
+use crate::rewrite::SIDE;
+use crate::side::{self, Side};
+
+/// What training leaves in a rewritten directory.
+pub const BEST: &str = "run/best.safetensors";
+
+/// A gate's value: the share of the side state from below; the rest is the tap's.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Gate {
+    /// sigmoid(alpha / T), from 0 to 1.
+    pub value: f64,
+    pub state: State,
+}
+
+/// Where a gate's value comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// It is where training begins.
+    Initial,
+    Trained,
+    /// Training does not move it.
+    Fixed,
+}
+
+impl State {
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Initial => "initial",
+            State::Trained => "trained",
+            State::Fixed => "fixed",
+        }
+    }
+}
+
+impl Gate {
+    pub fn new(alpha: f32, temperature: f32, state: State) -> Gate {
+        let x = f64::from(alpha) / f64::from(temperature);
+        Gate { value: 1.0 / (1.0 + (-x).exp()), state }
+    }
+
+    pub fn fixed(alpha: f32, temperature: f32) -> Gate {
+        Gate::new(alpha, temperature, State::Fixed)
+    }
+}
+
+/// The gates' parameters: those of a file, or the one that all begin with.
+#[derive(Debug)]
+pub struct Alphas {
+    pub file: Option<PathBuf>,
+    state: State,
+    side: Option<Side>,
+    initial: f32,
+    temperature: f32,
+}
+
+impl Alphas {
+    /// Where training begins.
+    pub fn initial(alpha: f32, temperature: f32) -> Alphas {
+        Alphas { file: None, state: State::Initial, side: None, initial: alpha, temperature }
+    }
+
+    /// Those of `side` where one is given, else what training left in the directory, else the initial side network.
+    ///
+    /// # Errors
+    /// A file that is no side network, or not one of this directory: every tensor that does not fit.
+    pub fn of(self, directory: &Path, side: Option<&Path>, shapes: &Shapes) -> anyhow::Result<Alphas> {
+        let initial = directory.join(SIDE);
+        let best = directory.join(BEST);
+        let file = match side {
+            Some(file) => file.to_owned(),
+            None if best.is_file() => best,
+            None if initial.is_file() => initial.clone(),
+            None => return Ok(self),
+        };
+        let is_initial = matches!((file.canonicalize(), initial.canonicalize()), (Ok(a), Ok(b)) if a == b);
+        let found = side::load(&file)?;
+        check(&file, &found, shapes)?;
+        let state = if is_initial { State::Initial } else { State::Trained };
+        Ok(Alphas { file: Some(file), state, side: Some(found), ..self })
+    }
+
+    /// A gate that training moves.
+    ///
+    /// # Errors
+    /// A gate that the file does not have.
+    pub fn trained(&self, name: &str) -> anyhow::Result<Gate> {
+        let alpha = match &self.side {
+            None => self.initial,
+            Some(side) => *side
+                .get(name)
+                .and_then(|tensor| tensor.first())
+                .ok_or_else(|| anyhow!("there is no gate parameter `{name}`"))?,
+        };
+        Ok(Gate::new(alpha, self.temperature, self.state))
+    }
+}
+
+/// Holds the tensors of a file against those of the manifest.
+fn check(file: &Path, side: &Side, shapes: &Shapes) -> anyhow::Result<()> {
+    const MOST_LISTED: usize = 5;
+    let mut problems = Vec::new();
+    for name in side.keys().chain(shapes.keys()).collect::<BTreeSet<_>>() {
+        match (side.get(name), shapes.get(name)) {
+            (None, _) => problems.push(format!("`{name}` is missing")),
+            (_, None) => problems.push(format!("`{name}` is no parameter of it")),
+            (Some(tensor), Some(shape)) if tensor.shape() != shape => {
+                problems.push(format!("`{name}` has the shape {:?}, not {shape:?}", tensor.shape()));
+            }
+            _ => {}
+        }
+    }
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let more = problems.len().saturating_sub(MOST_LISTED);
+    problems.truncate(MOST_LISTED);
+    if more > 0 {
+        problems.push(format!("and {more} more"));
+    }
+    bail!("`{}` is not a side network of this rewrite\n  {}", file.display(), problems.join("\n  "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gate_is_the_sigmoid_of_alpha_by_the_temperature() {
+        let value = |alpha| Gate::fixed(alpha, 0.1).value;
+        assert_eq!(value(0.0), 0.5);
+        assert!((value(0.1) - 0.731_058_578_630_004_9).abs() < 1e-7);
+        assert!(value(-1e30) == 0.0 && value(1e30) == 1.0);
+    }
+}

@@ -1,0 +1,178 @@
+//! A report as one self-contained HTML page: no script, and nothing fetched from anywhere.
+//!
+//! **Invariant:** what comes from files is text, never markup. maud escapes it, control characters are replaced, and
+//! the page's own policy forbids scripts and requests.
+
+use std::path::Path;
+
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use super::drawing;
+use super::ladder::Ladder;
+use super::layout::{Arrangement, Layout};
+use super::model::ModelReport;
+use super::rewritten::{Prediction, RewrittenReport};
+use super::tables;
+use super::text::Grouped;
+
+const STYLE: &str = include_str!("page.css");
+
+/// What a browser may do with the page: nothing but show it.
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:";
+
+/// Of a key figure: what it is, its value, and what to know about it.
+type Figure = (&'static str, String, String);
+
+/// The page of a model file.
+pub fn model(report: &ModelReport) -> String {
+    let file = report.file.display().to_string();
+    let about = html! {
+        "Exported by " bdi { (report.exporter) } ", opset " (report.opset) ", " (Grouped(report.nodes)) " nodes"
+    };
+    let refused = report.model.is_none();
+    let mut figures: Vec<Figure> = Vec::new();
+    if let Some(m) = &report.memory {
+        let (side, all) = (m.lst.trainable, m.full.trainable);
+        figures.push(("trainable", Grouped(side).to_string(), format!("r = {}, all blocks kept", m.reduction)));
+        figures.push(("share of the backbone", tables::percent(side, all), format!("of {} parameters", Grouped(all))));
+        figures.push((
+            "predicted memory",
+            tables::bytes(m.lst.total),
+            format!("{} to fine-tune", tables::bytes(m.full.total)),
+        ));
+    }
+    let body = html! {
+        @if refused { (refusals(&report.refusals)) }
+        @if let Some(model) = &report.model { section { (tables::backbone(&model.into())) } }
+        @if let Some(memory) = &report.memory { section.memory { h2 { "Predicted memory of training" } (tables::memory(memory)) } }
+        @if report.ladder.is_some() { section { (tables::groups(&report.parameters)) } }
+        @if let Some(ladder) = &report.ladder { section { (tables::rungs(ladder)) } }
+        section { (tables::ports(&report.inputs, &report.outputs)) }
+        section { (tables::weights(&report.weights)) }
+    };
+    let caption = report.ladder.as_ref().map(|ladder| {
+        let r = ladder.reduction;
+        format!("The side network that lstc rewrite grows when it keeps all blocks, r = {r}.")
+    });
+    page(&file, &about, &figures, report.ladder.as_ref().zip(caption), &body)
+}
+
+/// The page of a rewritten directory.
+pub fn rewritten(report: &RewrittenReport) -> String {
+    let directory = report.directory.display().to_string();
+    let model = &report.model;
+    let about = html! {
+        "Rewritten from " (tables::name(&report.source.display().to_string())) ", exported by "
+        bdi { (model.exporter) } ", opset " (model.opset)
+    };
+    let trainable = report.trainable();
+    let r = report.ladder.reduction;
+    let mut figures: Vec<Figure> = vec![("trainable", Grouped(trainable).to_string(), format!("r = {r}"))];
+    if let Prediction::Made(m) = &report.memory {
+        let all = m.full.trainable;
+        figures.push((
+            "share of the backbone",
+            tables::percent(trainable, all),
+            format!("of {} parameters", Grouped(all)),
+        ));
+        figures.push((
+            "predicted memory",
+            tables::bytes(m.lst.total),
+            format!("{} to fine-tune", tables::bytes(m.full.total)),
+        ));
+    }
+    let body = html! {
+        section { (tables::backbone(model)) }
+        section.memory {
+            h2 { "Predicted memory of training" }
+            @match &report.memory {
+                Prediction::Made(memory) => (tables::memory(memory)),
+                Prediction::LeftOut(reason) => p.note { "The prediction is left out: " bdi { (reason) } "." },
+            }
+        }
+        section { (tables::groups(&report.parameters)) }
+        section { (tables::rungs(&report.ladder)) }
+        section { (tables::nodes(&report.graphs)) }
+        section { (tables::cut(&report.cut)) }
+    };
+    let caption = match &report.side {
+        Some(side) => format!("The side network, with the gates of {}.", short(side)),
+        None => "The side network, with its gates as the options begin them.".to_owned(),
+    };
+    page(&directory, &about, &figures, Some((&report.ladder, caption)), &body)
+}
+
+/// The last two parts of a path.
+fn short(path: &Path) -> String {
+    let parts: Vec<_> = path.components().rev().take(2).map(|c| c.as_os_str().to_string_lossy()).collect();
+    parts.into_iter().rev().collect::<Vec<_>>().join("/")
+}
+
+fn refusals(reasons: &[String]) -> Markup {
+    html! {
+        section.refused {
+            h2 { "Not understood" }
+            p { "lstc does not rewrite this model: " }
+            ul { @for reason in reasons { li { bdi { (reason) } } } }
+        }
+    }
+}
+
+fn page(name: &str, about: &Markup, figures: &[Figure], ladder: Option<(&Ladder, String)>, body: &Markup) -> String {
+    // Where there is no room for the towers side by side, they stand upon one another.
+    let room = ladder.as_ref().map_or(0.0, |(l, _)| Layout::new(l, Arrangement::Beside).width);
+    let narrow =
+        format!("@media screen and (max-width:{}px){{.beside{{display:none}}.stacked{{display:block}}}}", room + 50.0);
+    let markup = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta http-equiv="Content-Security-Policy" content=(POLICY);
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                meta name="generator" content=(format!("lstc {}", env!("CARGO_PKG_VERSION")));
+                link rel="icon" href="data:,";
+                title { (name) " – lstc" }
+                style { (PreEscaped(STYLE)) (PreEscaped(narrow)) }
+            }
+            body {
+                header {
+                    p.tool { "lstc inspect" }
+                    h1 { bdi { (tables::breakable(name)) } }
+                    p.about { (about) }
+                    @if !figures.is_empty() { (self::figures(figures)) }
+                }
+                main class=[ladder.is_none().then_some("plain")] {
+                    @if let Some((ladder, caption)) = &ladder { (figure(ladder, name, caption)) }
+                    div.figures { (body) }
+                }
+                footer { p { "lstc " (env!("CARGO_PKG_VERSION")) } }
+            }
+        }
+    };
+    let clean = |c: char| if c.is_control() && c != '\n' { char::REPLACEMENT_CHARACTER } else { c };
+    markup.into_string().chars().map(clean).collect()
+}
+
+fn figures(figures: &[Figure]) -> Markup {
+    html! {
+        dl.key {
+            @for (what, value, note) in figures {
+                div { dt { (what) } dd { b { (value) } small { (note) } } }
+            }
+        }
+    }
+}
+
+fn figure(ladder: &Ladder, name: &str, caption: &str) -> Markup {
+    let several = ladder.stacks.len() > 1;
+    html! {
+        figure {
+            figcaption { h2 { "Ladder" } p { bdi { (caption) } } }
+            div class=[several.then_some("beside")] { (drawing::svg(ladder, Arrangement::Beside, "beside", name)) }
+            @if several { div.stacked { (drawing::svg(ladder, Arrangement::Stacked, "stacked", name)) } }
+            (drawing::legend(ladder))
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! The ladder of a model as plain data: what stands where, how large it is, and how far its gates are open.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, bail};
+use lstc_models::TowerKind;
+use lstc_passes::Options;
+use lstc_passes::options::Gate as Mixing;
+use serde::{Deserialize, Serialize};
+
+use super::gates::{Alphas, Gate};
+use crate::rewrite::manifest::{ModelSummary, TapSummary, TowerSummary};
+
+/// What a manifest records of the backbone.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Backbone {
+    pub family: String,
+    pub exporter: String,
+    pub opset: i64,
+    pub towers: Vec<Tower>,
+    pub vocabulary: usize,
+    pub head_scale: f32,
+    pub tied: bool,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Tower {
+    pub kind: TowerKind,
+    pub blocks: usize,
+    pub width: usize,
+    pub heads: usize,
+    pub head_width: usize,
+    pub feed_forward: usize,
+    pub activation: String,
+    pub gated: bool,
+    pub epsilon: f32,
+    pub buckets: Option<usize>,
+    pub cross_attention: bool,
+    pub tokens: String,
+}
+
+impl From<&ModelSummary> for Backbone {
+    fn from(model: &ModelSummary) -> Backbone {
+        Backbone {
+            family: model.family.to_owned(),
+            exporter: model.exporter.clone(),
+            opset: model.opset,
+            towers: model.towers.iter().map(Tower::from).collect(),
+            vocabulary: model.vocabulary,
+            head_scale: model.head_scale,
+            tied: model.tied,
+        }
+    }
+}
+
+impl From<&TowerSummary> for Tower {
+    fn from(tower: &TowerSummary) -> Tower {
+        Tower {
+            kind: tower.kind,
+            blocks: tower.blocks,
+            width: tower.width,
+            heads: tower.heads,
+            head_width: tower.head_width,
+            feed_forward: tower.feed_forward,
+            activation: tower.activation.name().to_owned(),
+            gated: tower.gated,
+            epsilon: tower.epsilon,
+            buckets: tower.buckets,
+            cross_attention: tower.cross_attention,
+            tokens: tower.tokens.clone(),
+        }
+    }
+}
+
+/// A side network beside its backbone.
+#[derive(Clone, Debug, Serialize)]
+pub struct Ladder {
+    pub reduction: usize,
+    /// In the order of computation; one that attends to another attends to the one before it.
+    pub stacks: Vec<Stack>,
+    pub head: Head,
+}
+
+/// One tower and its side stack. Counts are of trainable elements.
+#[derive(Clone, Debug, Serialize)]
+pub struct Stack {
+    pub tower: TowerKind,
+    /// The graph input of token indices.
+    pub tokens: String,
+    /// Of the backbone.
+    pub width: usize,
+    pub side_width: usize,
+    pub first: Tap,
+    /// One for each block of the backbone; none where it is dropped.
+    pub rungs: Vec<Option<Rung>>,
+    pub norm: usize,
+    /// All of the stack's trainable elements.
+    pub elements: usize,
+    pub cross_attention: bool,
+}
+
+/// A hidden state on its way to the side stack.
+#[derive(Clone, Debug, Serialize)]
+pub struct Tap {
+    /// The backbone's value.
+    pub value: String,
+    /// Of the down-projection.
+    pub elements: usize,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Rung {
+    pub tap: Tap,
+    /// None where tap and side state are added.
+    pub gate: Option<Gate>,
+    /// Of the side block.
+    pub elements: usize,
+}
+
+/// What stands on the last side stack.
+#[derive(Clone, Debug, Serialize)]
+pub struct Head {
+    /// Of the up-projection.
+    pub elements: usize,
+    /// Mixes the backbone's final output in.
+    pub merge: Option<Gate>,
+    /// The loss has the backbone's own logits in it.
+    pub distilled: bool,
+    pub vocabulary: usize,
+}
+
+/// A tower of more blocks is no tower that a manifest could have been written for.
+const MOST_BLOCKS: usize = 10_000;
+
+/// Shapes of the trainable tensors by name.
+pub type Shapes = BTreeMap<String, Vec<usize>>;
+
+/// Elements of a tensor. A manifest's numbers may be any.
+pub fn elements(shape: &[usize]) -> usize {
+    shape.iter().fold(1, |n, d| n.saturating_mul(*d))
+}
+
+/// Elements of the tensors whose names begin so.
+fn elements_of(shapes: &Shapes, prefix: &str) -> usize {
+    let tensors = shapes.iter().filter(|(name, _)| name.starts_with(prefix));
+    tensors.fold(0, |n, (_, shape)| n.saturating_add(elements(shape)))
+}
+
+impl Ladder {
+    /// # Errors
+    /// A manifest whose parameters and taps are not those of one side network.
+    pub fn new(
+        backbone: &Backbone,
+        options: &Options,
+        shapes: &Shapes,
+        taps: &[TapSummary],
+        alphas: &Alphas,
+    ) -> anyhow::Result<Ladder> {
+        let source = Source { options, shapes, taps, alphas };
+        let stacks = backbone.towers.iter().map(|t| source.stack(t)).collect::<anyhow::Result<_>>()?;
+        let method = &options.method;
+        let merge = if method.merge_last { Some(alphas.trained("side_gate_params_merge_last")?) } else { None };
+        let head = Head {
+            elements: elements_of(shapes, "side_final_upsample."),
+            merge,
+            distilled: options.loss.distill > 0.0,
+            vocabulary: backbone.vocabulary,
+        };
+        Ok(Ladder { reduction: method.reduction, stacks, head })
+    }
+
+    /// Every gate that has a value.
+    pub fn gates(&self) -> impl Iterator<Item = &Gate> {
+        let rungs = self.stacks.iter().flat_map(|s| s.rungs.iter().flatten()).filter_map(|r| r.gate.as_ref());
+        rungs.chain(&self.head.merge)
+    }
+}
+
+/// What a ladder is read from.
+struct Source<'s> {
+    options: &'s Options,
+    shapes: &'s Shapes,
+    taps: &'s [TapSummary],
+    alphas: &'s Alphas,
+}
+
+impl Source<'_> {
+    fn stack(&self, tower: &Tower) -> anyhow::Result<Stack> {
+        let kind = tower.kind;
+        if tower.blocks > MOST_BLOCKS {
+            bail!("the {kind} is said to have {} blocks", tower.blocks);
+        }
+        let first = format!("{kind}.side_first_downsample");
+        let weight = format!("{first}.weight");
+        let side_width = self.shapes.get(&weight).and_then(|shape| shape.first());
+        let beyond = |t: &&TapSummary| {
+            t.tower == kind && t.point != "embedding" && t.point.parse::<usize>().map_or(true, |b| b >= tower.blocks)
+        };
+        if let Some(tap) = self.taps.iter().find(beyond) {
+            bail!("there is a tap at `{}` of the {kind}, which has {} blocks", tap.point, tower.blocks);
+        }
+        let rungs = (0..tower.blocks).map(|block| self.rung(kind, block)).collect::<anyhow::Result<_>>()?;
+        Ok(Stack {
+            tower: kind,
+            tokens: tower.tokens.clone(),
+            width: tower.width,
+            side_width: *side_width.with_context(|| format!("there is no parameter `{weight}`"))?,
+            first: Tap {
+                value: self.tapped(kind, "embedding").with_context(|| format!("the {kind}'s embedding has no tap"))?,
+                elements: elements_of(self.shapes, &format!("{first}.")),
+            },
+            rungs,
+            norm: elements_of(self.shapes, &format!("{kind}.final_side_layer_norm.")),
+            elements: elements_of(self.shapes, &format!("{kind}.")),
+            cross_attention: tower.cross_attention,
+        })
+    }
+
+    fn tapped(&self, tower: TowerKind, point: &str) -> Option<String> {
+        self.taps.iter().find(|t| t.tower == tower && t.point == point).map(|t| t.value.clone())
+    }
+
+    fn rung(&self, kind: TowerKind, block: usize) -> anyhow::Result<Option<Rung>> {
+        let Some(value) = self.tapped(kind, &block.to_string()) else { return Ok(None) };
+        let method = &self.options.method;
+        let gate = match method.gate {
+            Mixing::Learnable => Some(self.alphas.trained(&format!("{kind}.side_gate_params.{block}"))?),
+            Mixing::Fixed => Some(Gate::fixed(method.alpha, method.temperature)),
+            Mixing::None => None,
+        };
+        Ok(Some(Rung {
+            tap: Tap { value, elements: elements_of(self.shapes, &format!("{kind}.side_downsamples.{block}.")) },
+            gate,
+            elements: elements_of(self.shapes, &format!("{kind}.side_block.{block}.")),
+        }))
+    }
+}

@@ -1,0 +1,164 @@
+//! What is in a model file.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use lstc_graph::{Graph, ValueId, load};
+use lstc_models::recognise;
+use lstc_passes::options::Init;
+use lstc_passes::{Module, Options, artifacts, ladder_side_tuning};
+use serde::Serialize;
+
+use super::gates::Alphas;
+use super::ladder::{Backbone, Ladder};
+use super::{Memory, Sizes, Weights, by_group, port};
+use crate::report::Bytes;
+use crate::rewrite::manifest::{ModelSummary, PortSummary, TapSummary, TowerSummary, taps};
+
+/// What is in a model file.
+#[derive(Debug, Serialize)]
+pub struct ModelReport {
+    pub file: PathBuf,
+    pub exporter: String,
+    pub opset: i64,
+    pub ir_version: i64,
+    pub nodes: usize,
+    pub inputs: Vec<PortSummary>,
+    pub outputs: Vec<PortSummary>,
+    /// Elements and bytes of the weights by element type.
+    pub weights: BTreeMap<String, Weights>,
+    /// What was recognised; none where the model is refused.
+    pub model: Option<ModelSummary>,
+    pub taps: Vec<TapSummary>,
+    /// Trainable tensors and elements by group.
+    pub parameters: BTreeMap<String, Weights>,
+    /// The side network as it would be with all options at their defaults.
+    pub ladder: Option<Ladder>,
+    /// Predicted memory of training.
+    pub memory: Option<Memory>,
+    /// Why the model is refused.
+    pub refusals: Vec<String>,
+}
+
+/// Reduction factors for the prediction: the first that leaves something of every width.
+const REDUCTIONS: [usize; 4] = [8, 4, 2, 1];
+
+impl ModelReport {
+    /// Looks into a model file.
+    ///
+    /// # Errors
+    /// What is wrong with the file. A model that is refused is no error.
+    pub fn new(path: &Path, sizes: Sizes) -> anyhow::Result<ModelReport> {
+        let graph = load(path)?;
+        let ports = |values: &[ValueId]| values.iter().map(|v| PortSummary::new(&graph, *v)).collect();
+        let mut report = ModelReport {
+            file: path.to_owned(),
+            exporter: graph.producer.clone(),
+            opset: graph.opset(),
+            ir_version: graph.ir_version,
+            nodes: graph.node_ids().count(),
+            inputs: ports(&graph.inputs),
+            outputs: ports(&graph.outputs),
+            weights: weights(&graph),
+            model: None,
+            taps: Vec::new(),
+            parameters: BTreeMap::new(),
+            ladder: None,
+            memory: None,
+            refusals: Vec::new(),
+        };
+        match recognise(&graph) {
+            Ok(anatomy) => {
+                let summary = ModelSummary::new(&graph, &anatomy);
+                let compiled = REDUCTIONS.iter().find_map(|r| {
+                    let mut options = Options::default();
+                    options.method.reduction = *r;
+                    options.method.init = Init::Random; // reads no weight
+                    Module::new(graph.clone(), anatomy.clone(), options).ok()
+                });
+                if let Some(mut module) = compiled {
+                    ladder_side_tuning().run(&mut module, None, |_, _| ())?;
+                    report.taps = taps(&module);
+                    report.parameters = by_group(module.parameters.iter().map(|p| (p.group, p.dims.as_slice())));
+                    report.ladder = Some(ladder(&module, &summary, &report.taps)?);
+                    report.memory = Some(Memory::predict(&module, &artifacts(&module), sizes));
+                }
+                report.model = Some(summary);
+            }
+            Err(refused) => report.refusals = refused.0.iter().map(ToString::to_string).collect(),
+        }
+        Ok(report)
+    }
+
+    pub fn is_understood(&self) -> bool {
+        self.model.is_some()
+    }
+}
+
+/// The ladder that a compiled module has, before training.
+fn ladder(module: &Module, summary: &ModelSummary, taps: &[TapSummary]) -> anyhow::Result<Ladder> {
+    let method = &module.options.method;
+    let shapes = module.parameters.iter().map(|p| (p.name.clone(), p.dims.clone())).collect();
+    let alphas = Alphas::initial(method.alpha, method.temperature);
+    Ladder::new(&Backbone::from(summary), &module.options, &shapes, taps, &alphas)
+}
+
+fn weights(graph: &Graph) -> BTreeMap<String, Weights> {
+    let mut by_type: BTreeMap<String, Weights> = BTreeMap::new();
+    let uses = graph.uses();
+    for weight in graph.value_ids().filter(|v| !uses.of(*v).is_empty()).filter_map(|v| graph.weight(v)) {
+        let entry = by_type.entry(weight.dtype().to_string()).or_default();
+        entry.tensors += 1;
+        entry.elements += weight.elements();
+        entry.bytes += weight.bytes().len();
+    }
+    by_type
+}
+
+fn tower(t: &TowerSummary) -> String {
+    let cross = if t.cross_attention { ", cross-attention" } else { "" };
+    let gated = if t.gated { "gated " } else { "" };
+    let buckets = t.buckets.map_or_else(String::new, |b| format!(", {b} position buckets"));
+    format!(
+        "{}: {} blocks, width {}, {} heads of {}, feed-forward {} {gated}{}{cross}{buckets}, epsilon {:e}",
+        t.kind,
+        t.blocks,
+        t.width,
+        t.heads,
+        t.head_width,
+        t.feed_forward,
+        t.activation.name(),
+        t.epsilon
+    )
+}
+
+impl fmt::Display for ModelReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.file.display())?;
+        writeln!(f, "  exported by {}, opset {}, {} nodes", self.exporter, self.opset, self.nodes)?;
+        writeln!(f, "  inputs   {}", self.inputs.iter().map(port).collect::<Vec<_>>().join("\n           "))?;
+        writeln!(f, "  outputs  {}", self.outputs.iter().map(port).collect::<Vec<_>>().join("\n           "))?;
+        for (dtype, w) in &self.weights {
+            writeln!(f, "  weights  {dtype}: {} in {} tensors, {}", w.elements, w.tensors, Bytes(w.bytes as u64))?;
+        }
+        let Some(model) = &self.model else {
+            writeln!(f, "\nnot understood:")?;
+            return self.refusals.iter().try_for_each(|r| writeln!(f, "  {r}"));
+        };
+        writeln!(f, "\n{}", model.family)?;
+        for t in &model.towers {
+            writeln!(f, "  {}", tower(t))?;
+        }
+        let tied = if model.tied { "tied to the embedding" } else { "untied" };
+        writeln!(f, "  LM head: vocabulary {}, scale {:.6}, {tied}", model.vocabulary, model.head_scale)?;
+        writeln!(f, "\ntaps")?;
+        for t in &self.taps {
+            writeln!(f, "  {} {:<9} {}", t.tower, t.point, t.value)?;
+        }
+        if let Some(memory) = &self.memory {
+            write!(f, "\n{memory}")?;
+        }
+        Ok(())
+    }
+}
