@@ -95,6 +95,7 @@ impl Rewritten {
         let request = Request {
             model: &case.join("model.onnx"),
             options: config.options(),
+            training: config.training(),
             output: &folder.path().join("tuned"),
             force: false,
         };

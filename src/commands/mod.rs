@@ -29,8 +29,8 @@ Examples:
   lstc rewrite t5.onnx -o tuned/       the trainable graphs
   lstc train tuned/ --train a.jsonl    progress, checkpoints, metrics
   lstc eval tuned/ --data b.jsonl      loss, accuracy, a table by label
-  lstc verify tuned/                   proof that the rewrite is right
   lstc export tuned/ -o tuned.onnx     one inference model for any ONNX Runtime
+  lstc verify tuned/                   proof that the rewrite is right
   lstc runtime install                 fetch the ONNX Runtime library, once
   lstc runtime show                    tell which library is used, and why
 
@@ -49,8 +49,8 @@ enum Command {
     Rewrite(Box<rewrite::Rewrite>),
     Train(Box<train::Train>),
     Eval(Box<eval::Eval>),
-    Verify(verify::Verify),
     Export(export::Export),
+    Verify(verify::Verify),
     Runtime(runtime::Runtime),
     /// Print the completions of a shell
     #[command(after_long_help = "Example:\n  lstc completions bash > ~/.local/share/bash-completion/completions/lstc")]
@@ -66,8 +66,8 @@ pub fn main() -> Exit {
         Command::Rewrite(rewrite) => rewrite.run(),
         Command::Train(train) => train.run(),
         Command::Eval(eval) => eval.run(),
-        Command::Verify(verify) => verify.run(),
         Command::Export(export) => export.run(),
+        Command::Verify(verify) => verify.run(),
         Command::Runtime(runtime) => runtime.run(),
         Command::Completions { shell } => completions(shell),
     };

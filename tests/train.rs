@@ -1,0 +1,367 @@
+//! Training: the same numbers however it is run, stopped and resumed; what is kept, and what is refused.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use lstc::data::{Batch, Corpus, Fixed, Reading};
+use lstc::rewrite::config::Config;
+use lstc::rewrite::opened::{Execution, Opened};
+use lstc::rewrite::{Request, rewrite};
+use lstc::runtime::{Device, Tensor};
+use lstc::side::Side;
+use lstc::train::{Stepper, TrainOptions};
+use lstc_passes::Options;
+use ndarray::{ArrayD, IxDyn};
+
+fn case(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases").join(name)
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a UTF-8 path")
+}
+
+/// A rewritten case beside data of token ids.
+struct Tuned {
+    folder: tempfile::TempDir,
+}
+
+impl Tuned {
+    fn new(name: &str, change: impl FnOnce(&mut Options)) -> Tuned {
+        common::runtime(); // installs the library that the commands need
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let config = Config::read(&case(name).join("lst.yaml")).expect("the case's options");
+        let mut options = config.options();
+        change(&mut options);
+        let output = folder.path().join("tuned");
+        let model = case(name).join("model.onnx");
+        let request = Request { model: &model, options, training: config.training(), output: &output, force: false };
+        rewrite(request, |_, _| ()).unwrap_or_else(|e| panic!("{name}: {e:?}"));
+        let tuned = Tuned { folder };
+        tuned.write("train.jsonl", 90);
+        tuned.write("eval.jsonl", 30);
+        tuned
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn directory(&self) -> PathBuf {
+        self.path("tuned")
+    }
+
+    /// Rows whose label follows from their first token: one of three, with two tokens or three.
+    fn write(&self, name: &str, rows: usize) {
+        let row = |row: usize| {
+            let length = 2 + row * 7 % 5;
+            let ids: Vec<usize> = (0..length).map(|at| 2 + (row * 31 + at * 17) % 28).chain([1]).collect();
+            let label = ["5, 1", "6, 1", "7, 9, 1"][ids[0] % 3];
+            format!("{{\"input_ids\": {ids:?}, \"labels\": [{label}]}}\n")
+        };
+        fs::write(self.path(name), (0..rows).map(row).collect::<String>()).expect("a temporary folder");
+    }
+
+    fn command(&self, out: &str, flags: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lstc"));
+        command.args(["train", text(&self.directory()), "--out", text(&self.path(out))]).args(flags);
+        command
+    }
+
+    fn train(&self, out: &str, flags: &[&str]) -> Output {
+        let data =
+            ["--train", text(&self.path("train.jsonl")), "--batch-size", "4", "--threads", "2"].map(str::to_owned);
+        self.command(out, flags).args(data).output().expect("lstc runs")
+    }
+
+    fn resume(&self, out: &str) -> Output {
+        self.command(out, &["--resume"]).output().expect("lstc runs")
+    }
+
+    /// Numbers of each step that do not depend on the time.
+    fn losses(&self, out: &str) -> Vec<String> {
+        let lines = fs::read_to_string(self.path(out).join("metrics.jsonl")).expect("a log");
+        let numbers = |line: &str| {
+            let line: serde_json::Value = serde_json::from_str(line).expect("a line of JSON");
+            ["step", "epoch", "loss", "lr", "grad_norm", "tokens", "eval_loss", "eval_accuracy"]
+                .map(|key| line[key].to_string())
+                .join(" ")
+        };
+        lines.lines().map(numbers).collect()
+    }
+
+    fn corpus(&self) -> Corpus {
+        let special = lstc::data::SpecialTokens { pad: 0, end: 1, start: 0 };
+        let (file, scratch) = (self.path("train.jsonl"), self.folder.path());
+        Corpus::read(&file, &Reading::default(), None, special, scratch, 32, &mut |_, _| ()).expect("it is data")
+    }
+}
+
+fn succeeded(output: &Output) {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn refused(output: &Output, with: &[&str]) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    for part in with {
+        assert!(said.contains(part), "`{part}` is not in: {said}");
+    }
+}
+
+/// Waits until a run has logged so many lines.
+fn wait_for(log: &Path, lines: usize, child: &mut Child) {
+    let begun = Instant::now();
+    while fs::read_to_string(log).unwrap_or_default().lines().count() < lines {
+        assert!(child.try_wait().expect("a child").is_none(), "the run ended before it could be stopped");
+        assert!(begun.elapsed() < Duration::from_secs(120), "the run does not get on");
+        sleep(Duration::from_millis(2));
+    }
+}
+
+/// A run that a signal stops after some lines of its log, and its exit code.
+fn stopped(tuned: &Tuned, out: &str, flags: &[&str], lines: usize, signal: &str) -> Option<i32> {
+    let data = ["--train", text(&tuned.path("train.jsonl")), "--batch-size", "4", "--threads", "2"].map(str::to_owned);
+    let mut command = tuned.command(out, flags);
+    let mut child = command.args(data).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("lstc runs");
+    wait_for(&tuned.path(out).join("metrics.jsonl"), lines, &mut child);
+    let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().expect("kill runs");
+    assert!(sent.success());
+    child.wait().expect("a child").code()
+}
+
+#[test]
+fn a_killed_run_goes_on_bit_for_bit() {
+    let eval = |tuned: &Tuned| text(&tuned.path("eval.jsonl")).to_owned();
+    let dropout = Tuned::new("gated_dynamo", |o| o.method.dropout = 0.1);
+    let plain = Tuned::new("relu_torchscript", |_| ());
+    for (tuned, accumulate, killed_after) in [(&plain, "1", 40), (&dropout, "1", 31), (&dropout, "3", 13)] {
+        let eval = eval(tuned);
+        let flags = ["--epochs", "6", "--save-every", "5", "--eval", &eval, "--accumulate", accumulate];
+        let (whole, parts) = (format!("whole-{accumulate}"), format!("parts-{accumulate}"));
+        succeeded(&tuned.train(&whole, &flags));
+        assert_eq!(stopped(tuned, &parts, &flags, killed_after, "-KILL"), None);
+        let before = tuned.losses(&parts).len();
+        succeeded(&tuned.resume(&parts));
+        let (whole, parts) = (tuned.losses(&whole), tuned.losses(&parts));
+        assert!(before < whole.len(), "the run was killed before its end");
+        assert_eq!(whole, parts, "accumulating {accumulate}");
+    }
+}
+
+#[test]
+fn ctrl_c_saves_and_tells_how_to_go_on() {
+    let tuned = Tuned::new("relu_torchscript", |_| ());
+    let flags = ["--epochs", "40", "--save-every", "100000"];
+    succeeded(&tuned.train("whole", &flags));
+    assert_eq!(stopped(&tuned, "parts", &flags, 30, "-INT"), Some(130));
+    let stopped_at = tuned.losses("parts").len();
+    assert!((30..920).contains(&stopped_at));
+    let done = tuned.resume("parts");
+    succeeded(&done);
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(said.contains(&format!("going on after step {stopped_at}")), "{said}");
+    assert_eq!(tuned.losses("whole"), tuned.losses("parts"));
+}
+
+#[test]
+fn a_run_learns_and_keeps_the_best() {
+    let tuned = Tuned::new("gated_dynamo", |_| ());
+    let eval = tuned.path("eval.jsonl");
+    let done = tuned.train("run", &["--epochs", "12", "--lr", "1e-2", "--eval", text(&eval), "--format", "json"]);
+    succeeded(&done);
+    let summary: serde_json::Value = serde_json::from_slice(&done.stdout).expect("JSON on stdout");
+    assert_eq!((summary["steps"].as_u64(), summary["epochs"].as_u64()), (Some(276), Some(12)));
+    assert!(summary["best"]["accuracy"].as_f64() > Some(0.9), "{summary}");
+    assert!(summary["peak_memory"].as_u64() > Some(10 << 20), "{summary}");
+    let evals: Vec<f64> = fs::read_to_string(tuned.path("run/metrics.jsonl"))
+        .expect("a log")
+        .lines()
+        .filter_map(|l| serde_json::from_str::<serde_json::Value>(l).expect("JSON")["eval_accuracy"].as_f64())
+        .collect();
+    assert_eq!(evals.len(), 12);
+    let best = evals.iter().copied().fold(0.0, f64::max);
+    assert_eq!(summary["best"]["accuracy"].as_f64(), Some(best));
+
+    let eval = |side: &str, flags: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lstc"));
+        command.args(["eval", text(&tuned.directory()), "--data", text(&eval), "--side", text(&tuned.path(side))]);
+        let done = command.args(["--format", "json"]).args(flags).output().expect("lstc runs");
+        succeeded(&done);
+        serde_json::from_slice::<serde_json::Value>(&done.stdout).expect("JSON on stdout")
+    };
+    let predictions = tuned.path("predictions.jsonl");
+    let after = eval("run", &["--predictions", text(&predictions)]);
+    assert_eq!(after["accuracy"].as_f64(), Some(best));
+    assert_eq!(after["classes"].as_array().map(Vec::len), Some(3));
+    let before = eval("tuned/side.safetensors", &["--no-generation"]);
+    assert!(before["accuracy"].as_f64() < Some(0.7) && before["generated"].is_null(), "{before}");
+    let lines = fs::read_to_string(predictions).expect("predictions");
+    let hits = lines.lines().filter(|line| {
+        let p: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        p["predicted"] == p["target"]
+    });
+    assert_eq!((lines.lines().count(), hits.count() as f64 / 30.0), (30, best));
+}
+
+/// Steps with everything on the host, as a program without bindings would make them.
+fn plain_steps(opened: &Opened, batches: &[Batch], execution: &Execution) -> (Vec<f32>, Side) {
+    let graph = opened.graph("train.onnx").expect("a graph");
+    let mut session = opened.session(&graph, execution).expect("a session");
+    let outputs: Vec<String> = session.outputs().iter().map(|p| p.name.clone()).collect();
+    let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
+    let mut state = opened.initial().expect("a side network");
+    for (name, values) in state.clone() {
+        for moment in ["adam.m/", "adam.v/"] {
+            state.insert(format!("{moment}{name}"), ArrayD::zeros(IxDyn(values.shape())));
+        }
+    }
+    let mut losses = Vec::new();
+    for (index, batch) in batches.iter().enumerate() {
+        let mut inputs: Vec<(String, Tensor)> =
+            opened.feeds(batch).into_iter().map(|(name, t)| (name.to_owned(), t)).collect();
+        inputs.push(("labels".to_owned(), batch.labels.clone().into()));
+        inputs.push(("lr".to_owned(), ndarray::arr0(1e-2_f32).into()));
+        inputs.push(("step".to_owned(), ndarray::arr0(index as i64 + 1).into()));
+        inputs.extend(state.iter().map(|(name, values)| (name.clone(), values.clone().into())));
+        let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, t)| (name.as_str(), t)).collect();
+        let results = session.run(&given, &outputs).expect("a step");
+        for (name, result) in outputs.iter().zip(results) {
+            let array = result.as_f32().expect("f32").to_owned();
+            match name.strip_suffix(".next") {
+                Some(name) => drop(state.insert(name.to_owned(), array)),
+                None if *name == "loss" => losses.push(array.first().copied().expect("a number")),
+                None => {}
+            }
+        }
+    }
+    (losses, state)
+}
+
+fn execution() -> Execution {
+    Execution { runtime: common::runtime(), device: Device::Cpu, threads: 2 }
+}
+
+#[test]
+fn steps_in_place_are_the_graphs_own() {
+    for name in ["gated_dynamo", "merge_last", "relu_torchscript", "no_gate_merge_distill"] {
+        let tuned = Tuned::new(name, |_| ());
+        let opened = Opened::new(&tuned.directory()).expect("a rewritten model");
+        let corpus = tuned.corpus();
+        let batches: Vec<Batch> = (0..8)
+            .map(|at| Batch::new(&corpus, &[at, at + 9, at + 30], opened.record.tokens, &Fixed::default()))
+            .collect::<Result<_, _>>()
+            .expect("batches");
+        let (losses, state) = plain_steps(&opened, &batches, &execution());
+        let mut stepper =
+            Stepper::open(&opened, &execution(), &opened.initial().expect("a side network"), false, 0).expect("opens");
+        for (index, batch) in batches.iter().enumerate() {
+            let outcome = stepper.step(std::slice::from_ref(batch), index as u64 + 1, 1e-2).expect("a step");
+            assert_eq!(outcome.loss as f32, losses[index], "{name}, step {index}");
+        }
+        assert_eq!(stepper.state().expect("a state"), state, "{name}");
+    }
+}
+
+#[test]
+fn accumulated_batches_are_worth_one() {
+    let tuned = Tuned::new("gated_dynamo", |_| ());
+    let opened = Opened::new(&tuned.directory()).expect("a rewritten model");
+    let corpus = tuned.corpus();
+    let batch = |rows: &[u32]| Batch::new(&corpus, rows, opened.record.tokens, &Fixed::default()).expect("a batch");
+    let initial = opened.initial().expect("a side network");
+    let mut whole = Stepper::open(&opened, &execution(), &initial, false, 0).expect("opens");
+    let mut parts = Stepper::open(&opened, &execution(), &initial, true, 0).expect("opens");
+    for step in 1..=12_u64 {
+        let rows: Vec<u32> = (0..7).map(|at| (step as u32 * 7 + at * 3) % 90).collect();
+        let one = whole.step(&[batch(&rows)], step, 3e-3).expect("a step");
+        let two = parts.step(&[batch(&rows[..2]), batch(&rows[2..6]), batch(&rows[6..])], step, 3e-3).expect("a step");
+        assert!((one.loss - two.loss).abs() < 1e-5 * one.loss, "step {step}: {one:?} {two:?}");
+        assert!((one.grad_norm - two.grad_norm).abs() < 1e-4 * one.grad_norm, "step {step}: {one:?} {two:?}");
+    }
+    let (one, two) = (whole.state().expect("a state"), parts.state().expect("a state"));
+    for (name, values) in one.iter().filter(|(name, _)| !name.starts_with("adam.")) {
+        let apart = values.iter().zip(&two[name]).fold(0.0_f32, |m, (a, b)| m.max((a - b).abs()));
+        // AdamW divides by the root of the second moment: where that is tiny, rounding moves a whole step.
+        assert!(apart < 3e-3, "{name}: {apart}");
+    }
+}
+
+#[test]
+fn a_model_of_fixed_sizes_trains() {
+    let tuned = Tuned::new("fixed_gate_static", |_| ());
+    let eval = tuned.path("eval.jsonl");
+    let data = ["--train", text(&tuned.path("train.jsonl")), "--eval", text(&eval), "--epochs", "1"].map(str::to_owned);
+    let done = tuned.command("run", &[]).args(data).output().expect("lstc runs");
+    succeeded(&done);
+    let done = tuned.command("other", &["--batch-size", "5", "--train", text(&eval)]).output().expect("lstc runs");
+    refused(&done, &["the model's batch is fixed at"]);
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_the_run() {
+    let tuned = Tuned::new("gated_dynamo", |o| o.optimizer.clip = 0.0);
+    succeeded(&tuned.train("run", &["--epochs", "1"]));
+    let checkpoint = tuned.path("run/checkpoint.safetensors");
+    let before = fs::read(&checkpoint).expect("a checkpoint");
+    let flags = ["--epochs", "1", "--lr", "1e30", "--warmup-steps", "0", "--schedule", "constant", "--save-every", "1"];
+    let done = tuned.train("mad", &flags);
+    refused(&done, &["step ", "epoch 1, batch ", "lines ", "train.jsonl", "--lr"]);
+    assert_eq!(fs::read(&checkpoint).expect("a checkpoint"), before);
+    if let Ok(saved) = lstc::side::load(&tuned.path("mad/checkpoint.safetensors")) {
+        assert!(saved.values().flatten().all(|v| v.is_finite()), "a state that is not finite was saved");
+    }
+}
+
+#[test]
+fn what_cannot_be_done_is_told() {
+    let tuned = Tuned::new("relu_torchscript", |_| ());
+    refused(&tuned.command("run", &[]).output().expect("lstc runs"), &["no training data", "--train"]);
+    refused(&tuned.command("run", &["--train", "gone.jsonl"]).output().expect("lstc runs"), &["gone.jsonl"]);
+    refused(&tuned.resume("run"), &["there is no run in"]);
+    refused(&tuned.train("run", &["--epochs", "0", "--lr=-1"]), &["train.epochs is 0", "train.lr is -1"]);
+
+    succeeded(&tuned.train("run", &["--epochs", "1"]));
+    refused(&tuned.train("run", &["--epochs", "1"]), &["there is a run in", "--resume"]);
+    let other = tuned.command("run", &["--resume", "--lr", "0.5", "--seed", "3"]).output().expect("lstc runs");
+    refused(&other, &["lr was 0.003 and is now 0.5", "seed was 0 and is now 3"]);
+    tuned.write("train.jsonl", 91);
+    refused(&tuned.resume("run"), &["the training data, the tokenizer or how they are read has changed"]);
+
+    fs::write(tuned.path("run/checkpoint.safetensors"), b"half").expect("a file");
+    tuned.write("train.jsonl", 90);
+    refused(&tuned.resume("run"), &["checkpoint.safetensors"]);
+}
+
+#[test]
+fn a_device_that_is_not_there_is_an_error() {
+    let tuned = Tuned::new("relu_torchscript", |_| ());
+    let library = common::runtime().library().path.clone();
+    let data = tuned.path("train.jsonl");
+    let mut command = tuned.command("run", &["--train", text(&data), "--device", "cuda"]);
+    let done = command.env("ORT_DYLIB_PATH", library).output().expect("lstc runs");
+    assert!(!done.status.success() && !tuned.path("run/metrics.jsonl").exists());
+    assert!(String::from_utf8_lossy(&done.stderr).contains("CUDA"), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
+#[test]
+fn options_may_stand_in_the_file() {
+    let tuned = Tuned::new("relu_torchscript", |_| ());
+    let config = tuned.path("lst.yaml");
+    let train = TrainOptions { epochs: 2, batch_size: 9, ..TrainOptions::default() };
+    let yaml = format!(
+        "train: {{data: {}, epochs: {}, batch_size: {}, warmup_steps: 3}}\n",
+        text(&tuned.path("train.jsonl")),
+        train.epochs,
+        train.batch_size
+    );
+    fs::write(&config, yaml).expect("a file");
+    let done = tuned.command("run", &["--config", text(&config), "--epochs", "1"]).output().expect("lstc runs");
+    succeeded(&done);
+    assert_eq!(tuned.losses("run").len(), 10, "a flag goes before the file, the file before the default");
+}
