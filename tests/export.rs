@@ -40,8 +40,11 @@ impl Tuned {
         }
         let options = Config::read(&case.join("lst.yaml")).unwrap_or_else(|e| panic!("{e:?}")).options();
         let (model, output) = (tuned.path("model.onnx"), tuned.directory());
-        rewrite(Rewrite { model: &model, options, output: &output, force: false }, |_, _| ())
-            .unwrap_or_else(|e| panic!("{e:?}"));
+        rewrite(
+            Rewrite { model: &model, options, training: config.training(), output: &output, force: false },
+            |_, _| (),
+        )
+        .unwrap_or_else(|e| panic!("{e:?}"));
         fs::create_dir(output.join("run")).expect("a folder");
         fs::copy(case.join("side.safetensors"), output.join("run/best.safetensors")).expect("a copy");
         tuned
@@ -265,7 +268,7 @@ fn a_side_network_that_does_not_fit_is_told_tensor_by_tensor() {
     side.remove(first);
     let shape = side[second].shape().to_vec();
     side.insert(second.to_owned(), ArrayD::zeros(IxDyn(&[3, 5])));
-    side[third][[0]] = f32::NAN;
+    side.get_mut(third).expect("a parameter")[[0]] = f32::NAN;
     let talk = tuned.refused(&side);
     for line in [
         format!("`{first}` is missing"),
@@ -277,7 +280,7 @@ fn a_side_network_that_does_not_fit_is_told_tensor_by_tensor() {
     assert_eq!(talk.lines().filter(|l| l.starts_with("  `")).count(), 3, "{talk}");
 
     let mut side = whole.clone();
-    side[first][[0]] = f32::NEG_INFINITY;
+    side.get_mut(first).expect("a parameter")[[0]] = f32::NEG_INFINITY;
     assert!(tuned.refused(&side).contains("the first is -inf"));
     let nothing = tuned.refused(&Side::from([("weight".to_owned(), ArrayD::zeros(IxDyn(&[2])))]));
     assert!(nothing.contains("more") && nothing.contains("hint:"), "{nothing}");
@@ -408,7 +411,7 @@ fn an_export_that_does_not_agree_is_not_written() {
     // Logits that are no numbers prove nothing.
     let tuned = Tuned::named("relu_torchscript");
     let mut side = tuned.side();
-    side.values_mut().for_each(|value| value.mapv_inplace(|v| v * 1e30));
+    side.get_mut("side_final_upsample.weight").expect("a parameter").fill(f32::MAX);
     side::save(&tuned.directory().join("run/best.safetensors"), &side).expect("it can be written");
     let no = tuned.lstc(&[]);
     assert_eq!(no.status.code(), Some(1), "{}", stderr(&no));
@@ -472,14 +475,21 @@ fn tract(file: &Path, inputs: &[(String, Tensor)]) -> tract_onnx::prelude::Tract
 
 #[test]
 fn tract_agrees_with_onnx_runtime() {
+    // Of this export tract cannot tell the shape of a Reshape, which is the source model's own.
+    const REFUSED: [&str; 1] = ["unoptimised_dynamo"];
     for case in cases::with("expected.safetensors", 15) {
         let tuned = Tuned::new(&case);
         let exported = tuned.exported();
         let (inputs, _) = expected(&case);
         let wanted = logits(&exported, &inputs, Optimisation::All);
+        let refused = REFUSED.iter().any(|name| case.ends_with(name));
         match tract(&exported, &inputs) {
-            Ok(found) => println!("{}: {:.1e}", case.display(), apart(found.view(), wanted.view())),
-            Err(e) => println!("{}: {e:?}", case.display()),
+            Err(error) => assert!(refused, "{}: {error:?}", case.display()),
+            Ok(found) => {
+                let error = apart(found.view(), wanted.view());
+                println!("{}: {error:.1e}", case.display());
+                assert!(error <= SECOND_OPINION && !refused, "{}: {error:e}", case.display());
+            }
         }
     }
 }
