@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use lstc::data::{Batch, Corpus, Fixed, Reading};
+use lstc::data::{Batch, Corpus, Reading};
 use lstc::evaluate::Scorer;
 use lstc::rewrite::config::Config;
 use lstc::rewrite::opened::{Execution, Opened};

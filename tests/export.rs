@@ -38,7 +38,8 @@ impl Tuned {
         for file in ["model.onnx", "model.onnx.data"].into_iter().filter(|file| case.join(file).exists()) {
             fs::copy(case.join(file), tuned.path(file)).expect("a copy");
         }
-        let options = Config::read(&case.join("lst.yaml")).unwrap_or_else(|e| panic!("{e:?}")).options();
+        let config = Config::read(&case.join("lst.yaml")).unwrap_or_else(|e| panic!("{e:?}"));
+        let options = config.options();
         let (model, output) = (tuned.path("model.onnx"), tuned.directory());
         rewrite(
             Rewrite { model: &model, options, training: config.training(), output: &output, force: false },
