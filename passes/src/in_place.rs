@@ -49,7 +49,7 @@ fn check(
                 }
                 continue;
             }
-            if !chain.contains(reader) && !(waits && settled.contains(reader)) {
+            if !(chain.contains(reader) || waits && settled.contains(reader)) {
                 return Err(format!("`{}` may read `{}` too late", name(*reader), graph.value(input).name));
             }
             if VIEWS.iter().any(|op| node.is(op)) {
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     fn outcome(text: &str) -> Result<(), String> {
-        let graph = lstc_graph::parse(text).expect("the test's graph is well-formed");
+        let graph = lstc_graph::parse(text, 17).expect("the test's graph is well-formed");
         let find = |name: &str| graph.find(name).expect("the test names its values so");
         written_in_place(&graph, &[(find("p"), find("next"))], find("norm"))
     }

@@ -276,7 +276,7 @@ impl<'r> Run<'r> {
                 tell(Event::Step { line: &line, of: self.total, left });
                 interrupted = interrupt::asked();
                 // The last step of an epoch is saved with its evaluation.
-                if interrupted || (progress.step % options.save_every == 0 && progress.step < end) {
+                if interrupted || (progress.step.is_multiple_of(options.save_every) && progress.step < end) {
                     self.save(&stepper, &progress)?;
                 }
             }

@@ -31,9 +31,16 @@ pub struct Stepper<'o> {
 /// How a step is made.
 enum Way {
     /// By train.onnx, of one batch.
-    Fused(Bound),
+    Fused(Box<Bound>),
     /// By grad.onnx for each batch, and apply.onnx for their sum.
-    Accumulated { grad: Bound, add: Bound, apply: Bound },
+    Accumulated(Box<Accumulated>),
+}
+
+/// Gradients of a batch, their weighted sum over batches, and the step that it makes.
+struct Accumulated {
+    grad: Bound,
+    add: Bound,
+    apply: Bound,
 }
 
 /// A session with everything bound to it that stays.
@@ -77,13 +84,14 @@ impl<'o> Stepper<'o> {
     ) -> anyhow::Result<Stepper<'o>> {
         let parameters = &opened.record.parameters;
         let way = if accumulates {
-            Way::Accumulated {
+            Way::Accumulated(Box::new(Accumulated {
                 grad: Bound::new(opened.session(&drop_from(opened.graph("grad.onnx")?, runs), execution)?)?,
                 add: Bound::new(opened.session(&sums(opened)?, execution)?)?,
                 apply: Bound::new(opened.session(&checked(opened, "apply.onnx")?, execution)?)?,
-            }
+            }))
         } else {
-            Way::Fused(Bound::new(opened.session(&drop_from(checked(opened, "train.onnx")?, runs), execution)?)?)
+            let train = drop_from(checked(opened, "train.onnx")?, runs);
+            Way::Fused(Box::new(Bound::new(opened.session(&train, execution)?)?))
         };
         let mut stepper = Stepper { opened, way, state: Vec::new(), parameters: parameters.len() };
         let device = stepper.state_session();
@@ -107,7 +115,8 @@ impl<'o> Stepper<'o> {
 
     fn state_session(&self) -> &Session {
         match &self.way {
-            Way::Fused(bound) | Way::Accumulated { apply: bound, .. } => &bound.session,
+            Way::Fused(train) => &train.session,
+            Way::Accumulated(parts) => &parts.apply.session,
         }
     }
 
@@ -122,7 +131,8 @@ impl<'o> Stepper<'o> {
                     train.replace(name, &format!("{name}.next"), tensor)?;
                 }
             }
-            Way::Accumulated { grad, add, apply } => {
+            Way::Accumulated(parts) => {
+                let Accumulated { grad, add, apply } = &mut **parts;
                 grad.binding.fetch("loss")?;
                 apply.binding.fetch("grad_norm")?;
                 for (name, tensor) in &state[..parameters] {
@@ -160,7 +170,8 @@ impl<'o> Stepper<'o> {
                 let results = train.run(&feeds)?;
                 Ok(Outcome { loss: value(&results, 0)?, grad_norm: value(&results, 1)? })
             }
-            Way::Accumulated { grad, add, apply } => {
+            Way::Accumulated(parts) => {
+                let Accumulated { grad, add, apply } = &mut **parts;
                 let counted: usize = batches.iter().map(|b| b.counted).sum();
                 let mut loss = 0.0;
                 for (index, batch) in batches.iter().enumerate() {
