@@ -46,8 +46,11 @@ impl Tuned {
     fn rewrite(&self, name: &str) {
         let options = Config::read(&case(name).join("lst.yaml")).expect("the case's options").options();
         let (model, output) = (self.model(), self.directory());
-        rewrite(Request { model: &model, options, output: &output, force: true }, |_, _| ())
-            .unwrap_or_else(|e| panic!("{e:?}"));
+        rewrite(
+            Request { model: &model, options, training: Default::default(), output: &output, force: true },
+            |_, _| (),
+        )
+        .unwrap_or_else(|e| panic!("{e:?}"));
     }
 
     fn model(&self) -> PathBuf {

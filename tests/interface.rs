@@ -21,7 +21,10 @@ fn rewritten(graph: &Graph, folder: &Path) -> anyhow::Result<PathBuf> {
     let output = folder.join("tuned");
     let mut options = Options::default();
     options.method.reduction = 4;
-    rewrite(Request { model: &model, options, output: &output, force: false }, |_, _| ())?;
+    rewrite(
+        Request { model: &model, options, training: Default::default(), output: &output, force: false },
+        |_, _| (),
+    )?;
     Ok(output)
 }
 
