@@ -25,9 +25,10 @@ class Logits(torch.nn.Module):
 def export(shape, file):
     model = Logits(build_backbone(shape, attention="eager")).eval()
     batch, source, target = torch.export.dims("batch", "source", "target")
-    ids = torch.ones(2, 8, dtype=torch.int64)
+    # A tensor for each input: the exporter takes one that is given twice for one input.
+    ids, mask, target_ids = (torch.ones(2, length, dtype=torch.int64) for length in (8, 8, 5))
     torch.onnx.export(
-        model, (ids, ids, ids[:, :5]), file, dynamo=True, external_data=True, verbose=False,
+        model, (ids, mask, target_ids), file, dynamo=True, external_data=True, verbose=False,
         input_names=["input_ids", "attention_mask", "decoder_input_ids"], output_names=["logits"],
         dynamic_shapes=({0: batch, 1: source}, {0: batch, 1: source}, {0: batch, 1: target}),
     )

@@ -2,11 +2,16 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
+use memmap2::Mmap;
 use ndarray::{ArrayD, IxDyn};
+use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors, View};
+
+use crate::report::Hinted;
 
 /// Trainable tensors by name.
 pub type Side = BTreeMap<String, ArrayD<f32>>;
@@ -54,32 +59,110 @@ impl View for Streamed<'_> {
     }
 }
 
-/// Reads a side network.
+/// Reads all tensors of a file, with its metadata.
 ///
 /// # Errors
 /// A file that is none, or a tensor that is not f32, with its name.
-pub fn load(path: &Path) -> anyhow::Result<Side> {
-    Ok(load_with(path)?.0)
-}
-
-/// Reads a side network with its metadata.
-///
-/// # Errors
-/// As [`load`].
 pub fn load_with(path: &Path) -> anyhow::Result<(Side, Metadata)> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    let context = || format!("`{}` is no safetensors file", path.display());
-    let tensors = SafeTensors::deserialize(&bytes).with_context(context)?;
-    let (_, header) = SafeTensors::read_metadata(&bytes).with_context(context)?;
+    let map = map(path)?;
+    let tensors = tensors(path, &map)?;
+    let (_, header) = SafeTensors::read_metadata(&map)?;
     let mut side = Side::new();
     for (name, view) in tensors.iter() {
         if view.dtype() != Dtype::F32 {
             bail!("`{}`: tensor `{name}` is {:?}, not f32", path.display(), view.dtype());
         }
-        let values = view.data().chunks_exact(4).map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect();
-        let array = ArrayD::from_shape_vec(IxDyn(view.shape()), values)
-            .with_context(|| format!("`{}`: tensor `{name}` is damaged", path.display()))?;
+        let array = array(&view).with_context(|| format!("`{}`: tensor `{name}` is damaged", path.display()))?;
         side.insert(name.to_owned(), array);
     }
     Ok((side, header.metadata().clone().unwrap_or_default()))
+}
+
+/// Reads all tensors of a file.
+///
+/// # Errors
+/// As [`load_with`].
+pub fn load(path: &Path) -> anyhow::Result<Side> {
+    Ok(load_with(path)?.0)
+}
+
+/// Misfits that an error spells out; the rest are counted.
+const MAX_LISTED: usize = 10;
+
+/// Reads the parameters of a rewritten model, by their names and shapes. Other tensors of the file, such as a checkpoint's
+/// moments, are not looked at.
+///
+/// # Errors
+/// A file that is no safetensors file; every parameter that is missing, of another shape or type, or not finite.
+pub fn load_parameters<'w>(
+    path: &Path,
+    wanted: impl IntoIterator<Item = (&'w str, &'w [usize])>,
+) -> anyhow::Result<Side> {
+    let map = map(path)?;
+    let tensors = tensors(path, &map)?;
+    let mut side = Side::new();
+    let mut misfits = Vec::new();
+    let mut missing = 0;
+    for (name, dims) in wanted {
+        let found = match tensors.tensor(name) {
+            Ok(view) => fitting(&view, dims),
+            Err(_) => {
+                missing += 1;
+                Err(format!("is missing; its shape is {dims:?}"))
+            }
+        };
+        match found {
+            Ok(array) => drop(side.insert(name.to_owned(), array)),
+            Err(misfit) => misfits.push(format!("\n  `{name}` {misfit}")),
+        }
+    }
+    if misfits.is_empty() {
+        return Ok(side);
+    }
+    let more = misfits.len().saturating_sub(MAX_LISTED);
+    let mut listed = misfits[..misfits.len() - more].concat();
+    if more > 0 {
+        listed += &format!("\n  and {more} more");
+    }
+    let error = anyhow!("the side network `{}` does not fit the rewritten model{listed}", path.display());
+    if side.is_empty() && missing == misfits.len() {
+        let hint = "a side network's file holds its parameters under the names of the directory's lst.yaml";
+        return Err(Hinted::new(error, hint).into());
+    }
+    Err(error)
+}
+
+fn map(path: &Path) -> anyhow::Result<Mmap> {
+    let context = || format!("cannot read the side network `{}`", path.display());
+    let file = File::open(path).with_context(context)?;
+    if !file.metadata().with_context(context)?.is_file() {
+        return Err(anyhow!("it is not a regular file").context(context()));
+    }
+    // SAFETY: the map is read-only. A file that another process truncates meanwhile ends this process with SIGBUS.
+    unsafe { Mmap::map(&file) }.with_context(context)
+}
+
+fn tensors<'m>(path: &Path, map: &'m Mmap) -> anyhow::Result<SafeTensors<'m>> {
+    SafeTensors::deserialize(map).with_context(|| format!("`{}` is no safetensors file", path.display()))
+}
+
+/// The tensor with the wanted shape, or why it is none.
+fn fitting(view: &TensorView, wanted: &[usize]) -> Result<ArrayD<f32>, String> {
+    if view.dtype() != Dtype::F32 {
+        return Err(format!("is {:?}, not f32", view.dtype()));
+    }
+    if view.shape() != wanted {
+        return Err(format!("is {:?} in the file, and {wanted:?} in the rewritten model", view.shape()));
+    }
+    let array = array(view).ok_or("is damaged")?;
+    let mut strange = array.iter().filter(|v| !v.is_finite());
+    if let Some(first) = strange.next() {
+        return Err(format!("holds {} values that are not finite, the first is {first}", 1 + strange.count()));
+    }
+    Ok(array)
+}
+
+fn array(view: &TensorView) -> Option<ArrayD<f32>> {
+    let values = view.data().chunks_exact(4).map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect();
+    ArrayD::from_shape_vec(IxDyn(view.shape()), values).ok()
 }

@@ -52,6 +52,13 @@ pub fn model_inputs(graph: &Graph, anatomy: &Anatomy) -> Vec<ModelInput> {
     found
 }
 
+/// The inputs whose contents nothing that is known reads, at most their sizes: an exporter that was given one tensor for two
+/// inputs leaves one of them so.
+pub fn unread_inputs(graph: &Graph, anatomy: &Anatomy) -> Vec<ValueId> {
+    let read = model_inputs(graph, anatomy);
+    graph.inputs.iter().copied().filter(|v| !read.iter().any(|r| r.value == *v)).collect()
+}
+
 /// The graph inputs whose contents, not only shapes, the values are computed from.
 fn inputs_behind(graph: &Graph, values: &[ValueId]) -> Vec<ValueId> {
     let is_shape =

@@ -21,5 +21,5 @@ pub use anatomy::{
     Relative, Sublayer, SublayerKind, Table, Tower, TowerKind,
 };
 pub use families::{Family, Names, SpecialTokens, families};
-pub use inputs::{InputRole, ModelInput, model_inputs};
+pub use inputs::{InputRole, ModelInput, model_inputs, unread_inputs};
 pub use recognise::{Refusal, Refused, recognise};

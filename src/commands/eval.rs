@@ -11,7 +11,7 @@ use super::train::Talk;
 use crate::evaluate::{self, Metrics, Request, write_predictions};
 use crate::report::{self, Exit, Format, Hinted};
 use crate::rewrite::manifest;
-use crate::rewrite::opened::{Execution, Opened};
+use crate::rewrite::opened::{Execution, Opened, side_file};
 use crate::runtime::{Device, Runtime, find};
 use crate::train::{Event, TrainOptions, read_corpus};
 
@@ -77,7 +77,7 @@ pub struct Eval {
 impl Eval {
     pub fn run(self) -> anyhow::Result<Exit> {
         let opened = Opened::new(&self.directory)?;
-        let side = opened.side_file(self.side.as_deref())?;
+        let side = side_file(&self.directory, self.side.as_deref())?;
         let mut started = match opened.run_of(&side) {
             Some(started) => started,
             None => manifest::read(&self.directory)?.training(),

@@ -86,6 +86,7 @@ impl Inspect {
             bail!("--side is for a directory that `lstc rewrite` wrote, and `{}` is none", self.path.display());
         }
         let model = ModelReport::new(&self.path, sizes)?;
+        model.warnings.iter().for_each(report::warning);
         self.give(&model, html::model)?;
         Ok(if model.is_understood() { Exit::Done } else { Exit::No })
     }

@@ -255,6 +255,7 @@ impl Rewrite {
                     Request { model: &model, options, training: config.training(), output: &output, force: self.force };
                 let written = rewrite(request, show)?;
                 report::data(&Summary::new(&output, &written), self.format)?;
+                written.warnings.iter().for_each(report::warning);
                 written.timings
             }
         };
@@ -298,7 +299,7 @@ fn timing_table(timings: &[Timing]) -> comfy_table::Table {
 #[derive(Serialize)]
 struct Summary {
     output: PathBuf,
-    family: &'static str,
+    family: String,
     blocks: Vec<String>,
     trainable: usize,
     frozen: usize,
@@ -313,7 +314,7 @@ impl Summary {
         let kept = |kind| manifest.taps.iter().filter(|t| t.tower == kind && t.point != "embedding").count();
         Summary {
             output: output.to_owned(),
-            family: manifest.model.family,
+            family: manifest.model.family.clone(),
             blocks: manifest
                 .model
                 .towers

@@ -12,31 +12,27 @@ mod parameters;
 mod place;
 
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::Context;
 use lstc_graph::{About, DataFile, Encoding, copy_data, load};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 pub use agreement::Agreement;
 
-use crate::report::{Bytes, Hinted};
-use crate::rewrite::manifest::{ParameterSummary, SourceFile, is_rewritten};
-use crate::rewrite::{DATA, MANIFEST, SIDE, directory};
+use crate::hash::sha256;
+use crate::report::Bytes;
+use crate::rewrite::manifest::{self, Record};
+use crate::rewrite::opened::side_file;
+use crate::rewrite::{DATA, GRAPHS, MANIFEST, SIDE, directory};
 use crate::runtime::Runtime;
-use parameters::SideFile;
+use crate::side;
 use place::Place;
 
 /// The graph that is exported.
 const INFER: &str = "infer.onnx";
-
-/// The folder, in a rewritten directory, of the run that is exported where no side network is named.
-const RUN: &str = "run";
-
-/// A run's best side network.
-const BEST: &str = "best.safetensors";
 
 /// Protobuf's limit is 2 GiB less one byte. Readers count what they unpack besides: the margin is theirs.
 const MAX_EMBEDDED: usize = (2 << 30) - (16 << 20);
@@ -109,47 +105,15 @@ pub struct SideSummary {
     pub elements: usize,
 }
 
-/// What a manifest tells an export.
-#[derive(Deserialize)]
-struct Record {
-    source: Vec<SourceFile>,
-    model: ModelRecord,
-    graphs: Vec<GraphRecord>,
-    parameters: Vec<ParameterSummary>,
+/// The files that an export reads, or that belong to what it reads: none of them is ever replaced.
+fn kept(record: &Record, directory: &Path, side: &Path) -> Vec<PathBuf> {
+    let own = [DATA, SIDE, MANIFEST].into_iter().chain(GRAPHS).map(|name| directory.join(name));
+    record.source.iter().map(|s| s.file.clone()).chain(own).chain([side.to_owned()]).collect()
 }
 
-#[derive(Deserialize)]
-struct ModelRecord {
-    family: String,
-}
-
-#[derive(Deserialize)]
-struct GraphRecord {
-    file: PathBuf,
-}
-
-impl Record {
-    fn read(directory: &Path) -> anyhow::Result<Record> {
-        let context = || format!("`{}` is no rewritten model", directory.display());
-        if !is_rewritten(directory) {
-            let error = anyhow!("it holds no {MANIFEST}").context(context());
-            return Err(Hinted::new(error, "`lstc rewrite model.onnx -o tuned/` makes one").into());
-        }
-        let text = fs::read_to_string(directory.join(MANIFEST)).with_context(context)?;
-        serde_yaml::from_str(&text).with_context(context)
-    }
-
-    /// The files that an export reads, or that belong to what it reads: none of them is ever replaced.
-    fn files(&self, directory: &Path) -> Vec<PathBuf> {
-        let own = [DATA, SIDE, MANIFEST].map(|name| directory.join(name));
-        let graphs = self.graphs.iter().map(|g| directory.join(&g.file));
-        self.source.iter().map(|s| s.file.clone()).chain(own).chain(graphs).collect()
-    }
-
-    /// The hash of the source model, or of its files in the manifest's order.
-    fn source_sha256(&self) -> String {
-        self.source.iter().map(|s| s.sha256.as_str()).collect::<Vec<_>>().join(" ")
-    }
+/// The hash of the source model, or of its files in the manifest's order.
+fn source_sha256(record: &Record) -> String {
+    record.source.iter().map(|s| s.sha256.as_str()).collect::<Vec<_>>().join(" ")
 }
 
 /// Exports: writes the model under a temporary name, checks it, and gives it its name.
@@ -160,20 +124,21 @@ impl Record {
 /// with infer.onnx is no error: it is told in [`Exported::agreement`], and nothing is left.
 pub fn export(request: Request) -> anyhow::Result<Exported> {
     let Request { directory, output, force, .. } = request;
-    let record = Record::read(directory)?;
-    let side = SideFile::open(&side_file(directory, request.side)?)?;
-    let place = Place::new(output, record.files(directory).into_iter().chain([side.path.clone()]), force)?;
+    let record = manifest::record(directory)?;
+    let side = side_file(directory, request.side)?;
+    let place = Place::new(output, kept(&record, directory, &side).into_iter(), force)?;
     place.check_model()?;
 
     let mut graph = load(&directory.join(INFER))?;
-    let values = side.parameters(&record.parameters)?;
+    let values = parameters::weights(&side::load_parameters(&side, record.shapes())?);
+    let side_sha256 = sha256(&mut File::open(&side)?)?;
     let elements = values.iter().map(|(_, weight)| weight.elements()).sum();
     parameters::bind(&mut graph, &values)
         .with_context(|| format!("`{}` does not fit its {MANIFEST}", directory.join(INFER).display()))?;
     // Which pass made a node is of interest in training graphs.
     graph.adopt();
 
-    let about = about(&record, &side);
+    let about = about(&record, &side_sha256);
     let embedded = Encoding::new(&graph, &DataFile::default(), &about);
     let external = request.weights.are_external(embedded.size());
     if external {
@@ -198,8 +163,8 @@ pub fn export(request: Request) -> anyhow::Result<Exported> {
         data: data_bytes.map(|bytes| DataSummary { file: place.data().to_owned(), bytes }),
         family: record.model.family.clone(),
         nodes: graph.node_ids().count(),
-        source_sha256: record.source_sha256(),
-        side: SideSummary { file: side.path.clone(), sha256: side.sha256.clone(), tensors: values.len(), elements },
+        source_sha256: source_sha256(&record),
+        side: SideSummary { file: side, sha256: side_sha256, tensors: values.len(), elements },
         agreement,
     };
     if exported.is_written() {
@@ -208,27 +173,7 @@ pub fn export(request: Request) -> anyhow::Result<Exported> {
     Ok(exported)
 }
 
-/// The file of the side network that is to be exported.
-fn side_file(directory: &Path, named: Option<&Path>) -> anyhow::Result<PathBuf> {
-    let Some(named) = named else {
-        let best = directory.join(RUN).join(BEST);
-        if best.exists() {
-            return Ok(best);
-        }
-        let hint = format!("train it first, or pass `--side {}` for the untrained one", directory.join(SIDE).display());
-        return Err(Hinted::new(anyhow!("there is no trained side network at `{}`", best.display()), hint).into());
-    };
-    if !named.is_dir() {
-        return Ok(named.to_owned());
-    }
-    let best = named.join(BEST);
-    if !best.exists() {
-        bail!("`{}` is no folder of a run: it holds no {BEST}", named.display());
-    }
-    Ok(best)
-}
-
-fn about(record: &Record, side: &SideFile) -> About {
+fn about(record: &Record, side_sha256: &str) -> About {
     let family = &record.model.family;
     let source = record.source.first().and_then(|s| s.file.file_name()).unwrap_or_default().to_string_lossy();
     let entry = |key: &str, value: &str| (format!("lstc.{key}"), value.to_owned());
@@ -236,8 +181,8 @@ fn about(record: &Record, side: &SideFile) -> About {
         doc: format!("{family} `{source}` with a ladder side network, by lstc {}", env!("CARGO_PKG_VERSION")),
         metadata: vec![
             entry("family", family),
-            entry("source.sha256", &record.source_sha256()),
-            entry("side.sha256", &side.sha256),
+            entry("source.sha256", &source_sha256(record)),
+            entry("side.sha256", side_sha256),
         ],
     }
 }

@@ -1,17 +1,14 @@
 //! How far the gates of a ladder are open, by a file of side parameters.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use anyhow::{anyhow, bail};
+use anyhow::anyhow;
 use serde::Serialize;
 
 use super::ladder::Shapes;
-use crate::rewrite::SIDE;
+use crate::rewrite::{RUN, SIDE};
 use crate::side::{self, Side};
-
-/// What training leaves in a rewritten directory.
-pub const BEST: &str = "run/best.safetensors";
+use crate::train::BEST;
 
 /// A gate's value: the share of the side state from below; the rest is the tap's.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -75,7 +72,7 @@ impl Alphas {
     /// A file that is no side network, or not one of this directory: every tensor that does not fit.
     pub fn of(self, directory: &Path, side: Option<&Path>, shapes: &Shapes) -> anyhow::Result<Alphas> {
         let initial = directory.join(SIDE);
-        let best = directory.join(BEST);
+        let best = directory.join(RUN).join(BEST);
         let file = match side {
             Some(file) => file.to_owned(),
             None if best.is_file() => best,
@@ -83,8 +80,7 @@ impl Alphas {
             None => return Ok(self),
         };
         let is_initial = matches!((file.canonicalize(), initial.canonicalize()), (Ok(a), Ok(b)) if a == b);
-        let found = side::load(&file)?;
-        check(&file, &found, shapes)?;
+        let found = side::load_parameters(&file, shapes.iter().map(|(name, dims)| (name.as_str(), dims.as_slice())))?;
         let state = if is_initial { State::Initial } else { State::Trained };
         Ok(Alphas { file: Some(file), state, side: Some(found), ..self })
     }
@@ -103,31 +99,6 @@ impl Alphas {
         };
         Ok(Gate::new(alpha, self.temperature, self.state))
     }
-}
-
-/// Holds the tensors of a file against those of the manifest.
-fn check(file: &Path, side: &Side, shapes: &Shapes) -> anyhow::Result<()> {
-    const MOST_LISTED: usize = 5;
-    let mut problems = Vec::new();
-    for name in side.keys().chain(shapes.keys()).collect::<BTreeSet<_>>() {
-        match (side.get(name), shapes.get(name)) {
-            (None, _) => problems.push(format!("`{name}` is missing")),
-            (_, None) => problems.push(format!("`{name}` is no parameter of it")),
-            (Some(tensor), Some(shape)) if tensor.shape() != shape => {
-                problems.push(format!("`{name}` has the shape {:?}, not {shape:?}", tensor.shape()));
-            }
-            _ => {}
-        }
-    }
-    if problems.is_empty() {
-        return Ok(());
-    }
-    let more = problems.len().saturating_sub(MOST_LISTED);
-    problems.truncate(MOST_LISTED);
-    if more > 0 {
-        problems.push(format!("and {more} more"));
-    }
-    bail!("`{}` is not a side network of this rewrite\n  {}", file.display(), problems.join("\n  "))
 }
 
 #[cfg(test)]

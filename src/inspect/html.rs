@@ -43,7 +43,7 @@ pub fn model(report: &ModelReport) -> String {
     }
     let body = html! {
         @if refused { (refusals(&report.refusals)) }
-        @if let Some(model) = &report.model { section { (tables::backbone(&model.into())) } }
+        @if let Some(model) = &report.model { section { (tables::backbone(model)) } }
         @if let Some(memory) = &report.memory { section.memory { h2 { "Predicted memory of training" } (tables::memory(memory)) } }
         @if report.ladder.is_some() { section { (tables::groups(&report.parameters)) } }
         @if let Some(ladder) = &report.ladder { section { (tables::rungs(ladder)) } }

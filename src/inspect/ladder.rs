@@ -6,71 +6,10 @@ use anyhow::{Context, bail};
 use lstc_models::TowerKind;
 use lstc_passes::Options;
 use lstc_passes::options::Gate as Mixing;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::gates::{Alphas, Gate};
 use crate::rewrite::manifest::{ModelSummary, TapSummary, TowerSummary};
-
-/// What a manifest records of the backbone.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Backbone {
-    pub family: String,
-    pub exporter: String,
-    pub opset: i64,
-    pub towers: Vec<Tower>,
-    pub vocabulary: usize,
-    pub head_scale: f32,
-    pub tied: bool,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Tower {
-    pub kind: TowerKind,
-    pub blocks: usize,
-    pub width: usize,
-    pub heads: usize,
-    pub head_width: usize,
-    pub feed_forward: usize,
-    pub activation: String,
-    pub gated: bool,
-    pub epsilon: f32,
-    pub buckets: Option<usize>,
-    pub cross_attention: bool,
-    pub tokens: String,
-}
-
-impl From<&ModelSummary> for Backbone {
-    fn from(model: &ModelSummary) -> Backbone {
-        Backbone {
-            family: model.family.to_owned(),
-            exporter: model.exporter.clone(),
-            opset: model.opset,
-            towers: model.towers.iter().map(Tower::from).collect(),
-            vocabulary: model.vocabulary,
-            head_scale: model.head_scale,
-            tied: model.tied,
-        }
-    }
-}
-
-impl From<&TowerSummary> for Tower {
-    fn from(tower: &TowerSummary) -> Tower {
-        Tower {
-            kind: tower.kind,
-            blocks: tower.blocks,
-            width: tower.width,
-            heads: tower.heads,
-            head_width: tower.head_width,
-            feed_forward: tower.feed_forward,
-            activation: tower.activation.name().to_owned(),
-            gated: tower.gated,
-            epsilon: tower.epsilon,
-            buckets: tower.buckets,
-            cross_attention: tower.cross_attention,
-            tokens: tower.tokens.clone(),
-        }
-    }
-}
 
 /// A side network beside its backbone.
 #[derive(Clone, Debug, Serialize)]
@@ -150,7 +89,7 @@ impl Ladder {
     /// # Errors
     /// A manifest whose parameters and taps are not those of one side network.
     pub fn new(
-        backbone: &Backbone,
+        backbone: &ModelSummary,
         options: &Options,
         shapes: &Shapes,
         taps: &[TapSummary],
@@ -185,7 +124,7 @@ struct Source<'s> {
 }
 
 impl Source<'_> {
-    fn stack(&self, tower: &Tower) -> anyhow::Result<Stack> {
+    fn stack(&self, tower: &TowerSummary) -> anyhow::Result<Stack> {
         let kind = tower.kind;
         if tower.blocks > MOST_BLOCKS {
             bail!("the {kind} is said to have {} blocks", tower.blocks);

@@ -11,10 +11,11 @@ use lstc_passes::{Module, Options, artifacts, ladder_side_tuning};
 use serde::Serialize;
 
 use super::gates::Alphas;
-use super::ladder::{Backbone, Ladder};
+use super::ladder::Ladder;
 use super::{Memory, Sizes, Weights, by_group, port};
 use crate::report::Bytes;
 use crate::rewrite::manifest::{ModelSummary, PortSummary, TapSummary, TowerSummary, taps};
+use crate::rewrite::odd_inputs;
 
 /// What is in a model file.
 #[derive(Debug, Serialize)]
@@ -37,6 +38,8 @@ pub struct ModelReport {
     pub ladder: Option<Ladder>,
     /// Predicted memory of training.
     pub memory: Option<Memory>,
+    /// What is odd about the model.
+    pub warnings: Vec<String>,
     /// Why the model is refused.
     pub refusals: Vec<String>,
 }
@@ -66,11 +69,13 @@ impl ModelReport {
             parameters: BTreeMap::new(),
             ladder: None,
             memory: None,
+            warnings: Vec::new(),
             refusals: Vec::new(),
         };
         match recognise(&graph) {
             Ok(anatomy) => {
                 let summary = ModelSummary::new(&graph, &anatomy);
+                report.warnings = odd_inputs(&graph, &anatomy);
                 let compiled = REDUCTIONS.iter().find_map(|r| {
                     let mut options = Options::default();
                     options.method.reduction = *r;
@@ -101,7 +106,7 @@ fn ladder(module: &Module, summary: &ModelSummary, taps: &[TapSummary]) -> anyho
     let method = &module.options.method;
     let shapes = module.parameters.iter().map(|p| (p.name.clone(), p.dims.clone())).collect();
     let alphas = Alphas::initial(method.alpha, method.temperature);
-    Ladder::new(&Backbone::from(summary), &module.options, &shapes, taps, &alphas)
+    Ladder::new(summary, &module.options, &shapes, taps, &alphas)
 }
 
 fn weights(graph: &Graph) -> BTreeMap<String, Weights> {

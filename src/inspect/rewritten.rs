@@ -8,22 +8,22 @@ use anyhow::Context;
 use lstc_graph::{Graph, Origin, load};
 use lstc_passes::artifacts;
 use lstc_passes::options::Init;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::gates::{Alphas, State};
-use super::ladder::{Backbone, Ladder};
+use super::ladder::Ladder;
 use super::{Memory, Sizes, Weights, by_group, port};
 use crate::report;
 use crate::rewrite::config::Config;
-use crate::rewrite::manifest::PortSummary;
-use crate::rewrite::{MANIFEST, compile, manifest, nodes_by_pass};
+use crate::rewrite::manifest::{ModelSummary, PortSummary};
+use crate::rewrite::{GRAPHS, MANIFEST, compile, manifest, nodes_by_pass};
 
 /// What is in a rewritten directory.
 #[derive(Debug, Serialize)]
 pub struct RewrittenReport {
     pub directory: PathBuf,
     pub source: PathBuf,
-    pub model: Backbone,
+    pub model: ModelSummary,
     /// Trainable tensors and elements by group.
     pub parameters: BTreeMap<String, Weights>,
     /// Nodes by the pass that made them, for each graph.
@@ -45,12 +45,6 @@ pub enum Prediction {
     LeftOut(String),
     #[serde(untagged)]
     Made(Memory),
-}
-
-/// What a page and its drawing need of a manifest.
-#[derive(Debug, Deserialize)]
-struct Recorded {
-    model: Backbone,
 }
 
 #[derive(Debug, Serialize)]
@@ -77,8 +71,7 @@ impl RewrittenReport {
     pub fn new(directory: &Path, sizes: Sizes, side: Option<&Path>) -> anyhow::Result<RewrittenReport> {
         let recorded = manifest::record(directory)?;
         let config = manifest::read(directory)?;
-        let Recorded { model } = serde_yaml::from_str(&std::fs::read_to_string(directory.join(MANIFEST))?)
-            .with_context(|| format!("`{}` is no rewritten model", directory.display()))?;
+        let model = recorded.model.clone();
         let parameters = by_group(recorded.parameters.iter().map(|p| (p.group, p.shape.as_slice())));
         let shapes = recorded.parameters.iter().map(|p| (p.name.clone(), p.shape.clone())).collect();
         let options = config.options();
@@ -88,7 +81,7 @@ impl RewrittenReport {
             .with_context(|| format!("`{}` does not hold together", directory.join(MANIFEST).display()))?;
         let mut graphs = Vec::new();
         let mut cut = Vec::new();
-        for file in ["train.onnx", "grad.onnx", "apply.onnx", "eval.onnx", "infer.onnx"] {
+        for file in GRAPHS {
             let graph = load(&directory.join(file))?;
             if file == "train.onnx" {
                 cut = frontier(&graph, &recorded);

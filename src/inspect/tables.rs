@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use maud::{Markup, html};
 
-use super::ladder::{Backbone, Ladder};
+use super::ladder::Ladder;
 use super::memory::{Cost, Memory};
 use super::rewritten::{CutReport, GraphReport};
 use super::text::Grouped;
 use super::{Gate, Weights};
 use crate::report::Bytes;
+use crate::rewrite::manifest::ModelSummary;
 use crate::rewrite::manifest::PortSummary;
 
 /// How a column's cells stand.
@@ -70,7 +71,7 @@ pub fn percent(part: usize, whole: usize) -> String {
     format!("{:.3}\u{a0}%", 100.0 * part as f64 / whole.max(1) as f64)
 }
 
-pub fn backbone(backbone: &Backbone) -> Markup {
+pub fn backbone(backbone: &ModelSummary) -> Markup {
     use Column::{Number, Text};
     let columns =
         [Text("tower"), Number("blocks"), Number("width"), Number("heads"), Text("feed-forward"), Text("position")];
@@ -80,7 +81,7 @@ pub fn backbone(backbone: &Backbone) -> Markup {
             number(t.blocks),
             number(t.width),
             html! { (t.heads) " of " (t.head_width) },
-            html! { (Grouped(t.feed_forward)) @if t.gated { " gated" } " " (t.activation) },
+            html! { (Grouped(t.feed_forward)) @if t.gated { " gated" } " " (t.activation.name()) },
             match t.buckets {
                 Some(buckets) => html! { (buckets) " buckets" },
                 None => html! { "none" },

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use lstc_graph::{Graph, ValueId, dim_text};
 use lstc_models::{Activation, Anatomy, AttentionKind, InputRole, SpecialTokens, TowerKind, model_inputs};
 use lstc_passes::options::{LossOptions, Method, OptimizerOptions};
@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::MANIFEST;
 use crate::data::Reading;
+use crate::report::Hinted;
 use crate::train::{Started, TrainOptions};
 
 /// A file of the source model.
@@ -46,9 +47,9 @@ pub struct Manifest {
 }
 
 /// The anatomy in a few lines.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ModelSummary {
-    pub family: &'static str,
+    pub family: String,
     pub exporter: String,
     pub opset: i64,
     pub towers: Vec<TowerSummary>,
@@ -57,7 +58,7 @@ pub struct ModelSummary {
     pub tied: bool,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TowerSummary {
     pub kind: TowerKind,
     pub blocks: usize,
@@ -96,7 +97,7 @@ impl ModelSummary {
             })
         });
         ModelSummary {
-            family: anatomy.family,
+            family: anatomy.family.to_owned(),
             exporter: graph.producer.clone(),
             opset: graph.opset(),
             towers: towers.collect(),
@@ -263,7 +264,7 @@ pub fn is_rewritten(path: &Path) -> bool {
 #[derive(Debug, Deserialize)]
 pub struct Record {
     pub source: Vec<SourceFile>,
-    pub model: RecordedModel,
+    pub model: ModelSummary,
     pub inputs: Vec<InputSummary>,
     pub tokens: SpecialTokens,
     pub parameters: Vec<ParameterSummary>,
@@ -271,11 +272,11 @@ pub struct Record {
     pub cut: Vec<String>,
 }
 
-/// The part of the model's summary that commands read back.
-#[derive(Debug, Deserialize)]
-pub struct RecordedModel {
-    pub family: String,
-    pub vocabulary: usize,
+impl Record {
+    /// Names and shapes of the parameters.
+    pub fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.parameters.iter().map(|p| (p.name.as_str(), p.shape.as_slice()))
+    }
 }
 
 /// What the manifest of a rewritten directory records.
@@ -283,9 +284,14 @@ pub struct RecordedModel {
 /// # Errors
 /// A directory without a readable manifest.
 pub fn record(directory: &Path) -> anyhow::Result<Record> {
-    let path = directory.join(MANIFEST);
     let context = || format!("`{}` is no rewritten model", directory.display());
-    let text = std::fs::read_to_string(&path).with_context(context)?;
+    let text = match std::fs::read_to_string(directory.join(MANIFEST)) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let error = anyhow!("it holds no {MANIFEST}").context(context());
+            return Err(Hinted::new(error, "`lstc rewrite model.onnx -o tuned/` makes one").into());
+        }
+        read => read.with_context(context)?,
+    };
     serde_yaml::from_str(&text).with_context(context)
 }
 

@@ -12,7 +12,7 @@ use std::thread;
 
 use anyhow::{Context, anyhow};
 use lstc_graph::{Graph, Saved, encode, load, write_data};
-use lstc_models::recognise;
+use lstc_models::{recognise, unread_inputs};
 use lstc_passes::{Artifacts, Module, Options, PassError, Timing, artifacts, ladder_side_tuning};
 
 use crate::hash::sha256;
@@ -28,6 +28,8 @@ pub const DATA: &str = "backbone.data";
 pub const SIDE: &str = "side.safetensors";
 /// The folder of a training run, where no other is given.
 pub const RUN: &str = "run";
+/// The graphs' files.
+pub const GRAPHS: [&str; 5] = ["train.onnx", "grad.onnx", "apply.onnx", "eval.onnx", "infer.onnx"];
 /// The manifest's file.
 pub const MANIFEST: &str = "lst.yaml";
 
@@ -49,6 +51,8 @@ pub struct Written {
     pub data: Saved,
     /// Elements of the backbone's weights, each counted once.
     pub frozen: usize,
+    /// What is odd about the model.
+    pub warnings: Vec<String>,
 }
 
 /// A model that a pass, or its invariants, stopped.
@@ -108,6 +112,18 @@ pub fn compile(
     Ok((module, timings))
 }
 
+/// What is odd about the inputs of a model, in words.
+pub fn odd_inputs(graph: &Graph, anatomy: &lstc_models::Anatomy) -> Vec<String> {
+    let told = |value| {
+        format!(
+            "the model does not read what its input `{}` holds: if it was exported with one tensor for two inputs, export it \
+             again with two",
+            graph.value(value).name
+        )
+    };
+    unread_inputs(graph, anatomy).into_iter().map(told).collect()
+}
+
 /// Rewrites a model: compiles it, and writes the directory under a temporary name that becomes the final one at the
 /// end.
 ///
@@ -117,12 +133,13 @@ pub fn rewrite(request: Request, after: impl FnMut(&'static str, &Module)) -> an
     let Request { model, options, training, output, force } = request;
     directory::check(model, output, force)?;
     let (module, timings) = compile(model, options, None, after)?;
+    let warnings = odd_inputs(&module.graph, &module.anatomy);
     let artifacts = artifacts(&module);
     let folder = directory::begin(output)?;
     let (manifest, data) = write(model, &module, &artifacts, training, folder.path())
         .with_context(|| format!("cannot write `{}`", output.display()))?;
     directory::publish(folder, model, output, force)?;
-    Ok(Written { manifest, timings, data, frozen: frozen_elements(&module) })
+    Ok(Written { manifest, timings, data, frozen: frozen_elements(&module), warnings })
 }
 
 /// Writes every file of a rewritten model into a folder.

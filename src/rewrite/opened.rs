@@ -54,7 +54,10 @@ impl Opened {
                 continue;
             }
             let Some(summary) = record.inputs.iter().find(|i| i.name == *name) else {
-                bail!("the model has an input `{name}`, and lstc does not know what to give it");
+                let error = anyhow!("the model has an input `{name}`, and lstc does not know what to give it");
+                let hint =
+                    "it may have been exported with one tensor for two inputs; `lstc inspect` tells which it reads";
+                return Err(Hinted::new(error, hint).into());
             };
             let dtype = graph.value(*value).dtype.filter(|d| fills(*d));
             let dims = graph.shape(*value).and_then(|s| <[Dim; 2]>::try_from(s).ok());
@@ -97,40 +100,7 @@ impl Opened {
     /// # Errors
     /// A file that is missing or damaged; a parameter that it lacks, or has in another shape.
     pub fn side(&self, path: &Path) -> anyhow::Result<Side> {
-        let mut all = side::load(path)?;
-        let mut side = Side::new();
-        for p in &self.record.parameters {
-            let Some(array) = all.remove(&p.name) else {
-                bail!("`{}` has no tensor `{}`: it is no side network of this model", path.display(), p.name);
-            };
-            if array.shape() != p.shape {
-                let (found, wanted) = (array.shape(), &p.shape);
-                bail!("`{}`: tensor `{}` has the shape {found:?}, not {wanted:?}", path.display(), p.name);
-            }
-            side.insert(p.name.clone(), array);
-        }
-        Ok(side)
-    }
-
-    /// The file of a side network: the one that is given, or the best one in the folder that is given, or of the
-    /// directory's own run.
-    ///
-    /// # Errors
-    /// None is given, and the directory has no run.
-    pub fn side_file(&self, given: Option<&Path>) -> anyhow::Result<PathBuf> {
-        let run = self.directory.join(RUN);
-        let path = match given {
-            Some(path) if path.is_dir() => path.join(BEST),
-            Some(path) => path.to_owned(),
-            None => run.join(BEST),
-        };
-        if path.is_file() {
-            return Ok(path);
-        }
-        let error = anyhow!("there is no side network at `{}`", path.display());
-        let initial = self.directory.join(SIDE);
-        let hint = format!("`lstc train` makes one; --side {} is the untrained one", initial.display());
-        Err(Hinted::new(error, hint).into())
+        side::load_parameters(path, self.record.parameters.iter().map(|p| (p.name.as_str(), p.shape.as_slice())))
     }
 
     /// How the run was started that a side network's file is of.
@@ -205,5 +175,32 @@ fn cast(array: &Array2<i64>, dtype: DType) -> Tensor {
         DType::F32 => array.mapv(|v| v as f32).into(),
         DType::Bool => array.mapv(|v| v != 0).into(),
         _ => array.clone().into(),
+    }
+}
+
+/// The file of a side network: the one that is given, or the best one in the folder that is given, or of the
+/// directory's own run.
+///
+/// # Errors
+/// None is given and the directory has no run; a folder that holds none.
+pub fn side_file(directory: &Path, given: Option<&Path>) -> anyhow::Result<PathBuf> {
+    match given {
+        Some(path) if path.is_dir() => {
+            let best = path.join(BEST);
+            if !best.exists() {
+                bail!("`{}` is no folder of a run: it holds no {BEST}", path.display());
+            }
+            Ok(best)
+        }
+        Some(path) => Ok(path.to_owned()),
+        None => {
+            let best = directory.join(RUN).join(BEST);
+            if best.exists() {
+                return Ok(best);
+            }
+            let initial = directory.join(SIDE);
+            let hint = format!("train it first, or pass `--side {}` for the untrained one", initial.display());
+            Err(Hinted::new(anyhow!("there is no trained side network at `{}`", best.display()), hint).into())
+        }
     }
 }

@@ -1,0 +1,1 @@
+//! A second opinion on exported models: `tests/agreement.rs`.
