@@ -69,7 +69,8 @@ fn run() -> anyhow::Result<()> {
     let written = rewrite(request, |_, _| ())?;
     let trainable: usize = written.manifest.parameters.iter().map(|p| p.shape.iter().product::<usize>()).sum();
 
-    let execution = Execution { runtime, device: Device::Cpu, threads: started.train.resolved_threads() };
+    let threads = started.train.resolved_threads();
+    let execution = Execution { runtime, device: Device::Cpu, threads, mapped: true };
     let before = evaluated(&directory, "side.safetensors", &held_out, &started, &execution)?;
 
     report::note("training on examples/glosses.train.jsonl");

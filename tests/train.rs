@@ -244,7 +244,7 @@ fn plain_steps(opened: &Opened, batches: &[Batch], execution: &Execution) -> (Ve
 }
 
 fn execution() -> Execution {
-    Execution { runtime: common::runtime(), device: Device::Cpu, threads: 2 }
+    Execution { runtime: common::runtime(), device: Device::Cpu, threads: 2, mapped: false }
 }
 
 #[test]

@@ -109,7 +109,8 @@ impl Eval {
                 given.iter().map(ids).collect::<anyhow::Result<_>>()?
             }
         };
-        let execution = Execution { runtime, device: options.device, threads: options.resolved_threads() };
+        let execution =
+            Execution { runtime, device: options.device, threads: options.resolved_threads(), mapped: true };
         let generate = (!self.no_generation).then_some(started.data.max_target_length);
         let request = Request { labels, generate, batch_size: options.batch_size };
         let of = corpus.len();

@@ -115,6 +115,10 @@ struct TrainFlags {
     #[arg(long)]
     device: Option<Device>,
 
+    /// Use weights where their file is mapped: less memory, and a little slower [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    map_weights: Option<bool>,
+
     /// Steps between checkpoints; there is one after each epoch too [default: 500]
     #[arg(long, value_name = "N")]
     save_every: Option<u64>,
@@ -195,6 +199,7 @@ impl TrainFlags {
         set(&mut train.schedule, &self.schedule);
         set(&mut train.seed, &self.seed);
         set(&mut train.device, &self.device);
+        set(&mut train.map_weights, &self.map_weights);
         set(&mut train.save_every, &self.save_every);
         train.warmup_steps = self.warmup_steps.or(train.warmup_steps);
         train.threads = self.threads.or(train.threads);

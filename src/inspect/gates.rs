@@ -6,6 +6,7 @@ use anyhow::anyhow;
 use serde::Serialize;
 
 use super::ladder::Shapes;
+use crate::rewrite::opened::side_file;
 use crate::rewrite::{RUN, SIDE};
 use crate::side::{self, Side};
 use crate::train::BEST;
@@ -74,7 +75,7 @@ impl Alphas {
         let initial = directory.join(SIDE);
         let best = directory.join(RUN).join(BEST);
         let file = match side {
-            Some(file) => file.to_owned(),
+            Some(file) => side_file(directory, Some(file))?,
             None if best.is_file() => best,
             None if initial.is_file() => initial.clone(),
             None => return Ok(self),

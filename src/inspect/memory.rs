@@ -1,11 +1,18 @@
-//! Predicted memory of training: the weights, the activations that are alive at once, gradients and optimizer state.
+//! Predicted memory of training: the most that is resident at once.
 //!
-//! For Ladder Side-Tuning the activations are the peak of a walk through train.onnx in the order of its nodes: a value
-//! lives from the node that makes it to the last that reads it; reshapes are views. For full fine-tuning they are
-//! every floating-point value that the model computes, since its backward pass needs nearly all of them, and the
-//! logits' gradient.
+//! For Ladder Side-Tuning on the CPU, as `lstc train` does it:
+//!
+//! * weights: each constant matrix of a product, once for every product, as kernels lay it out for themselves; the other
+//!   weights, and those that something else reads too, where their file is mapped; the side network;
+//! * activations: the peak of a walk through train.onnx in the order of its nodes. A value lives from the node that makes
+//!   it to the last that reads it; reshapes are views;
+//! * gradients and both moments of the side network;
+//! * the process, the library, and the library's graph.
+//!
+//! For full fine-tuning, as a lower bound for any program: the weights once, every floating-point value that the model
+//! computes, since its backward pass needs nearly all of them, and the logits' gradient.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use lstc_graph::{Dim, Graph, NodeId, ValueId, dim_text};
@@ -31,15 +38,22 @@ pub struct Cost {
     pub activations: u64,
     /// Gradients and both moments.
     pub optimizer: u64,
+    /// The process, ONNX Runtime, and its graph.
+    pub runtime: u64,
     pub total: u64,
 }
 
 impl Cost {
-    fn new(trainable: usize, weights: u64, activations: u64) -> Cost {
+    fn new(trainable: usize, weights: u64, activations: u64, runtime: u64) -> Cost {
         let optimizer = trainable as u64 * 4 * 3;
-        Cost { trainable, weights, activations, optimizer, total: weights + activations + optimizer }
+        let total = weights + activations + optimizer + runtime;
+        Cost { trainable, weights, activations, optimizer, runtime, total }
     }
 }
+
+/// The process with the library loaded, and a node of a graph in it: measured, ONNX Runtime 1.32 on x86-64.
+const PROCESS: u64 = 32 << 20;
+const NODE: u64 = 15 << 10;
 
 /// A prediction, for Ladder Side-Tuning beside full fine-tuning.
 #[derive(Clone, Debug, Serialize)]
@@ -55,14 +69,17 @@ impl Memory {
         let binding = Binding::new(module, sizes);
         let side: usize = module.parameters.iter().map(|p| p.dims.iter().product::<usize>()).sum();
         let backbone = frozen_elements(module);
-        let weights = bytes_of_weights(&artifacts.train);
+        let train = &artifacts.train;
+        let weights = resident_weights(train) + side as u64 * 4;
+        let gradients: Vec<ValueId> = module.parameters.iter().filter_map(|p| p.gradient).collect();
+        let runtime = PROCESS + NODE * train.node_ids().count() as u64;
         let full = module.graph.slice(&[module.anatomy.head.logits]);
         let kept = binding.sum_of_floats(&full) + 2 * binding.bytes(&full, module.anatomy.head.logits);
         Memory {
             reduction: module.options.method.reduction,
             sizes,
-            lst: Cost::new(side, weights + side as u64 * 4, binding.peak(&artifacts.train)),
-            full: Cost::new(backbone, backbone as u64 * 4, kept),
+            lst: Cost::new(side, weights, binding.peak(train, &gradients), runtime),
+            full: Cost::new(backbone, backbone as u64 * 4, kept, 0),
         }
     }
 }
@@ -112,8 +129,10 @@ impl Binding {
         outputs.flatten().filter(|v| float(v)).map(|v| self.bytes(graph, *v)).sum()
     }
 
-    /// The most bytes that are alive at once when the nodes run in their order.
-    fn peak(&self, graph: &Graph) -> u64 {
+    /// The most bytes that are alive at once when the nodes run in their order. What is `counted` elsewhere, or is written
+    /// where an input lies, is left out.
+    fn peak(&self, graph: &Graph, counted: &[ValueId]) -> u64 {
+        let elsewhere: HashSet<ValueId> = graph.outputs.iter().chain(counted).copied().collect();
         let order = graph.order().unwrap_or_else(|_| graph.node_ids().collect());
         let mut last_use: HashMap<ValueId, usize> = HashMap::new();
         for (at, id) in order.iter().enumerate() {
@@ -128,7 +147,7 @@ impl Binding {
         let (mut alive, mut peak) = (0_u64, 0_u64);
         for (at, id) in order.iter().enumerate() {
             if !is_view(graph, *id) {
-                for value in graph.node(*id).outputs.iter().flatten() {
+                for value in graph.node(*id).outputs.iter().flatten().filter(|v| !elsewhere.contains(v)) {
                     let bytes = self.bytes(graph, *value);
                     alive += bytes;
                     ends[last_use.get(value).copied().unwrap_or(at)] += bytes;
@@ -158,10 +177,20 @@ fn owner(graph: &Graph, value: ValueId) -> ValueId {
     value
 }
 
-fn bytes_of_weights(graph: &Graph) -> u64 {
+/// The weights as a session on the CPU holds them.
+fn resident_weights(graph: &Graph) -> u64 {
     let uses = graph.uses();
-    let used = graph.value_ids().filter(|v| !uses.of(*v).is_empty());
-    used.filter_map(|v| graph.weight(v)).map(|w| w.bytes().len() as u64).sum()
+    let packed = |(id, slot): &&(NodeId, usize)| {
+        let node = graph.node(*id);
+        *slot == 1 && (node.is("MatMul") || node.is("Gemm"))
+    };
+    let resident = |value: ValueId| {
+        let (weight, readers) = (graph.weight(value)?, uses.of(value));
+        let packed = if weight.dims().len() == 2 { readers.iter().filter(packed).count() } else { 0 };
+        let mapped = usize::from(packed < readers.len());
+        Some((packed + mapped) as u64 * weight.bytes().len() as u64)
+    };
+    graph.value_ids().filter_map(resident).sum()
 }
 
 impl fmt::Display for Memory {
@@ -172,14 +201,15 @@ impl fmt::Display for Memory {
             "predicted memory of training, batch {batch}, {source_length} tokens in, {target_length} out (fp32)"
         )?;
         let row = |name: String, c: &Cost| {
-            let bytes = |b| Bytes(b).to_string();
-            [name, c.trainable.to_string(), bytes(c.weights), bytes(c.activations), bytes(c.optimizer), bytes(c.total)]
+            let [weights, activations, optimizer, runtime, total] =
+                [c.weights, c.activations, c.optimizer, c.runtime, c.total].map(|b| Bytes(b).to_string());
+            [name, c.trainable.to_string(), weights, activations, optimizer, runtime, total]
         };
         let rows = [
             row(format!("side tuning, r={}", self.reduction), &self.lst),
             row("full fine-tuning".to_owned(), &self.full),
         ];
-        let header = ["", "trainable", "weights", "kept activations", "gradients and moments", "total"];
+        let header = ["", "trainable", "weights", "kept activations", "gradients and moments", "runtime", "total"];
         writeln!(f, "{}", report::table(header, rows))
     }
 }

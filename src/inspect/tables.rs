@@ -246,8 +246,12 @@ pub fn nodes(graphs: &[GraphReport]) -> Markup {
 }
 
 /// What memory goes to: the class of its bars, and its name.
-const PARTS: [(&str, &str); 3] =
-    [("weights", "weights"), ("activations", "kept activations"), ("optimizer", "gradients and moments")];
+const PARTS: [(&str, &str); 4] = [
+    ("weights", "weights"),
+    ("activations", "kept activations"),
+    ("optimizer", "gradients and moments"),
+    ("runtime", "runtime"),
+];
 
 /// The prediction as bars and as a table.
 pub fn memory(memory: &Memory) -> Markup {
@@ -262,10 +266,11 @@ pub fn memory(memory: &Memory) -> Markup {
         Column::Number("weights"),
         Column::Number("kept activations"),
         Column::Number("gradients and moments"),
+        Column::Number("runtime"),
         Column::Number("total"),
     ];
     let rows = ways.iter().map(|(way, c)| {
-        let cells = [c.weights, c.activations, c.optimizer, c.total].map(|b| html! { (bytes(b)) });
+        let cells = [c.weights, c.activations, c.optimizer, c.runtime, c.total].map(|b| html! { (bytes(b)) });
         std::iter::once(html! { (way) }).chain(cells).collect()
     });
     html! {
@@ -299,6 +304,7 @@ fn bar(cost: &Cost, most: u64) -> Markup {
         ("weights", 0, cost.weights),
         ("activations", cost.weights, cost.activations),
         ("optimizer", cost.weights + cost.activations, cost.optimizer),
+        ("runtime", cost.total - cost.runtime, cost.runtime),
     ];
     html! {
         svg.bar width="100%" height="20" aria-hidden="true" {

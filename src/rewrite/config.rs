@@ -118,6 +118,7 @@ pub fn annotated(options: &Options, training: &Started) -> String {
     line("  seed", t.seed.to_string(), "of the order of the examples");
     line("  threads", optional(t.threads.map(|n| n.to_string())), "null takes as many as there are cores");
     line("  device", t.device.to_string(), "cpu | cuda | cuda:1");
+    line("  map_weights", t.map_weights.to_string(), "use weights where their file is mapped: less memory, slower");
     line("  save_every", t.save_every.to_string(), "steps between checkpoints");
     line("  out", path(&t.out), "folder of the run; null is `run` in the rewritten directory");
     line("data", String::new(), "how data files are read");

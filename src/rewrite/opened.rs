@@ -22,6 +22,8 @@ pub struct Execution {
     pub device: Device,
     /// Of one operator.
     pub threads: usize,
+    /// Use weights where their file is mapped: less memory, and a little slower.
+    pub mapped: bool,
 }
 
 /// A rewritten directory.
@@ -84,7 +86,7 @@ impl Opened {
     pub fn session(&self, graph: &Graph, execution: &Execution) -> anyhow::Result<Session> {
         let builder = execution.runtime.session().device(execution.device).threads(execution.threads);
         let bytes = encode(graph, &DataFile::of(graph, DATA));
-        Ok(builder.deterministic(true).frugal(true).load(&bytes, Some(&self.directory))?)
+        Ok(builder.deterministic(true).mapped(execution.mapped).load(&bytes, Some(&self.directory))?)
     }
 
     /// The side network as the rewrite initialised it.

@@ -82,7 +82,7 @@ pub struct SessionBuilder<'r> {
     optimisation: Optimisation,
     threads: Option<usize>,
     deterministic: bool,
-    frugal: bool,
+    mapped: bool,
 }
 
 impl<'r> SessionBuilder<'r> {
@@ -93,7 +93,7 @@ impl<'r> SessionBuilder<'r> {
             optimisation: Optimisation::default(),
             threads: None,
             deterministic: false,
-            frugal: false,
+            mapped: false,
         }
     }
 
@@ -119,10 +119,9 @@ impl<'r> SessionBuilder<'r> {
         self
     }
 
-    /// Weights are used where they are mapped, with no copies in a kernel's own layout, and intermediate values are
-    /// freed one by one, not as one block that is sized beforehand.
-    pub fn frugal(mut self, frugal: bool) -> Self {
-        self.frugal = frugal;
+    /// Weights are used where their file is mapped, without a copy in the kernels' own layout.
+    pub fn mapped(mut self, mapped: bool) -> Self {
+        self.mapped = mapped;
         self
     }
 
@@ -157,9 +156,10 @@ impl<'r> SessionBuilder<'r> {
         let options = options.with_log_level(LogLevel::Error).map_err(refused)?;
         let options = options.with_optimization_level(level).map_err(refused)?;
         let mut options = options.with_deterministic_compute(self.deterministic).map_err(refused)?;
-        if self.frugal {
+        // A pattern is one block for all values of a run, which is more than what is alive at once.
+        options = options.with_memory_pattern(false).map_err(refused)?;
+        if self.mapped {
             options = options.with_config_entry("session.disable_prepacking", "1").map_err(refused)?;
-            options = options.with_memory_pattern(false).map_err(refused)?;
         }
         if let Some(threads) = self.threads {
             options = options.with_intra_threads(threads).map_err(refused)?;

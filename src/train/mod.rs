@@ -227,7 +227,8 @@ impl<'r> Run<'r> {
             seed: options.seed,
         };
         let threads = options.resolved_threads();
-        let execution = Execution { runtime: request.runtime, device: options.device, threads };
+        let mapped = options.map_weights;
+        let execution = Execution { runtime: request.runtime, device: options.device, threads, mapped };
         let rate = LearningRate::new(options, total);
         Ok(Run { request, opened, execution, out, corpus, eval, labels, identity, rate, steps_an_epoch, total })
     }
@@ -409,7 +410,9 @@ impl<'r> Run<'r> {
     }
 
     fn evaluate(&self, stepper: &Stepper, eval: &Corpus, tell: &mut impl FnMut(Event)) -> anyhow::Result<Metrics> {
-        let mut scorer = Scorer::open(self.opened, &self.execution)?;
+        // Another copy of the weights beside the training graph's would be the most memory of all.
+        let execution = Execution { mapped: true, ..self.execution };
+        let mut scorer = Scorer::open(self.opened, &execution)?;
         let batch_size = self.identity.batch_size;
         let request = evaluate::Request { labels: self.labels.clone(), generate: None, batch_size };
         let of = eval.len();

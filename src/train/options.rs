@@ -31,6 +31,8 @@ pub struct TrainOptions {
     /// Of one operator; as many as there are cores where there is no number.
     pub threads: Option<usize>,
     pub device: Device,
+    /// Use weights where their file is mapped: less memory, and a little slower.
+    pub map_weights: bool,
     /// Steps between checkpoints; there is one after each epoch too.
     pub save_every: u64,
     /// Where checkpoints and metrics go; `run` in the rewritten directory where there is none.
@@ -52,6 +54,7 @@ impl Default for TrainOptions {
             seed: 0,
             threads: None,
             device: Device::Cpu,
+            map_weights: false,
             save_every: 500,
             out: None,
         }
