@@ -339,6 +339,69 @@ fn what_cannot_be_done_is_told() {
 }
 
 #[test]
+fn a_run_is_not_lost_to_another_rewrite() {
+    let tuned = Tuned::new("relu_torchscript", |_| ());
+    let data = tuned.path("train.jsonl");
+    let run =
+        |arguments: &[&str]| Command::new(env!("CARGO_BIN_EXE_lstc")).args(arguments).output().expect("lstc runs");
+    let directory = tuned.directory();
+    succeeded(&run(&["train", text(&directory), "--train", text(&data), "--epochs", "1"]));
+    let model = case("relu_torchscript").join("model.onnx");
+    let again = run(&["rewrite", text(&model), "-o", text(&directory), "--force"]);
+    refused(&again, &["holds a training run, which would be lost", "hint: write to another directory"]);
+    assert!(directory.join("run/best.safetensors").exists());
+}
+
+#[test]
+fn a_run_that_is_done_may_be_resumed() {
+    let tuned = Tuned::new("relu_torchscript", |_| ());
+    succeeded(&tuned.train("run", &["--epochs", "1"]));
+    let before = tuned.losses("run");
+    succeeded(&tuned.resume("run"));
+    assert_eq!(tuned.losses("run"), before);
+}
+
+/// Peaks of one step of training, and what was predicted, in bytes.
+fn memory(batch: usize, source: usize, target: usize) -> (f64, f64) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = |name: &str| folder.path().join(name);
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/t5-nano/model.onnx");
+    let run = |arguments: &[&str]| {
+        let done = Command::new(env!("CARGO_BIN_EXE_lstc")).args(arguments).output().expect("lstc runs");
+        succeeded(&done);
+        serde_json::from_slice::<serde_json::Value>(&done.stdout).expect("JSON on stdout")
+    };
+    common::runtime(); // installs the library that the commands need
+    let (tuned, data) = (path("tuned"), path("train.jsonl"));
+    run(&["rewrite", text(&model), "-o", text(&tuned), "--format", "json"]);
+    let ids = |count: usize, row: usize| (0..count).map(|at| 3 + (row * 977 + at * 131) % 4000).collect::<Vec<_>>();
+    let row = |row| format!("{{\"input_ids\": {:?}, \"labels\": {:?}}}\n", ids(source, row), ids(target, row + 1));
+    fs::write(&data, (0..2 * batch).map(row).collect::<String>()).expect("a temporary folder");
+    let [batch, source, target] = [batch, source, target].map(|n| n.to_string());
+    let sizes = ["--max-source-length", &source, "--max-target-length", &target, "--batch-size", &batch];
+    let train = ["train", text(&tuned), "--train", text(&data), "--epochs", "1", "--threads", "2", "--format", "json"];
+    let trained = run(&[&train[..], &sizes].concat());
+    let sizes = ["--batch", &batch, "--source-length", &source, "--target-length", &target];
+    let told = run(&[&["inspect", text(&model), "--format", "json"][..], &sizes].concat());
+    let number = |value: &serde_json::Value| value.as_f64().expect("a number");
+    (number(&trained["peak_memory"]), number(&told["memory"]["lst"]["total"]))
+}
+
+#[test]
+fn predicted_memory_is_what_training_takes() {
+    for (batch, source, target) in [(16, 32, 4), (64, 128, 8), (256, 64, 16)] {
+        let (measured, predicted) = memory(batch, source, target);
+        let mb = |bytes: f64| bytes / 1e6;
+        println!(
+            "{batch} x {source} in, {target} out: predicted {:.0} MB, measured {:.0}",
+            mb(predicted),
+            mb(measured)
+        );
+        assert!((predicted / measured - 1.0).abs() <= 0.2, "{batch} x {source} x {target}");
+    }
+}
+
+#[test]
 fn a_device_that_is_not_there_is_an_error() {
     let tuned = Tuned::new("relu_torchscript", |_| ());
     let library = common::runtime().library().path.clone();

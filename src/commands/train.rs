@@ -135,9 +135,14 @@ impl Train {
             runtime,
             resume: self.resume,
         };
-        interrupt::listen();
         let mut talk = Talk::default();
-        let summary = train(&request, |event| talk.hear(&event))?;
+        let summary = train(&request, |event| {
+            // Before, there is nothing to save.
+            if matches!(event, Event::Begins(_)) {
+                interrupt::listen();
+            }
+            talk.hear(&event);
+        })?;
         talk.line.clear();
         report::data(&Outcome { directory: &self.directory, summary: &summary }, self.format)?;
         if summary.interrupted {
@@ -148,6 +153,10 @@ impl Train {
             let directory = self.directory.display();
             report::note(format!("stopped and saved; `lstc train {directory}{out} --resume` goes on"));
             return Ok(Exit::Interrupted);
+        }
+        if self.out.is_none() {
+            let directory = self.directory.display();
+            report::note(format!("`lstc export {directory} -o tuned.onnx` makes one model of it"));
         }
         Ok(Exit::Done)
     }

@@ -18,6 +18,9 @@ use crate::side::Side;
 /// Targets are labels, of which each example has one, where there are at most this many.
 pub const MOST_LABELS: usize = 100;
 
+/// So few different targets are labels, however few examples there are.
+const FEW_LABELS: usize = 10;
+
 /// What is evaluated, besides the loss.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
@@ -36,7 +39,7 @@ pub fn text(ids: &[u32], tokenizer: Option<&Tokenizer>) -> anyhow::Result<String
     }
 }
 
-/// The labels of a corpus, if its targets are labels: few, and with several examples each.
+/// The labels of a corpus, if its targets are labels: few, or with two examples each.
 ///
 /// # Errors
 /// A label that the tokenizer cannot turn into text.
@@ -49,7 +52,8 @@ pub fn labels(corpora: &[&Corpus], tokenizer: Option<&Tokenizer>) -> anyhow::Res
     all.sort_unstable();
     all.dedup();
     let examples: usize = corpora.iter().map(|c| c.len()).sum();
-    if all.len() > MOST_LABELS || all.len() * 2 > examples {
+    let are_few = all.len() <= FEW_LABELS || all.len() * 2 <= examples;
+    if all.len() > MOST_LABELS || !are_few {
         return Ok(Vec::new());
     }
     all.into_iter().map(|ids| Ok((ids.clone(), text(&ids, tokenizer)?))).collect()
@@ -65,14 +69,19 @@ pub fn score_side(
     side: &Side,
     corpus: &Corpus,
     request: &Request,
-    progress: impl FnMut(usize),
+    mut progress: impl FnMut(usize),
 ) -> anyhow::Result<Vec<Scored>> {
     let mut scorer = Scorer::open(opened, execution)?;
     let parameters = scorer.upload(side)?;
-    score(opened, &mut scorer, &parameters, corpus, request, progress)
+    let go_on = |done| {
+        progress(done);
+        true
+    };
+    Ok(score(opened, &mut scorer, &parameters, corpus, request, go_on)?.unwrap_or_default())
 }
 
-/// Scores every example of a corpus, in its order. `progress` hears how many are done.
+/// Scores every example of a corpus, in its order. `progress` hears how many are done, and says whether to go on: where it
+/// does not, there are no scores.
 ///
 /// # Errors
 /// From ONNX Runtime.
@@ -82,8 +91,8 @@ pub fn score(
     side: &[Parameter],
     corpus: &Corpus,
     request: &Request,
-    mut progress: impl FnMut(usize),
-) -> anyhow::Result<Vec<Scored>> {
+    mut progress: impl FnMut(usize) -> bool,
+) -> anyhow::Result<Option<Vec<Scored>>> {
     let (tokens, fixed) = (opened.record.tokens, opened.fixed());
     let batch_size = fixed.batch.unwrap_or(request.batch_size);
     let mut scored: Vec<Scored> = vec![Scored::default(); corpus.len()];
@@ -112,7 +121,9 @@ pub fn score(
             };
         }
         done += indices.len();
-        progress(done);
+        if !progress(done) && done < corpus.len() {
+            return Ok(None);
+        }
     }
-    Ok(scored)
+    Ok(Some(scored))
 }

@@ -285,7 +285,7 @@ impl<'r> Run<'r> {
                 break;
             }
             self.close_epoch(&stepper, &mut progress, epoch, &mut log, &mut tell)?;
-            interrupted = interrupt::asked() && progress.step < self.total;
+            interrupted = interrupt::asked() && progress.epochs < options.epochs;
             if interrupted {
                 break;
             }
@@ -376,7 +376,8 @@ impl<'r> Run<'r> {
         Hinted::new(error, format!("{kept}a lower --lr, more --warmup-steps or a lower clip often helps")).into()
     }
 
-    /// Evaluates after an epoch, keeps the best, and saves.
+    /// Evaluates after an epoch, keeps the best, and saves. An evaluation that the user stops is made again when the run is
+    /// resumed.
     fn close_epoch(
         &self,
         stepper: &Stepper,
@@ -390,7 +391,9 @@ impl<'r> Run<'r> {
         match &self.eval {
             Some(eval) => {
                 let begun = Instant::now();
-                let metrics = self.evaluate(stepper, eval, tell)?;
+                let Some(metrics) = self.evaluate(stepper, eval, tell)? else {
+                    return checkpoint::save(&self.out.join(CHECKPOINT), &state, progress);
+                };
                 let (loss, accuracy) = (metrics.loss, metrics.accuracy);
                 let here = Best { step, epoch: number, loss, accuracy };
                 let is_best = progress.best.is_none_or(|best| here.beats(&best));
@@ -409,16 +412,24 @@ impl<'r> Run<'r> {
         checkpoint::save(&self.out.join(CHECKPOINT), &state, progress)
     }
 
-    fn evaluate(&self, stepper: &Stepper, eval: &Corpus, tell: &mut impl FnMut(Event)) -> anyhow::Result<Metrics> {
+    fn evaluate(
+        &self,
+        stepper: &Stepper,
+        eval: &Corpus,
+        tell: &mut impl FnMut(Event),
+    ) -> anyhow::Result<Option<Metrics>> {
         // Another copy of the weights beside the training graph's would be the most memory of all.
         let execution = Execution { mapped: true, ..self.execution };
         let mut scorer = Scorer::open(self.opened, &execution)?;
         let batch_size = self.identity.batch_size;
         let request = evaluate::Request { labels: self.labels.clone(), generate: None, batch_size };
         let of = eval.len();
-        let progress = |done| tell(Event::Evaluating { done, of });
+        let progress = |done| {
+            tell(Event::Evaluating { done, of });
+            !interrupt::asked()
+        };
         let scored = evaluate::score(self.opened, &mut scorer, stepper.parameters(), eval, &request, progress)?;
-        Ok(Metrics::of(&scored, &self.labels))
+        Ok(scored.map(|scored| Metrics::of(&scored, &self.labels)))
     }
 
     fn save(&self, stepper: &Stepper, progress: &Progress) -> anyhow::Result<()> {
@@ -434,7 +445,7 @@ impl<'r> Run<'r> {
     }
 }
 
-/// Reads a data file for a model.
+/// Reads a data file for a model, whose fixed sizes are limits too.
 ///
 /// # Errors
 /// As [`Corpus::read`].
@@ -448,7 +459,14 @@ pub fn read_corpus(
 ) -> anyhow::Result<Corpus> {
     let vocabulary = u32::try_from(opened.record.model.vocabulary).unwrap_or(u32::MAX);
     let mut progress = |done, of| tell(Event::Reading { file, done, of });
-    Corpus::read(file, reading, tokenizer, opened.record.tokens, scratch, vocabulary, &mut progress)
+    let fixed = opened.fixed();
+    let at_most = |length: usize, fixed: Option<usize>| fixed.map_or(length, |fixed| fixed.min(length));
+    let reading = Reading {
+        max_source_length: at_most(reading.max_source_length, fixed.source),
+        max_target_length: at_most(reading.max_target_length, fixed.target),
+        ..reading.clone()
+    };
+    Corpus::read(file, &reading, tokenizer, opened.record.tokens, scratch, vocabulary, &mut progress)
 }
 
 /// How fast a run goes.
