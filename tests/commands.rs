@@ -227,8 +227,8 @@ fn inspect_tells_a_model_and_a_rewrite() {
     assert_eq!(model["model"]["towers"][0]["blocks"], 2);
     assert_eq!(model["model"]["towers"][1]["blocks"], 3);
     assert_eq!(model["taps"].as_array().map(Vec::len), Some(7));
-    let total = |way: &str| model["memory"][way]["total"].as_u64().expect("a number");
-    assert!(total("lst") < total("full"));
+    let kept = |way: &str| model["memory"][way]["activations"].as_u64().expect("a number");
+    assert!(kept("lst") < kept("full"));
     let rewritten = json(&lstc(&["inspect", text(&tuned.path("tuned")), "--format", "json"]));
     assert_eq!(rewritten["graphs"].as_array().map(Vec::len), Some(5));
     assert!(rewritten["cut"].as_array().is_some_and(|c| c.len() > 7));

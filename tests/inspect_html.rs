@@ -220,7 +220,7 @@ fn a_prediction_needs_the_source_and_says_so() {
         serde_json::from_slice::<serde_json::Value>(&output.stdout).expect("JSON")["memory"].clone()
     };
     let made = memory(inspect(&directory, &["--format", "json", "--batch", "2"]));
-    assert!(made["lst"]["total"].as_u64() < made["full"]["total"].as_u64(), "{made}");
+    assert!(made["lst"]["activations"].as_u64() < made["full"]["activations"].as_u64(), "{made}");
     assert_eq!(made["sizes"]["batch"], 2);
     let text = |output: Output| String::from_utf8(output.stdout).expect("UTF-8");
     assert!(text(inspect(&directory, &[])).contains("full fine-tuning"));

@@ -12,7 +12,7 @@ use std::thread;
 
 use anyhow::{Context, anyhow};
 use lstc_graph::{Graph, Saved, encode, load, write_data};
-use lstc_models::{recognise, unread_inputs};
+use lstc_models::{Anatomy, recognise, unread_inputs};
 use lstc_passes::{Artifacts, Module, Options, PassError, Timing, artifacts, ladder_side_tuning};
 
 use crate::hash::sha256;
@@ -67,7 +67,7 @@ pub struct Stopped {
 ///
 /// # Errors
 /// What is wrong with the file, or everything that was not understood.
-pub fn open(model: &Path) -> anyhow::Result<(Graph, lstc_models::Anatomy)> {
+pub fn open(model: &Path) -> anyhow::Result<(Graph, Anatomy)> {
     let graph = load(model)?;
     let anatomy = recognise(&graph).map_err(|refused| NotUnderstood { model: model.to_owned(), refused })?;
     Ok((graph, anatomy))
@@ -104,6 +104,17 @@ pub fn compile(
     after: impl FnMut(&'static str, &Module),
 ) -> anyhow::Result<(Module, Vec<Timing>)> {
     let (graph, anatomy) = open(model)?;
+    run_passes(model, graph, anatomy, options, stop_after, after)
+}
+
+fn run_passes(
+    model: &Path,
+    graph: Graph,
+    anatomy: Anatomy,
+    options: Options,
+    stop_after: Option<&str>,
+    after: impl FnMut(&'static str, &Module),
+) -> anyhow::Result<(Module, Vec<Timing>)> {
     let mut module = Module::new(graph, anatomy, options)
         .map_err(|problems| anyhow!("the options do not fit `{}`\n  {}", model.display(), problems.join("\n  ")))?;
     let timings = ladder_side_tuning()
@@ -113,7 +124,7 @@ pub fn compile(
 }
 
 /// What is odd about the inputs of a model, in words.
-pub fn odd_inputs(graph: &Graph, anatomy: &lstc_models::Anatomy) -> Vec<String> {
+pub fn odd_inputs(graph: &Graph, anatomy: &Anatomy) -> Vec<String> {
     let told = |value| {
         format!(
             "the model does not read what its input `{}` holds: if it was exported with one tensor for two inputs, export it \
@@ -132,8 +143,9 @@ pub fn odd_inputs(graph: &Graph, anatomy: &lstc_models::Anatomy) -> Vec<String> 
 pub fn rewrite(request: Request, after: impl FnMut(&'static str, &Module)) -> anyhow::Result<Written> {
     let Request { model, options, training, output, force } = request;
     directory::check(model, output, force)?;
-    let (module, timings) = compile(model, options, None, after)?;
-    let warnings = odd_inputs(&module.graph, &module.anatomy);
+    let (graph, anatomy) = open(model)?;
+    let warnings = odd_inputs(&graph, &anatomy);
+    let (module, timings) = run_passes(model, graph, anatomy, options, None, after)?;
     let artifacts = artifacts(&module);
     let folder = directory::begin(output)?;
     let (manifest, data) = write(model, &module, &artifacts, training, folder.path())

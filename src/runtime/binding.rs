@@ -143,6 +143,12 @@ impl Session {
         DeviceTensor::new(&self.session, self.device, dims)
     }
 
+    /// A tensor in the host's memory, for an output of known shape. One that the session would allocate stays in its arena
+    /// from run to run, and keeps what lies around it apart.
+    pub fn allocate_on_host(&self, dims: &[usize]) -> Result<DeviceTensor> {
+        DeviceTensor::new(&self.session, Device::Cpu, dims)
+    }
+
     /// A tensor on the session's device with the values of one on the host.
     pub fn upload(&self, values: &ArrayD<f32>) -> Result<DeviceTensor> {
         let mut tensor = self.allocate(values.shape())?;

@@ -47,19 +47,32 @@ struct Accumulated {
 struct Bound {
     session: Session,
     binding: Binding,
+    /// What each run measures.
+    measured: Vec<DeviceTensor>,
 }
 
 impl Bound {
     fn new(session: Session) -> anyhow::Result<Bound> {
         let binding = session.binding()?;
-        Ok(Bound { session, binding })
+        Ok(Bound { session, binding, measured: Vec::new() })
     }
 
-    fn run(&mut self, feeds: &[(&str, Tensor)]) -> anyhow::Result<Vec<Tensor>> {
+    /// Binds a scalar output that [`Bound::run`] returns.
+    fn measure(&mut self, output: &str) -> anyhow::Result<()> {
+        let mut scalar = self.session.allocate_on_host(&[])?;
+        self.binding.output(output, &mut scalar)?;
+        self.measured.push(scalar);
+        Ok(())
+    }
+
+    /// Runs on what is bound and fed; the measured scalars, in the order in which they were bound.
+    fn run(&mut self, feeds: &[(&str, Tensor)]) -> anyhow::Result<Vec<f64>> {
         for (name, tensor) in feeds {
             self.binding.feed(name, tensor)?;
         }
-        Ok(self.session.run_bound(&self.binding)?)
+        self.session.run_bound(&self.binding)?;
+        let scalar = |tensor: &DeviceTensor| Ok(f64::from(tensor.read()?.first().copied().unwrap_or(f32::NAN)));
+        self.measured.iter().map(scalar).collect()
     }
 
     /// Binds a tensor as an input and as the output that replaces it.
@@ -125,16 +138,16 @@ impl<'o> Stepper<'o> {
         let (parameters, state) = (self.parameters, &mut self.state);
         match &mut self.way {
             Way::Fused(train) => {
-                train.binding.fetch("loss")?;
-                train.binding.fetch("grad_norm")?;
+                train.measure("loss")?;
+                train.measure("grad_norm")?;
                 for (name, tensor) in state {
                     train.replace(name, &format!("{name}.next"), tensor)?;
                 }
             }
             Way::Accumulated(parts) => {
                 let Accumulated { grad, add, apply } = &mut **parts;
-                grad.binding.fetch("loss")?;
-                apply.binding.fetch("grad_norm")?;
+                grad.measure("loss")?;
+                apply.measure("grad_norm")?;
                 for (name, tensor) in &state[..parameters] {
                     let gradient = format!("{name}.grad");
                     let mut one = grad.session.allocate(tensor.dims())?;
@@ -167,8 +180,8 @@ impl<'o> Stepper<'o> {
                 let [batch] = batches else { bail!("train.onnx takes one batch a step, not {}", batches.len()) };
                 let mut feeds = feeds(opened, batch);
                 feeds.extend(schedule);
-                let results = train.run(&feeds)?;
-                Ok(Outcome { loss: value(&results, 0)?, grad_norm: value(&results, 1)? })
+                let [loss, grad_norm] = train.run(&feeds)?[..] else { bail!("train.onnx measures two numbers") };
+                Ok(Outcome { loss, grad_norm })
             }
             Way::Accumulated(parts) => {
                 let Accumulated { grad, add, apply } = &mut **parts;
@@ -176,11 +189,13 @@ impl<'o> Stepper<'o> {
                 let mut loss = 0.0;
                 for (index, batch) in batches.iter().enumerate() {
                     let weight = batch.counted as f64 / counted.max(1) as f64;
-                    loss += weight * value(&grad.run(&feeds(opened, batch))?, 0)?;
+                    let [part] = grad.run(&feeds(opened, batch))?[..] else { bail!("grad.onnx measures one number") };
+                    loss += weight * part;
                     let keep = if index == 0 { 0.0 } else { 1.0 };
                     add.run(&[("keep", scalar(keep)), ("weight", scalar(weight as f32))])?;
                 }
-                Ok(Outcome { loss, grad_norm: value(&apply.run(&schedule)?, 0)? })
+                let [grad_norm] = apply.run(&schedule)?[..] else { bail!("apply.onnx measures one number") };
+                Ok(Outcome { loss, grad_norm })
             }
         }
     }
@@ -207,11 +222,6 @@ fn feeds<'o>(opened: &'o Opened, batch: &Batch) -> Vec<(&'o str, Tensor)> {
 
 fn scalar(value: f32) -> Tensor {
     ndarray::arr0(value).into()
-}
-
-fn value(results: &[Tensor], index: usize) -> anyhow::Result<f64> {
-    let first = results.get(index).map(|t| t.as_f32()).transpose()?.and_then(|a| a.first().copied());
-    first.map(f64::from).ok_or_else(|| anyhow!("the training graph gave no number"))
 }
 
 /// A graph whose state may be written where it lies.
