@@ -16,7 +16,7 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SETTINGS = ["--epochs", "8", "--batch-size", "64", "--lr", "5e-3"]
+SETTINGS = ["--epochs", "8", "--batch-size", "64", "--lr", "3e-3"]
 
 
 def lstc(binary, *arguments):

@@ -53,7 +53,7 @@ fn run() -> anyhow::Result<()> {
             data: Some(trained_on),
             epochs: 8,
             batch_size: 64,
-            lr: 5e-3,
+            lr: 3e-3,
             out: Some(directory.join("run")),
             ..TrainOptions::default()
         },
@@ -63,7 +63,7 @@ fn run() -> anyhow::Result<()> {
     report::note("rewriting models/t5-nano/model.onnx");
     let mut options = Options::default();
     options.method.reduction = 4;
-    options.method.init = Init::Random;
+    options.method.init = Init::MagnitudeConsistent;
     let (training, output) = (started.clone(), directory.as_path());
     let request = rewrite::Request { model: &model, options, training, output, force: false };
     let written = rewrite(request, |_, _| ())?;

@@ -9,8 +9,8 @@
 //! * gradients and both moments of the side network;
 //! * the process, the library, and the library's graph.
 //!
-//! For full fine-tuning, as a lower bound for any program: the weights once, every floating-point value that the model
-//! computes, since its backward pass needs nearly all of them, and the logits' gradient.
+//! For full fine-tuning, in a program as lean: the weights once, every floating-point value that the model computes, since
+//! its backward pass needs nearly all of them, the logits' gradient, and the same runtime.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -84,7 +84,7 @@ impl Memory {
             reduction: module.options.method.reduction,
             sizes,
             lst: Cost::new(side, weights, wasted(binding.peak(train, &gradients)), runtime),
-            full: Cost::new(backbone, backbone as u64 * 4, kept, 0),
+            full: Cost::new(backbone, backbone as u64 * 4, kept, runtime),
         }
     }
 }
