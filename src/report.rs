@@ -52,7 +52,7 @@ pub enum Format {
 /// Writes a command's data to stdout: as its text, or as JSON on several lines.
 pub fn data<T: fmt::Display + Serialize>(data: &T, format: Format) -> anyhow::Result<()> {
     match format {
-        Format::Text => text(&data.to_string()),
+        Format::Text => text(&inert(&data.to_string())),
         Format::Json => text(&format!("{}\n", serde_json::to_string_pretty(data)?)),
     }
 }
@@ -123,7 +123,7 @@ pub fn failure(error: &anyhow::Error) -> Exit {
     if is_closed_stdout(error) {
         return Exit::Done;
     }
-    say(&explain(error));
+    say(&inert(&explain(error)));
     let no = |cause: &(dyn StdError + 'static)| cause.is::<NotUnderstood>();
     if error.chain().any(no) { Exit::No } else { Exit::Failed }
 }
@@ -147,11 +147,11 @@ fn explain(error: &anyhow::Error) -> String {
 }
 
 pub fn warning(text: impl fmt::Display) {
-    say(&format!("warning: {text}\n"));
+    say(&inert(&format!("warning: {text}\n")));
 }
 
 pub fn note(text: impl fmt::Display) {
-    say(&format!("{text}\n"));
+    say(&inert(&format!("{text}\n")));
 }
 
 /// A line that each next one replaces, with a bar where it is known how much there is to do. On a terminal; elsewhere
@@ -171,13 +171,17 @@ impl ProgressLine {
 
     /// `label`, a bar that is full at `of`, and `text`.
     pub fn bar(&mut self, label: impl fmt::Display, done: u64, of: u64, text: impl fmt::Display) {
+        let label = label.to_string();
+        if self.bar.as_ref().is_some_and(|bar| bar.prefix() != label) {
+            self.clear();
+        }
         let bar = self.bar.get_or_insert_with(|| {
             let style = ProgressStyle::with_template("{prefix} {bar:24} {msg}").expect("a valid template");
             ProgressBar::no_length().with_style(style.progress_chars("━╸─"))
         });
         bar.set_length(of);
         bar.set_position(done);
-        bar.set_prefix(label.to_string());
+        bar.set_prefix(label);
         bar.set_message(text.to_string());
     }
 
@@ -203,6 +207,12 @@ impl fmt::Display for Clock {
         let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
         if hours > 0 { write!(f, "{hours}:{minutes:02}:{seconds:02}") } else { write!(f, "{minutes}:{seconds:02}") }
     }
+}
+
+/// Text that may hold names from files, without what would command a terminal.
+fn inert(text: &str) -> String {
+    let commands = |c: char| (c.is_control() && c != '\n' && c != '\t') || ('\u{202a}'..='\u{202e}').contains(&c);
+    text.chars().map(|c| if commands(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 fn say(text: &str) {
@@ -246,6 +256,11 @@ mod tests {
           Caused by: no such file
         hint: make it
         ");
+    }
+
+    #[test]
+    fn names_from_files_do_not_command_the_terminal() {
+        assert_eq!(inert("a\x1b[31mb\u{202e}c\n\td\r"), "a\u{fffd}[31mb\u{fffd}c\n\td\u{fffd}");
     }
 
     #[test]

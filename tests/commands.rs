@@ -65,6 +65,8 @@ impl Tuned {
 fn rewrite_writes_what_the_manifest_reproduces() {
     let tuned = Tuned::new("gated_dynamo", &["-r", "4", "--decoder-blocks", "1", "--gate", "fixed", "--alpha=-0.02"]);
     let again = tuned.path("again");
+    let (model, quiet) = (tuned.path("model.onnx"), tuned.path("quiet"));
+    assert_eq!(stderr(&lstc(&["rewrite", text(&model), "-o", text(&quiet)])), "", "a sound model gives no warnings");
     let done = lstc(&["rewrite", "--config", text(&tuned.path("tuned/lst.yaml")), "-o", text(&again)]);
     assert_eq!(code(&done), 0, "{}", stderr(&done));
     for file in [

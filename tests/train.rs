@@ -170,6 +170,47 @@ fn ctrl_c_saves_and_tells_how_to_go_on() {
 }
 
 #[test]
+fn an_evaluation_that_was_stopped_is_made_again() {
+    let tuned = Tuned::new("relu_torchscript", |_| ());
+    tuned.write("eval.jsonl", 4000); // long enough to be stopped
+    let eval = tuned.path("eval.jsonl");
+    let flags = ["--epochs", "2", "--eval", text(&eval)];
+    succeeded(&tuned.train("whole", &flags));
+    assert_eq!(stopped(&tuned, "parts", &flags, 23, "-INT"), Some(130));
+    assert_eq!(tuned.losses("parts").len(), 23, "the run was stopped behind the last step of its first epoch");
+    succeeded(&tuned.resume("parts"));
+    assert_eq!(tuned.losses("whole"), tuned.losses("parts"));
+    let best = |out: &str| lstc::side::load(&tuned.path(out).join("best.safetensors")).expect("a side network");
+    assert_eq!(best("whole"), best("parts"));
+}
+
+#[test]
+fn a_kill_leaves_nothing_behind_that_stays() {
+    let tuned = Tuned::new("relu_torchscript", |_| ());
+    let flags = ["--epochs", "3", "--save-every", "1"];
+    assert_eq!(stopped(&tuned, "run", &flags, 9, "-KILL"), None);
+    fs::write(tuned.path("run/.lstc-left"), b"half").expect("a file");
+    succeeded(&tuned.resume("run"));
+    let entries = fs::read_dir(tuned.path("run")).expect("a folder").flatten();
+    let mut files: Vec<String> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    files.sort();
+    assert_eq!(files, ["best.safetensors", "checkpoint.safetensors", "metrics.jsonl", "train.yaml"]);
+}
+
+#[test]
+fn two_processes_do_not_train_in_one_folder() {
+    let tuned = Tuned::new("relu_torchscript", |_| ());
+    let data = ["--train", text(&tuned.path("train.jsonl")), "--epochs", "500"].map(str::to_owned);
+    let mut command = tuned.command("run", &[]);
+    let mut first = command.args(data).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("lstc runs");
+    wait_for(&tuned.path("run/metrics.jsonl"), 1, &mut first);
+    let second = tuned.resume("run");
+    first.kill().expect("it runs");
+    first.wait().expect("a child");
+    refused(&second, &["another process trains in"]);
+}
+
+#[test]
 fn a_run_learns_and_keeps_the_best() {
     let tuned = Tuned::new("gated_dynamo", |_| ());
     let eval = tuned.path("eval.jsonl");

@@ -3,11 +3,12 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use anyhow::anyhow;
+use anyhow::{anyhow, bail};
 use serde::Serialize;
 
 use super::data_flags::DataFlags;
 use super::train::Talk;
+use crate::data::Tokenizer;
 use crate::evaluate::{self, Metrics, Request, write_predictions};
 use crate::report::{self, Exit, Format, Hinted};
 use crate::rewrite::manifest;
@@ -21,8 +22,9 @@ use crate::train::{Event, TrainOptions, read_corpus};
     long_about = "\
 Evaluates a side network on labelled text: the loss of a target token, and two accuracies.
 
-By likelihood: the share of rows whose target is the likeliest of all labels. The labels are the different targets of \
-the file, where there are at most 100, or those that --labels names.
+By likelihood: the share of rows whose target is the likeliest of all labels. The labels are those that --labels names, or \
+else the different targets of the file, where there are at most 10, or at most 100 with two rows each on average. A row \
+whose target is none of them counts as wrong.
 By generation: the share of rows for which the model, always taking the likeliest next token, writes the target itself.",
     after_long_help = "\
 Examples:
@@ -54,8 +56,9 @@ pub struct Eval {
     #[arg(long)]
     no_generation: bool,
 
-    #[command(flatten)]
-    reading: DataFlags,
+    /// Form of the report on stdout
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
 
     /// Examples that are run at once [default: 16]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Running")]
@@ -69,13 +72,15 @@ pub struct Eval {
     #[arg(long, help_heading = "Running")]
     device: Option<Device>,
 
-    /// Form of the report on stdout
-    #[arg(long, value_enum, default_value_t)]
-    format: Format,
+    #[command(flatten)]
+    reading: DataFlags,
 }
 
 impl Eval {
     pub fn run(self) -> anyhow::Result<Exit> {
+        if let Some(path) = &self.predictions {
+            crate::files::check(path)?;
+        }
         let opened = Opened::new(&self.directory)?;
         let side = side_file(&self.directory, self.side.as_deref())?;
         let mut started = match opened.run_of(&side) {
@@ -103,14 +108,14 @@ impl Eval {
         let labels = match (&self.labels[..], &tokenizer) {
             ([], _) => evaluate::labels(&[&corpus], tokenizer.as_ref())?,
             (_, None) => return Err(Hinted::new(anyhow!("--labels needs a tokenizer"), "--tokenizer FILE").into()),
-            (given, Some(tokenizer)) => {
-                let limit = started.data.max_target_length;
-                let ids = |label: &String| Ok((tokenizer.encode(label, limit)?.ids, label.clone()));
-                given.iter().map(ids).collect::<anyhow::Result<_>>()?
-            }
+            (given, Some(tokenizer)) => known(given, tokenizer, started.data.max_target_length)?,
         };
-        let execution =
-            Execution { runtime, device: options.device, threads: options.resolved_threads(), mapped: true };
+        let execution = Execution {
+            runtime,
+            device: options.device,
+            threads: options.resolved_threads(),
+            mapped: options.map_weights,
+        };
         let generate = (!self.no_generation).then_some(started.data.max_target_length);
         let request = Request { labels, generate, batch_size: options.batch_size };
         let of = corpus.len();
@@ -126,6 +131,22 @@ impl Eval {
         report::data(&Evaluation { side: &side, data: &data, skipped, metrics }, self.format)?;
         Ok(Exit::Done)
     }
+}
+
+/// The labels that are named, each once.
+fn known(given: &[String], tokenizer: &Tokenizer, limit: usize) -> anyhow::Result<Vec<(Vec<u32>, String)>> {
+    let mut labels: Vec<(Vec<u32>, String)> = Vec::new();
+    for label in given {
+        if label.trim().is_empty() {
+            bail!("--labels names an empty label");
+        }
+        let ids = tokenizer.encode(label, limit)?.ids;
+        if labels.iter().any(|(other, _)| *other == ids) {
+            bail!("--labels names `{label}` twice");
+        }
+        labels.push((ids, label.clone()));
+    }
+    Ok(labels)
 }
 
 /// An evaluation, for the report.

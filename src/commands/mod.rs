@@ -34,8 +34,8 @@ Examples:
   lstc runtime install                 fetch the ONNX Runtime library, once
   lstc runtime show                    tell which library is used, and why
 
-Data goes to stdout and everything else to stderr. The exit code is 0 when done, 1 when the answer is no, and 2 when \
-lstc or its environment failed."
+Data goes to stdout and everything else to stderr. The exit code is 0 when done, 1 when the answer is no, 2 when \
+lstc or its environment failed, and 130 when training was stopped and saved."
 )]
 struct Cli {
     #[command(subcommand)]

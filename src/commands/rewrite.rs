@@ -59,9 +59,6 @@ pub struct Rewrite {
     #[arg(long)]
     force: bool,
 
-    #[command(flatten)]
-    method: MethodFlags,
-
     /// Print how long each pass took
     #[arg(long, help_heading = "Looking into the compiler")]
     timings: bool,
@@ -81,8 +78,11 @@ pub struct Rewrite {
     emit: Option<PathBuf>,
 
     /// Form of the report on stdout
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, help_heading = "Options")]
     format: Format,
+
+    #[command(flatten)]
+    method: MethodFlags,
 }
 
 /// The options as flags. One that is not given leaves the configuration's value.

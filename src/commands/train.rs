@@ -12,7 +12,7 @@ use crate::report::{self, Bytes, Clock, Exit, Format, ProgressLine};
 use crate::rewrite::config::Config;
 use crate::rewrite::{RUN, manifest};
 use crate::runtime::{Device, Runtime, find};
-use crate::train::{Event, Plan, Request, Schedule, Started, Summary, interrupt, train};
+use crate::train::{Event, Plan, Request, Schedule, Started, Summary, TrainOptions, interrupt, train};
 
 /// Train the side network of a rewritten model
 #[derive(Debug, clap::Args)]
@@ -22,9 +22,9 @@ Trains the side network of a directory that `lstc rewrite` wrote, on labelled te
 a target in each row, or JSONL of token ids (`input_ids`, `labels`). The backbone stays as it is.
 
 What is written to the run's folder, `run` in the directory unless --out says otherwise:
-  best.safetensors        the side network of the best evaluation: what `lstc eval` and `lstc export` take
+  best.safetensors        the side network of the best evaluation, for `lstc eval` and `lstc export`
   checkpoint.safetensors  where the run stands; --resume goes on from it
-  metrics.jsonl           a line a step: loss, learning rate, gradient norm, speed, memory; and a line an evaluation
+  metrics.jsonl           a line a step: loss, speed, memory and more; a line an evaluation
   train.yaml              how the run was started
 
 The best evaluation is the one with the highest accuracy where the targets are labels (at most 100 different ones), else \
@@ -35,9 +35,9 @@ for bit, as one that was not.",
     after_long_help = "\
 Examples:
   lstc train tuned/ --train train.jsonl --eval test.jsonl
-  lstc train tuned/ --train sst2.tsv --input-field sentence --target-field label --prefix \"sst2 sentence: \"
-  lstc train tuned/ --train a.jsonl --batch-size 8 --accumulate 4     steps worth 32 examples, in the memory of 8
-  lstc train tuned/ --resume                                          go on where a run was stopped
+  lstc train tuned/ --train sst2.tsv --input-field sentence --prefix \"sst2 sentence: \"
+  lstc train tuned/ --train a.jsonl --batch-size 8 --accumulate 4     steps of 32 examples
+  lstc train tuned/ --resume     go on where a run was stopped
   lstc train tuned/ --train a.jsonl --device cuda"
 )]
 pub struct Train {
@@ -64,15 +64,15 @@ pub struct Train {
     #[arg(long, value_name = "FILE", conflicts_with = "resume")]
     config: Option<PathBuf>,
 
+    /// Form of the summary on stdout
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+
     #[command(flatten)]
     data: DataFlags,
 
     #[command(flatten)]
     flags: TrainFlags,
-
-    /// Form of the summary on stdout
-    #[arg(long, value_enum, default_value_t)]
-    format: Format,
 }
 
 /// The options as flags. One that is not given leaves the configuration's value.
@@ -115,7 +115,7 @@ struct TrainFlags {
     #[arg(long)]
     device: Option<Device>,
 
-    /// Use weights where their file is mapped: less memory, and a little slower [default: false]
+    /// Use weights where their file is mapped: less memory, but slower, the more so with small batches [default: false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     map_weights: Option<bool>,
 
@@ -145,16 +145,14 @@ impl Train {
         })?;
         talk.line.clear();
         report::data(&Outcome { directory: &self.directory, summary: &summary }, self.format)?;
+        let is_own = summary.out == self.directory.join(RUN);
         if summary.interrupted {
-            let out = match &self.out {
-                Some(out) => format!(" --out {}", out.display()),
-                None => String::new(),
-            };
+            let out = if is_own { String::new() } else { format!(" --out {}", summary.out.display()) };
             let directory = self.directory.display();
             report::note(format!("stopped and saved; `lstc train {directory}{out} --resume` goes on"));
             return Ok(Exit::Interrupted);
         }
-        if self.out.is_none() {
+        if is_own {
             let directory = self.directory.display();
             report::note(format!("`lstc export {directory} -o tuned.onnx` makes one model of it"));
         }
@@ -173,7 +171,11 @@ impl Train {
             started = Started::read(&out.clone().unwrap_or_else(|| self.directory.join(RUN)))?;
         }
         started.train.out = out;
+        let recorded = started.train.clone();
         self.flags.apply(&mut started);
+        if self.resume && !runs_alike(&recorded, &started.train) {
+            report::warning("with other threads, weights or device, the figures are not those of the run bit for bit");
+        }
         self.data.apply(&mut started.data);
         let train = &mut started.train;
         for (target, flag) in [
@@ -191,6 +193,11 @@ impl Train {
         }
         Ok(started)
     }
+}
+
+/// Whether two runs use the same kernels in the same way.
+fn runs_alike(a: &TrainOptions, b: &TrainOptions) -> bool {
+    (a.threads, a.device, a.map_weights) == (b.threads, b.device, b.map_weights)
 }
 
 impl TrainFlags {

@@ -1,7 +1,7 @@
 //! A side network's tensors as the constants of a graph.
 
 use anyhow::{anyhow, bail};
-use lstc_graph::{Dim, Graph, ValueId, Weight};
+use lstc_graph::{Attributes, Builder, Dim, Graph, Origin, ValueId, Weight};
 
 use crate::side::Side;
 
@@ -27,7 +27,13 @@ pub(super) fn bind(graph: &mut Graph, values: &[(String, Weight)]) -> anyhow::Re
         let aside = graph.fresh_name(name);
         graph.rename(input, &aside).map_err(|e| anyhow!(e))?;
         let constant = graph.add_weight(name, weight.clone());
-        graph.redirect(input, constant);
+        // Kernels lay a constant matrix out for themselves, and then sum in another order than for infer.onnx, where it is an
+        // input. Behind an Identity they do so only where graph optimisation, which takes it out, is on.
+        let seen = match weight.dims().len() {
+            2 => Builder::new(graph, Origin::SOURCE).op("Identity", &[constant], Attributes::none()),
+            _ => constant,
+        };
+        graph.redirect(input, seen);
         graph.inputs.retain(|v| *v != input);
     }
     Ok(())

@@ -22,7 +22,7 @@ pub struct Execution {
     pub device: Device,
     /// Of one operator.
     pub threads: usize,
-    /// Use weights where their file is mapped: less memory, and a little slower.
+    /// Use weights where their file is mapped: less memory, but slower.
     pub mapped: bool,
 }
 

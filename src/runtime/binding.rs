@@ -20,7 +20,8 @@ pub struct DeviceTensor {
 }
 
 impl DeviceTensor {
-    pub(super) fn new(session: &OrtSession, device: Device, dims: &[usize]) -> Result<DeviceTensor> {
+    /// Uninitialised: whoever makes one writes to it first.
+    fn new(session: &OrtSession, device: Device, dims: &[usize]) -> Result<DeviceTensor> {
         let run = |source| Error::Run { source };
         let value = match device {
             Device::Cpu => ort::value::Tensor::new(&Allocator::default(), dims.to_vec()),
@@ -138,20 +139,17 @@ impl Binding {
 }
 
 impl Session {
-    /// An uninitialised tensor on the session's device.
-    pub fn allocate(&self, dims: &[usize]) -> Result<DeviceTensor> {
-        DeviceTensor::new(&self.session, self.device, dims)
-    }
-
-    /// A tensor in the host's memory, for an output of known shape. One that the session would allocate stays in its arena
+    /// A tensor of zeros in the host's memory, for an output of known shape. One that the session would allocate stays in its arena
     /// from run to run, and keeps what lies around it apart.
-    pub fn allocate_on_host(&self, dims: &[usize]) -> Result<DeviceTensor> {
-        DeviceTensor::new(&self.session, Device::Cpu, dims)
+    pub fn zeros_on_host(&self, dims: &[usize]) -> Result<DeviceTensor> {
+        let mut tensor = DeviceTensor::new(&self.session, Device::Cpu, dims)?;
+        tensor.write(&ArrayD::zeros(dims))?;
+        Ok(tensor)
     }
 
     /// A tensor on the session's device with the values of one on the host.
     pub fn upload(&self, values: &ArrayD<f32>) -> Result<DeviceTensor> {
-        let mut tensor = self.allocate(values.shape())?;
+        let mut tensor = DeviceTensor::new(&self.session, self.device, values.shape())?;
         tensor.write(values)?;
         Ok(tensor)
     }

@@ -1,28 +1,30 @@
 //! Ctrl-C and SIGTERM: a run finishes its step and saves. A second one ends the process at once.
 
-use std::process;
-use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
-static ASKED: AtomicBool = AtomicBool::new(false);
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+
+static ASKED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
 /// What a shell reports for a process that Ctrl-C ended.
 pub const EXIT_CODE: u8 = 130;
 
-/// Lets signals ask instead of end.
+/// Lets signals ask instead of end. Where no handler can be set, the signal ends the process, and the last checkpoint stays.
 pub fn listen() {
-    static LISTEN: Once = Once::new();
-    LISTEN.call_once(|| {
-        // Where no handler can be set, a signal ends the process, and the last checkpoint stays.
-        let _ = ctrlc::set_handler(|| {
-            if ASKED.swap(true, Ordering::SeqCst) {
-                process::exit(i32::from(EXIT_CODE));
-            }
-        });
+    ASKED.get_or_init(|| {
+        let asked = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM] {
+            // In this order: the first signal finds nothing asked yet.
+            let _ = flag::register_conditional_shutdown(signal, i32::from(EXIT_CODE), Arc::clone(&asked));
+            let _ = flag::register(signal, Arc::clone(&asked));
+        }
+        asked
     });
 }
 
 /// Whether the user asked to stop.
 pub fn asked() -> bool {
-    ASKED.load(Ordering::SeqCst)
+    ASKED.get().is_some_and(|asked| asked.load(Ordering::SeqCst))
 }

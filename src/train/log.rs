@@ -47,15 +47,17 @@ pub struct Log {
 }
 
 impl Log {
-    /// Opens the log of a run that stands at `step`: lines of later steps, which a resumed run makes again, and a line that
-    /// was not finished are taken out.
+    /// Opens the log of a run that stands at `step` and has closed so many epochs: lines of what a resumed run makes again,
+    /// and a line that was not finished, are taken out.
     ///
     /// # Errors
     /// From the file system.
-    pub fn open(folder: &Path, step: u64) -> anyhow::Result<Log> {
+    pub fn open(folder: &Path, step: u64, epochs: u64) -> anyhow::Result<Log> {
         #[derive(Deserialize)]
         struct Line {
             step: u64,
+            epoch: u64,
+            eval_loss: Option<f64>,
         }
         let path = folder.join(METRICS);
         let context = || format!("cannot write `{}`", path.display());
@@ -64,7 +66,9 @@ impl Log {
                 for line in BufReader::new(old).lines() {
                     let line = line?;
                     match serde_json::from_str::<Line>(&line) {
-                        Ok(read) if read.step <= step => writeln!(new, "{line}")?,
+                        Ok(read) if read.step <= step && (read.eval_loss.is_none() || read.epoch <= epochs) => {
+                            writeln!(new, "{line}")?;
+                        }
                         _ => {}
                     }
                 }

@@ -14,7 +14,7 @@ mod log;
 mod options;
 mod stepper;
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -180,9 +180,24 @@ pub fn train(request: &Request, mut tell: impl FnMut(Event)) -> anyhow::Result<S
         return Err(Hinted::new(error, "--resume goes on with it; --out DIR begins another").into());
     }
     fs::create_dir_all(&out).with_context(|| format!("cannot create `{}`", out.display()))?;
+    let lock = lock(&out)?;
+    crate::files::sweep(&out);
     let run = Run::new(request, &opened, out, &mut tell)?;
     let (state, progress) = run.begin()?;
-    run.go(&state, progress, tell)
+    let summary = run.go(&state, progress, tell);
+    drop(lock);
+    summary
+}
+
+/// Keeps a run's folder for this process, as long as what is returned lives.
+fn lock(out: &Path) -> anyhow::Result<File> {
+    let context = || format!("cannot lock `{}`", out.display());
+    let folder = File::open(out).with_context(context)?;
+    match folder.try_lock() {
+        Ok(()) => Ok(folder),
+        Err(TryLockError::WouldBlock) => bail!("another process trains in `{}`", out.display()),
+        Err(TryLockError::Error(error)) => Err(error).with_context(context),
+    }
 }
 
 impl<'r> Run<'r> {
@@ -212,8 +227,7 @@ impl<'r> Run<'r> {
         let steps_an_epoch = corpus.len().div_ceil(batch_size).div_ceil(options.accumulate) as u64;
         let total = steps_an_epoch.checked_mul(options.epochs).ok_or_else(|| anyhow!("too many steps"))?;
         let graph = if options.accumulate > 1 { "grad.onnx" } else { "train.onnx" };
-        let mut model =
-            fs::File::open(opened.directory.join(graph)).with_context(|| format!("cannot read `{graph}`"))?;
+        let mut model = File::open(opened.directory.join(graph)).with_context(|| format!("cannot read `{graph}`"))?;
         let identity = Identity {
             model: sha256(&mut model)?,
             data: corpus.sha256().to_owned(),
@@ -250,8 +264,14 @@ impl<'r> Run<'r> {
         }
         let train = TrainOptions { threads: Some(self.execution.threads), ..self.request.train.clone() };
         Started { train, data: self.request.reading.clone() }.write(&self.out)?;
+        // Of a run that came to nothing.
+        for stale in [BEST, METRICS].map(|name| self.out.join(name)).iter().filter(|path| path.exists()) {
+            fs::remove_file(stale).with_context(|| format!("cannot remove `{}`", stale.display()))?;
+        }
         let progress = Progress { step: 0, epochs: 0, best: None, identity: self.identity.clone() };
-        Ok((self.opened.initial()?, progress))
+        let initial = self.opened.initial()?;
+        checkpoint::save(&self.out.join(CHECKPOINT), &initial, &progress)?;
+        Ok((initial, progress))
     }
 
     fn go(&self, state: &Side, mut progress: Progress, mut tell: impl FnMut(Event)) -> anyhow::Result<Summary> {
@@ -260,11 +280,11 @@ impl<'r> Run<'r> {
         let runs = self.runs(progress.step);
         let mut stepper = Stepper::open(self.opened, &self.execution, state, accumulates, runs)?;
         tell(Event::Begins(&self.plan(progress.step)));
-        let mut log = Log::open(&self.out, progress.step)?;
+        let mut log = Log::open(&self.out, progress.step, progress.epochs)?;
         let mut clock = Clock::default();
         let mut loss = None;
         let mut interrupted = false;
-        for epoch in progress.step / self.steps_an_epoch..options.epochs {
+        for epoch in progress.epochs..options.epochs {
             let batches = epoch_batches(&self.corpus, self.identity.batch_size, options.seed, epoch);
             let end = (epoch + 1) * self.steps_an_epoch;
             while progress.step < end && !interrupted {
@@ -368,12 +388,9 @@ impl<'r> Run<'r> {
             batch + 1,
             rows.join(", "),
         );
-        let kept = if self.out.join(CHECKPOINT).exists() {
-            format!("the last checkpoint, `{}`, is as it was; ", self.out.join(CHECKPOINT).display())
-        } else {
-            String::new()
-        };
-        Hinted::new(error, format!("{kept}a lower --lr, more --warmup-steps or a lower clip often helps")).into()
+        let kept = self.out.join(CHECKPOINT);
+        let hint = "a lower --lr, more --warmup-steps or a lower clip often helps, in another run: --out DIR";
+        Hinted::new(error, format!("the last checkpoint, `{}`, is as it was; {hint}", kept.display())).into()
     }
 
     /// Evaluates after an epoch, keeps the best, and saves. An evaluation that the user stops is made again when the run is
@@ -419,8 +436,7 @@ impl<'r> Run<'r> {
         tell: &mut impl FnMut(Event),
     ) -> anyhow::Result<Option<Metrics>> {
         // Another copy of the weights beside the training graph's would be the most memory of all.
-        let execution = Execution { mapped: true, ..self.execution };
-        let mut scorer = Scorer::open(self.opened, &execution)?;
+        let mut scorer = Scorer::open(self.opened, &Execution { mapped: true, ..self.execution })?;
         let batch_size = self.identity.batch_size;
         let request = evaluate::Request { labels: self.labels.clone(), generate: None, batch_size };
         let of = eval.len();

@@ -31,7 +31,7 @@ pub struct TrainOptions {
     /// Of one operator; as many as there are cores where there is no number.
     pub threads: Option<usize>,
     pub device: Device,
-    /// Use weights where their file is mapped: less memory, and a little slower.
+    /// Use weights where their file is mapped: less memory, but slower.
     pub map_weights: bool,
     /// Steps between checkpoints; there is one after each epoch too.
     pub save_every: u64,
@@ -61,6 +61,9 @@ impl Default for TrainOptions {
     }
 }
 
+/// More threads than any machine runs well.
+const MOST_THREADS: usize = 1024;
+
 impl TrainOptions {
     /// Everything that makes no sense.
     pub fn problems(&self) -> Vec<String> {
@@ -73,8 +76,13 @@ impl TrainOptions {
         check(self.epochs > 0, "train.epochs is 0: at least one is needed".to_owned());
         check(self.batch_size > 0, "train.batch_size is 0: a batch holds at least one example".to_owned());
         check(self.accumulate > 0, "train.accumulate is 0: a step needs at least one batch".to_owned());
-        check(self.lr.is_finite() && self.lr > 0.0, format!("train.lr is {}, but must be positive", self.lr));
-        check(self.threads != Some(0), "train.threads is 0: at least one is needed".to_owned());
+        let is_rate = (self.lr as f32).is_finite() && self.lr > 0.0;
+        check(is_rate, format!("train.lr is {}, but must be positive, and a number in single precision", self.lr));
+        let threads = self.threads.unwrap_or(1);
+        check(
+            (1..=MOST_THREADS).contains(&threads),
+            format!("train.threads is {threads}: 1 to {MOST_THREADS} are possible"),
+        );
         check(self.save_every > 0, "train.save_every is 0: it is a number of steps".to_owned());
         problems
     }

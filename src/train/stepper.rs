@@ -59,7 +59,7 @@ impl Bound {
 
     /// Binds a scalar output that [`Bound::run`] returns.
     fn measure(&mut self, output: &str) -> anyhow::Result<()> {
-        let mut scalar = self.session.allocate_on_host(&[])?;
+        let mut scalar = self.session.zeros_on_host(&[])?;
         self.binding.output(output, &mut scalar)?;
         self.measured.push(scalar);
         Ok(())
@@ -150,8 +150,9 @@ impl<'o> Stepper<'o> {
                 apply.measure("grad_norm")?;
                 for (name, tensor) in &state[..parameters] {
                     let gradient = format!("{name}.grad");
-                    let mut one = grad.session.allocate(tensor.dims())?;
-                    let mut sum = grad.session.upload(&ArrayD::zeros(IxDyn(tensor.dims())))?;
+                    let zeros = ArrayD::zeros(IxDyn(tensor.dims()));
+                    let mut one = grad.session.upload(&zeros)?;
+                    let mut sum = grad.session.upload(&zeros)?;
                     grad.binding.input(name, tensor)?;
                     grad.binding.output(&gradient, &mut one)?;
                     add.binding.input(&gradient, &one)?;
