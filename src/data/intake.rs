@@ -175,12 +175,15 @@ impl<'a> Intake<'a> {
             (Ok(sources), Ok(targets)) => sources.into_iter().zip(targets).map(Ok).collect(),
             _ => retry.0.iter().zip(&retry.1).map(|(i, t)| self.encoded_alone(tokenizer, i, t)).collect(),
         };
-        let checked = |pair: Result<Pair, String>| {
-            let (source, target) = pair?;
-            let source = self.in_vocabulary(&reading.input_field, source)?;
-            Ok((source, self.in_vocabulary(&reading.target_field, target)?))
-        };
-        Ok(encoded.into_iter().map(checked).collect())
+        for (source, target) in encoded.iter().flatten() {
+            let fits = self.in_vocabulary(&reading.input_field, source);
+            if let Err(reason) = fits.and_then(|()| self.in_vocabulary(&reading.target_field, target)) {
+                // No fault of the row's: with another model's tokenizer, none would mean what it says.
+                let error = anyhow!("`{}`: {reason}: the tokenizer is not the model's", self.path.display());
+                return Err(Hinted::new(error, "--tokenizer takes the model's `tokenizer.json`").into());
+            }
+        }
+        Ok(encoded)
     }
 
     fn encoded_alone(&self, tokenizer: &Tokenizer, input: &str, target: &str) -> Result<Pair, String> {
@@ -196,16 +199,17 @@ impl<'a> Intake<'a> {
         let SpecialTokens { pad, end, .. } = self.special;
         let input = if pad == end { input } else { without_trailing(input, pad) };
         let taken = |name: &str, values: &[i64], limit: usize| {
-            ids(name, values).map(|ids| cut(ids, limit)).and_then(|ids| self.in_vocabulary(name, ids))
+            let taken = cut(ids(name, values)?, limit);
+            self.in_vocabulary(name, &taken).map(|()| taken)
         };
         let source = taken("input_ids", input, self.reading.max_source_length)?;
         Ok((source, taken("labels", without_trailing(target, IGNORED), self.reading.max_target_length)?))
     }
 
     /// Whether the model has these tokens, which come from the field `name`.
-    fn in_vocabulary(&self, name: &str, encoded: Encoded) -> Result<Encoded, String> {
+    fn in_vocabulary(&self, name: &str, encoded: &Encoded) -> Result<(), String> {
         match encoded.ids.iter().find(|id| **id >= self.vocabulary) {
-            None => Ok(encoded),
+            None => Ok(()),
             Some(id) => {
                 let size = self.vocabulary;
                 Err(format!("field `{name}` gives token {id}, and the model's vocabulary has {size} tokens"))

@@ -95,7 +95,7 @@ impl DataFormat {
             _ => {
                 let error = anyhow!("the extension of `{}` names no form of data that lstc reads", path.display());
                 let hint = "there are `.jsonl`, `.json` and `.ndjson` (one JSON object a line), `.csv` and `.tsv`; \
-                            `format: jsonl`, `csv` or `tsv` says it for other names";
+                            --data-format jsonl, csv or tsv says it for other names";
                 Err(Hinted::new(error, hint).into())
             }
         }

@@ -12,11 +12,12 @@ mod checkpoint;
 pub mod interrupt;
 mod log;
 mod options;
+mod run;
 mod stepper;
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use serde::{Deserialize, Serialize};
@@ -26,15 +27,12 @@ pub use log::{EvalLine, METRICS, StepLine};
 pub use options::{LearningRate, Schedule, TrainOptions};
 pub use stepper::{Outcome, Stepper};
 
-use crate::data::{Batch, Batches, Corpus, Reading, Tokenizer, epoch_batches};
-use crate::evaluate::{self, Metrics, Scorer};
-use crate::hash::sha256;
+use crate::data::{Corpus, Reading, Tokenizer};
 use crate::report::Hinted;
 use crate::rewrite::RUN;
-use crate::rewrite::opened::{Execution, Opened};
-use crate::runtime::{Resident, Runtime};
-use crate::side::{self, Side};
-use log::Log;
+use crate::rewrite::opened::Opened;
+use crate::runtime::Runtime;
+use run::Run;
 
 /// The side network of a run's best evaluation.
 pub const BEST: &str = "best.safetensors";
@@ -148,21 +146,6 @@ pub struct Summary {
     pub interrupted: bool,
 }
 
-/// Data, model and schedule of a run.
-struct Run<'r> {
-    request: &'r Request<'r>,
-    opened: &'r Opened,
-    execution: Execution,
-    out: PathBuf,
-    corpus: Corpus,
-    eval: Option<Corpus>,
-    labels: Vec<(Vec<u32>, String)>,
-    identity: Identity,
-    rate: LearningRate,
-    steps_an_epoch: u64,
-    total: u64,
-}
-
 /// Trains the side network of a rewritten directory.
 ///
 /// # Errors
@@ -200,267 +183,6 @@ fn lock(out: &Path) -> anyhow::Result<File> {
     }
 }
 
-impl<'r> Run<'r> {
-    fn new(
-        request: &'r Request,
-        opened: &'r Opened,
-        out: PathBuf,
-        tell: &mut impl FnMut(Event),
-    ) -> anyhow::Result<Run<'r>> {
-        let options = &request.train;
-        let data = options.data.as_deref().ok_or_else(|| {
-            Hinted::new(anyhow!("no training data is given"), "--train FILE, or `train: {data: FILE}` in lst.yaml")
-        })?;
-        let tokenizer = opened.tokenizer(options.tokenizer.as_deref())?;
-        let mut read = |file: &Path| read_corpus(opened, &request.reading, tokenizer.as_ref(), file, &out, tell);
-        let corpus = read(data)?;
-        let eval = options.eval.as_deref().map(&mut read).transpose()?;
-        let corpora: Vec<&Corpus> = [Some(&corpus), eval.as_ref()].into_iter().flatten().collect();
-        let labels = match eval {
-            Some(_) => evaluate::labels(&corpora, tokenizer.as_ref())?,
-            None => Vec::new(),
-        };
-        let batch_size = opened.fixed().batch.unwrap_or(options.batch_size);
-        if batch_size != options.batch_size && options.batch_size != TrainOptions::default().batch_size {
-            bail!("the model's batch is fixed at {batch_size}: --batch-size cannot be {}", options.batch_size);
-        }
-        let steps_an_epoch = corpus.len().div_ceil(batch_size).div_ceil(options.accumulate) as u64;
-        let total = steps_an_epoch.checked_mul(options.epochs).ok_or_else(|| anyhow!("too many steps"))?;
-        let graph = if options.accumulate > 1 { "grad.onnx" } else { "train.onnx" };
-        let mut model = File::open(opened.directory.join(graph)).with_context(|| format!("cannot read `{graph}`"))?;
-        let identity = Identity {
-            model: sha256(&mut model)?,
-            data: corpus.sha256().to_owned(),
-            eval: eval.as_ref().map(|e| e.sha256().to_owned()),
-            epochs: options.epochs,
-            batch_size,
-            accumulate: options.accumulate,
-            lr: options.lr,
-            schedule: options.schedule,
-            warmup_steps: options.warmup_steps,
-            seed: options.seed,
-        };
-        let threads = options.resolved_threads();
-        let mapped = options.map_weights;
-        let execution = Execution { runtime: request.runtime, device: options.device, threads, mapped };
-        let rate = LearningRate::new(options, total);
-        Ok(Run { request, opened, execution, out, corpus, eval, labels, identity, rate, steps_an_epoch, total })
-    }
-
-    /// The state to begin with: the checkpoint's, or the side network as the rewrite initialised it.
-    fn begin(&self) -> anyhow::Result<(Side, Progress)> {
-        let path = self.out.join(CHECKPOINT);
-        if self.request.resume {
-            if !path.exists() {
-                bail!("there is no checkpoint in `{}` to go on from", self.out.display());
-            }
-            let (state, progress) = checkpoint::load(&path)?;
-            let differences = progress.identity.differences(&self.identity);
-            if !differences.is_empty() {
-                let error = anyhow!("the run in `{}` was another\n  {}", self.out.display(), differences.join("\n  "));
-                return Err(Hinted::new(error, "give no flags but --resume to go on with it as it was begun").into());
-            }
-            return Ok((state, progress));
-        }
-        let train = TrainOptions { threads: Some(self.execution.threads), ..self.request.train.clone() };
-        Started { train, data: self.request.reading.clone() }.write(&self.out)?;
-        // Of a run that came to nothing.
-        for stale in [BEST, METRICS].map(|name| self.out.join(name)).iter().filter(|path| path.exists()) {
-            fs::remove_file(stale).with_context(|| format!("cannot remove `{}`", stale.display()))?;
-        }
-        let progress = Progress { step: 0, epochs: 0, best: None, identity: self.identity.clone() };
-        let initial = self.opened.initial()?;
-        checkpoint::save(&self.out.join(CHECKPOINT), &initial, &progress)?;
-        Ok((initial, progress))
-    }
-
-    fn go(&self, state: &Side, mut progress: Progress, mut tell: impl FnMut(Event)) -> anyhow::Result<Summary> {
-        let options = &self.request.train;
-        let accumulates = options.accumulate > 1;
-        let runs = self.runs(progress.step);
-        let mut stepper = Stepper::open(self.opened, &self.execution, state, accumulates, runs)?;
-        tell(Event::Begins(&self.plan(progress.step)));
-        let mut log = Log::open(&self.out, progress.step, progress.epochs)?;
-        let mut clock = Clock::default();
-        let mut loss = None;
-        let mut interrupted = false;
-        for epoch in progress.epochs..options.epochs {
-            let batches = epoch_batches(&self.corpus, self.identity.batch_size, options.seed, epoch);
-            let end = (epoch + 1) * self.steps_an_epoch;
-            while progress.step < end && !interrupted {
-                let line = self.step(&mut stepper, &batches, epoch, progress.step + 1)?;
-                progress.step += 1;
-                loss = Some(line.loss);
-                clock.add(&line);
-                log.write(&line)?;
-                let left = clock.left(self.total - progress.step);
-                tell(Event::Step { line: &line, of: self.total, left });
-                interrupted = interrupt::asked();
-                // The last step of an epoch is saved with its evaluation.
-                if interrupted || (progress.step.is_multiple_of(options.save_every) && progress.step < end) {
-                    self.save(&stepper, &progress)?;
-                }
-            }
-            if interrupted {
-                break;
-            }
-            self.close_epoch(&stepper, &mut progress, epoch, &mut log, &mut tell)?;
-            interrupted = interrupt::asked() && progress.epochs < options.epochs;
-            if interrupted {
-                break;
-            }
-        }
-        Ok(Summary {
-            out: self.out.clone(),
-            steps: progress.step,
-            epochs: progress.epochs,
-            loss,
-            best: progress.best,
-            step_seconds: clock.median(),
-            tokens_per_second: clock.tokens_per_second(),
-            seconds: clock.begun.elapsed().as_secs_f64(),
-            peak_memory: Resident::read().peak,
-            interrupted,
-        })
-    }
-
-    /// Batches that were run before a step of the run.
-    fn runs(&self, step: u64) -> u64 {
-        let batches = self.corpus.len().div_ceil(self.identity.batch_size) as u64;
-        let within = (step % self.steps_an_epoch) * self.identity.accumulate as u64;
-        step / self.steps_an_epoch * batches + within
-    }
-
-    fn plan(&self, done: u64) -> Plan {
-        let skipped = self.corpus.skipped();
-        Plan {
-            examples: self.corpus.len(),
-            eval_examples: self.eval.as_ref().map(Corpus::len),
-            skipped: skipped.count,
-            skipped_first: skipped.first.clone(),
-            truncated: self.corpus.truncated(),
-            labels: self.labels.len(),
-            epochs: self.request.train.epochs,
-            steps: self.total,
-            done,
-        }
-    }
-
-    /// Makes one step, and checks that it may be built on.
-    fn step(&self, stepper: &mut Stepper, batches: &Batches, epoch: u64, step: u64) -> anyhow::Result<StepLine> {
-        let begun = Instant::now();
-        let first = ((step - 1) % self.steps_an_epoch) as usize * self.identity.accumulate;
-        let last = batches.len().min(first + self.identity.accumulate);
-        let made: Vec<Batch> = (first..last)
-            .map(|at| Batch::new(&self.corpus, batches.get(at), self.opened.record.tokens, &self.opened.fixed()))
-            .collect::<anyhow::Result<_>>()?;
-        let lr = self.rate.at(step);
-        let Outcome { loss, grad_norm } = stepper.step(&made, step, lr)?;
-        if !loss.is_finite() || !grad_norm.is_finite() {
-            return Err(self.diverged(step, epoch, (first, batches.len()), &made, loss, grad_norm));
-        }
-        let seconds = begun.elapsed().as_secs_f64();
-        let tokens = made.iter().map(|b| b.tokens).sum();
-        let Resident { now: memory, peak: peak_memory } = Resident::read();
-        let tokens_per_second = tokens as f64 / seconds.max(1e-9);
-        let epoch = epoch + 1;
-        Ok(StepLine { step, epoch, loss, lr, grad_norm, seconds, tokens, tokens_per_second, memory, peak_memory })
-    }
-
-    fn diverged(
-        &self,
-        step: u64,
-        epoch: u64,
-        (batch, of): (usize, usize),
-        made: &[Batch],
-        loss: f64,
-        grad_norm: f64,
-    ) -> anyhow::Error {
-        const MAX_LISTED: usize = 16;
-        let rows: Vec<String> = made.iter().flat_map(|b| &b.rows).take(MAX_LISTED).map(u64::to_string).collect();
-        let more = made.iter().map(|b| b.rows.len()).sum::<usize>() - rows.len();
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        let what = if loss.is_finite() { format!("gradient norm is {grad_norm}") } else { format!("loss is {loss}") };
-        let data = self.request.train.data.as_deref().unwrap_or(Path::new("")).display();
-        let error = anyhow!(
-            "step {step}: the {what} (epoch {}, batch {} of {of}; lines {}{more} of `{data}`)",
-            epoch + 1,
-            batch + 1,
-            rows.join(", "),
-        );
-        let kept = self.out.join(CHECKPOINT);
-        let hint = "a lower --lr, more --warmup-steps or a lower clip often helps, in another run: --out DIR";
-        Hinted::new(error, format!("the last checkpoint, `{}`, is as it was; {hint}", kept.display())).into()
-    }
-
-    /// Evaluates after an epoch, keeps the best, and saves. An evaluation that the user stops is made again when the run is
-    /// resumed.
-    fn close_epoch(
-        &self,
-        stepper: &Stepper,
-        progress: &mut Progress,
-        epoch: u64,
-        log: &mut Log,
-        tell: &mut impl FnMut(Event),
-    ) -> anyhow::Result<()> {
-        let (step, number) = (progress.step, epoch + 1);
-        let state = stepper.state()?;
-        match &self.eval {
-            Some(eval) => {
-                let begun = Instant::now();
-                let Some(metrics) = self.evaluate(stepper, eval, tell)? else {
-                    return checkpoint::save(&self.out.join(CHECKPOINT), &state, progress);
-                };
-                let (loss, accuracy) = (metrics.loss, metrics.accuracy);
-                let here = Best { step, epoch: number, loss, accuracy };
-                let is_best = progress.best.is_none_or(|best| here.beats(&best));
-                let seconds = begun.elapsed().as_secs_f64();
-                let line = EvalLine { step, epoch: number, eval_loss: loss, eval_accuracy: accuracy, seconds };
-                log.write(&line)?;
-                if is_best {
-                    progress.best = Some(here);
-                    self.save_best(&state, step)?;
-                }
-                tell(Event::Evaluated { line: &line, is_best });
-            }
-            None => self.save_best(&state, step)?,
-        }
-        progress.epochs = number;
-        checkpoint::save(&self.out.join(CHECKPOINT), &state, progress)
-    }
-
-    fn evaluate(
-        &self,
-        stepper: &Stepper,
-        eval: &Corpus,
-        tell: &mut impl FnMut(Event),
-    ) -> anyhow::Result<Option<Metrics>> {
-        // Another copy of the weights beside the training graph's would be the most memory of all.
-        let mut scorer = Scorer::open(self.opened, &Execution { mapped: true, ..self.execution })?;
-        let batch_size = self.identity.batch_size;
-        let request = evaluate::Request { labels: self.labels.clone(), generate: None, batch_size };
-        let of = eval.len();
-        let progress = |done| {
-            tell(Event::Evaluating { done, of });
-            !interrupt::asked()
-        };
-        let scored = evaluate::score(self.opened, &mut scorer, stepper.parameters(), eval, &request, progress)?;
-        Ok(scored.map(|scored| Metrics::of(&scored, &self.labels)))
-    }
-
-    fn save(&self, stepper: &Stepper, progress: &Progress) -> anyhow::Result<()> {
-        checkpoint::save(&self.out.join(CHECKPOINT), &stepper.state()?, progress)
-    }
-
-    /// Writes the side network alone.
-    fn save_best(&self, state: &Side, step: u64) -> anyhow::Result<()> {
-        let parameter = |name: &str| self.opened.record.parameters.iter().any(|p| p.name == name);
-        let side: Side =
-            state.iter().filter(|(name, _)| parameter(name)).map(|(n, v)| (n.clone(), v.clone())).collect();
-        side::save_with(&self.out.join(BEST), &side, &[("lstc.step", step.to_string())])
-    }
-}
-
 /// Reads a data file for a model, whose fixed sizes are limits too.
 ///
 /// # Errors
@@ -483,43 +205,4 @@ pub fn read_corpus(
         ..reading.clone()
     };
     Corpus::read(file, &reading, tokenizer, opened.record.tokens, scratch, vocabulary, &mut progress)
-}
-
-/// How fast a run goes.
-struct Clock {
-    begun: Instant,
-    seconds: Vec<f32>,
-    tokens: usize,
-}
-
-impl Default for Clock {
-    fn default() -> Clock {
-        Clock { begun: Instant::now(), seconds: Vec::new(), tokens: 0 }
-    }
-}
-
-impl Clock {
-    fn add(&mut self, line: &StepLine) {
-        self.seconds.push(line.seconds as f32);
-        self.tokens += line.tokens;
-    }
-
-    fn total(&self) -> f64 {
-        self.seconds.iter().map(|s| f64::from(*s)).sum()
-    }
-
-    /// What so many more steps take, evaluations not counted.
-    fn left(&self, steps: u64) -> Duration {
-        Duration::from_secs_f64(self.total() / self.seconds.len().max(1) as f64 * steps as f64)
-    }
-
-    fn median(&self) -> f64 {
-        let mut sorted = self.seconds.clone();
-        sorted.sort_by(f32::total_cmp);
-        sorted.get(sorted.len() / 2).map_or(0.0, |s| f64::from(*s))
-    }
-
-    fn tokens_per_second(&self) -> f64 {
-        self.tokens as f64 / self.total().max(1e-9)
-    }
 }

@@ -284,9 +284,9 @@ fn what_is_no_data_is_refused() {
     ];
     insta::assert_snapshot!(refusals.concat(), @r"
     the extension of `a.parquet` names no form of data that lstc reads
-    hint: there are `.jsonl`, `.json` and `.ndjson` (one JSON object a line), `.csv` and `.tsv`; `format: jsonl`, `csv` or `tsv` says it for other names
+    hint: there are `.jsonl`, `.json` and `.ndjson` (one JSON object a line), `.csv` and `.tsv`; --data-format jsonl, csv or tsv says it for other names
     the extension of `a` names no form of data that lstc reads
-    hint: there are `.jsonl`, `.json` and `.ndjson` (one JSON object a line), `.csv` and `.tsv`; `format: jsonl`, `csv` or `tsv` says it for other names
+    hint: there are `.jsonl`, `.json` and `.ndjson` (one JSON object a line), `.csv` and `.tsv`; --data-format jsonl, csv or tsv says it for other names
     `a.jsonl.gz` is compressed, and compressed files are not read
     hint: unpack it first
     `a.jsonl` holds no rows
