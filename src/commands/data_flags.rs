@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::set;
 use crate::data::{DataFormat, OnBadRow, Reading};
 
 /// How data files are read, as flags. One that is not given leaves the configuration's value.
@@ -43,11 +44,6 @@ pub struct DataFlags {
 
 impl DataFlags {
     pub fn apply(&self, reading: &mut Reading) {
-        fn set<T: Clone>(target: &mut T, flag: &Option<T>) {
-            if let Some(value) = flag {
-                target.clone_from(value);
-            }
-        }
         set(&mut reading.input_field, &self.input_field);
         set(&mut reading.target_field, &self.target_field);
         set(&mut reading.prefix, &self.prefix);

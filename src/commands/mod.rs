@@ -74,6 +74,13 @@ pub fn main() -> Exit {
     outcome.unwrap_or_else(|error| report::failure(&error))
 }
 
+/// A flag that is given goes before what stands in a configuration.
+fn set<T: Clone>(target: &mut T, flag: &Option<T>) {
+    if let Some(value) = flag {
+        target.clone_from(value);
+    }
+}
+
 fn completions(shell: Shell) -> anyhow::Result<Exit> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "lstc", &mut script);

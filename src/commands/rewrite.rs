@@ -11,6 +11,7 @@ use lstc_passes::options::{Gate, Init, TowerName};
 use lstc_passes::{Module, Options, Timing};
 use serde::Serialize;
 
+use super::set;
 use crate::report::{self, Exit, Format, Hinted};
 use crate::rewrite::config::{Config, annotated};
 use crate::rewrite::{Request, Written, compile, rewrite};
@@ -178,11 +179,6 @@ fn pass_name(text: &str) -> Result<String, String> {
 
 impl MethodFlags {
     fn apply(&self, options: &mut Options) {
-        fn set<T: Clone>(target: &mut T, flag: &Option<T>) {
-            if let Some(value) = flag {
-                target.clone_from(value);
-            }
-        }
         let m = &mut options.method;
         set(&mut m.reduction, &self.reduction);
         for (tower, blocks) in [(TowerName::Encoder, &self.encoder_blocks), (TowerName::Decoder, &self.decoder_blocks)]

@@ -7,6 +7,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 use super::data_flags::DataFlags;
+use super::set;
 use crate::evaluate::percent;
 use crate::report::{self, Bytes, Clock, Exit, Format, ProgressLine};
 use crate::rewrite::config::Config;
@@ -202,11 +203,6 @@ fn runs_alike(a: &TrainOptions, b: &TrainOptions) -> bool {
 
 impl TrainFlags {
     fn apply(&self, started: &mut Started) {
-        fn set<T: Clone>(target: &mut T, flag: &Option<T>) {
-            if let Some(value) = flag {
-                target.clone_from(value);
-            }
-        }
         let train = &mut started.train;
         set(&mut train.epochs, &self.epochs);
         set(&mut train.batch_size, &self.batch_size);
