@@ -65,7 +65,7 @@ fn run() -> anyhow::Result<()> {
     options.method.reduction = 4;
     options.method.init = Init::MagnitudeConsistent;
     let (training, output) = (started.clone(), directory.as_path());
-    let request = rewrite::Request { model: &model, options, training, output, force: false };
+    let request = rewrite::Request { model: (&model).into(), options, training, output, force: false };
     let written = rewrite(request, |_, _| ())?;
     let trainable: usize = written.manifest.parameters.iter().map(|p| p.shape.iter().product::<usize>()).sum();
 

@@ -47,7 +47,8 @@ fn check(name: &str) {
     let config = Config::read(&case.join("lst.yaml")).expect("the case's options");
     let (model, output) = (case.join("model.onnx"), folder.path().join("tuned"));
     let (options, training) = (config.options(), config.training());
-    rewrite(Request { model: &model, options, training, output: &output, force: false }, |_, _| ()).expect("a rewrite");
+    rewrite(Request { model: (&model).into(), options, training, output: &output, force: false }, |_, _| ())
+        .expect("a rewrite");
     let opened = Opened::new(&output).expect("a rewritten model");
     let side = opened.side(&case.join("side.safetensors")).expect("the case's side network");
     let data = folder.path().join("rows.jsonl");

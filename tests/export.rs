@@ -39,7 +39,7 @@ impl Tuned {
         let options = config.options();
         let (model, output) = (tuned.path("model.onnx"), tuned.directory());
         rewrite(
-            Rewrite { model: &model, options, training: config.training(), output: &output, force: false },
+            Rewrite { model: (&model).into(), options, training: config.training(), output: &output, force: false },
             |_, _| (),
         )
         .unwrap_or_else(|e| panic!("{e:?}"));

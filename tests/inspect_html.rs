@@ -47,7 +47,7 @@ impl Tuned {
         let options = Config::read(&case(name).join("lst.yaml")).expect("the case's options").options();
         let (model, output) = (self.model(), self.directory());
         rewrite(
-            Request { model: &model, options, training: Default::default(), output: &output, force: true },
+            Request { model: (&model).into(), options, training: Default::default(), output: &output, force: true },
             |_, _| (),
         )
         .unwrap_or_else(|e| panic!("{e:?}"));

@@ -22,7 +22,7 @@ fn rewritten(graph: &Graph, folder: &Path) -> anyhow::Result<PathBuf> {
     let mut options = Options::default();
     options.method.reduction = 4;
     rewrite(
-        Request { model: &model, options, training: Default::default(), output: &output, force: false },
+        Request { model: (&model).into(), options, training: Default::default(), output: &output, force: false },
         |_, _| (),
     )?;
     Ok(output)

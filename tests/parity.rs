@@ -93,7 +93,7 @@ impl Rewritten {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let config = Config::read(&case.join("lst.yaml")).unwrap_or_else(|e| panic!("{e:?}"));
         let request = Request {
-            model: &case.join("model.onnx"),
+            model: case.join("model.onnx").into(),
             options: config.options(),
             training: config.training(),
             output: &folder.path().join("tuned"),

@@ -18,7 +18,7 @@ fn failed(change: impl Fn(&mut Module)) -> Vec<String> {
     let mut options = Options::default();
     options.method.reduction = 4;
     let request = Request {
-        model: &model,
+        model: (&model).into(),
         options: options.clone(),
         training: Started::default(),
         output: &output,

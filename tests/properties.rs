@@ -106,7 +106,7 @@ fn drawn() -> impl Strategy<Value = Drawn> {
 
 impl Drawn {
     fn options(&self, model: &Path) -> Options {
-        let (_, anatomy) = open(model).expect("the committed cases are recognised");
+        let (_, anatomy) = open(&model.into()).expect("the committed cases are recognised");
         let mut method = self.method.clone();
         for (tower, bits) in anatomy.towers.iter().zip(self.kept) {
             let count = tower.blocks.len();
@@ -137,8 +137,13 @@ fn check(drawn: &Drawn) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let tuned = folder.path().join("tuned");
     let options = drawn.options(&model);
-    let request =
-        Request { model: &model, options: options.clone(), training: Started::default(), output: &tuned, force: false };
+    let request = Request {
+        model: (&model).into(),
+        options: options.clone(),
+        training: Started::default(),
+        output: &tuned,
+        force: false,
+    };
     // The driver checks the invariants after each pass; here once more, on what came out.
     rewrite(request, |pass, module| assert_eq!(module.check(), Ok(()), "after {pass}"))
         .unwrap_or_else(|e| panic!("{e:?}"));
@@ -350,7 +355,7 @@ fn dropout_keeps_the_mean_of_loss_and_gradient() {
 
 /// What a case says to changed options.
 fn problems(name: &str, change: impl FnOnce(&mut Options)) -> Vec<String> {
-    let (graph, anatomy) = open(&case(name).join("model.onnx")).expect("the committed cases are recognised");
+    let (graph, anatomy) = open(&case(name).join("model.onnx").into()).expect("the committed cases are recognised");
     let mut options = Options::default();
     change(&mut options);
     Module::new(graph, anatomy, options).err().expect("the options do not fit")

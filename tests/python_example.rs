@@ -90,7 +90,7 @@ fn the_example_trains_as_lstc_does() {
     let case = root.join("tests/cases/relu_torchscript");
     let config = Config::read(&case.join("lst.yaml")).unwrap_or_else(|e| panic!("{e:?}"));
     let request = Request {
-        model: &case.join("model.onnx"),
+        model: case.join("model.onnx").into(),
         options: config.options(),
         training: config.training(),
         output: &tuned,

@@ -40,7 +40,8 @@ impl Tuned {
         change(&mut options);
         let output = folder.path().join("tuned");
         let model = case(name).join("model.onnx");
-        let request = Request { model: &model, options, training: config.training(), output: &output, force: false };
+        let request =
+            Request { model: (&model).into(), options, training: config.training(), output: &output, force: false };
         rewrite(request, |_, _| ()).unwrap_or_else(|e| panic!("{name}: {e:?}"));
         let tuned = Tuned { folder };
         tuned.write("train.jsonl", 90);

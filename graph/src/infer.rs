@@ -4,6 +4,8 @@
 //! hostile constant counts as "shape unknown": see [`fenced`]. It also makes as many dimensions or elements as a
 //! constant asks for, and expressions as deep as a graph is, so what goes in and comes out is bounded: see [`bounded`].
 
+mod fused;
+
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
@@ -223,6 +225,14 @@ fn output_facts(
     inputs: &[Option<SymTensor>],
     symbols: &mut SymbolGen,
 ) -> Option<Result<Vec<SymTensor>, String>> {
+    let describe = |e: InferShapesError| {
+        let shapes: Vec<String> =
+            node.inputs.iter().flatten().map(|v| graph.shape(*v).map_or("?".to_owned(), |s| shape_text(&s))).collect();
+        format!("{e}: {}", shapes.join(" and "))
+    };
+    if let Some(facts) = fused::facts(node, inputs, symbols) {
+        return Some(facts.map_err(describe));
+    }
     if !node.is_default_domain() {
         return None;
     }
@@ -377,11 +387,6 @@ fn output_facts(
         "DynamicQuantizeLinear" => ops::DynamicQuantizeLinear.infer_shapes(context(), symbols),
         _ => return None,
     };
-    let describe = |e: rten_shape_inference::InferShapesError| {
-        let shapes: Vec<String> =
-            node.inputs.iter().flatten().map(|v| graph.shape(*v).map_or("?".to_owned(), |s| shape_text(&s))).collect();
-        format!("{e}: {}", shapes.join(" and "))
-    };
     Some(result.map_err(describe))
 }
 
@@ -405,7 +410,7 @@ fn is_permutation(perm: &[i64], rank: Option<usize>) -> bool {
 fn output_dtype(graph: &Graph, node: &Node, slot: usize) -> Option<DType> {
     let of = |index: usize| node.input(index).and_then(|v| graph.value(v).dtype);
     if !node.is_default_domain() {
-        return None;
+        return fused::dtype(node, slot, of);
     }
     Some(match (node.op.as_str(), slot) {
         (
@@ -425,6 +430,7 @@ fn output_dtype(graph: &Graph, node: &Node, slot: usize) -> Option<DType> {
         ("MatMulInteger" | "ConvInteger", 0) => DType::I32,
         ("DynamicQuantizeLinear", 0 | 2) => DType::U8,
         ("DequantizeLinear", 0) => of(1)?,
+        ("QLinearMatMul", 0) => of(7)?,
         ("QuantizeLinear", 0) => of(2).unwrap_or(DType::U8),
         ("LayerNormalization", 1 | 2) | ("DynamicQuantizeLinear", 1) => DType::F32,
         _ if node.attributes.has_opaque() => return None,

@@ -102,6 +102,9 @@ impl Value {
     }
 }
 
+/// The domain of ONNX Runtime's own operators.
+pub const MICROSOFT: &str = "com.microsoft";
+
 /// One operator call. An absent optional input or output is `None`.
 #[derive(Clone, Debug)]
 pub struct Node {
@@ -118,6 +121,11 @@ impl Node {
     /// True for operator `op` of the default ONNX domain.
     pub fn is(&self, op: &str) -> bool {
         self.op == op && self.is_default_domain()
+    }
+
+    /// The operator, with its domain where that is not the default one.
+    pub fn kind(&self) -> String {
+        if self.is_default_domain() { self.op.clone() } else { format!("{}.{}", self.domain, self.op) }
     }
 
     pub fn is_default_domain(&self) -> bool {
@@ -159,7 +167,7 @@ pub struct Graph {
     /// Model-local functions, carried through unread.
     pub(crate) functions: Vec<crate::onnx::proto::FunctionProto>,
     next_name: HashMap<String, usize>,
-    next_symbol: usize,
+    pub(crate) next_symbol: usize,
 }
 
 impl Graph {
@@ -290,6 +298,14 @@ impl Graph {
         value.source = Source::Weight(weight);
     }
 
+    /// Puts a constant of another type in a weight's place. What reads it must agree.
+    pub(crate) fn convert_weight(&mut self, id: ValueId, weight: Weight) {
+        let value = &mut self.values[id.index()];
+        value.fact = crate::infer::weight_fact(&weight);
+        value.dtype = Some(weight.dtype());
+        value.source = Source::Weight(weight);
+    }
+
     /// Renames a value. The name must be free.
     pub fn rename(&mut self, id: ValueId, name: &str) -> Result<(), String> {
         if self.value(id).name == name {
@@ -361,6 +377,45 @@ impl Graph {
                 *output = new;
             }
         }
+    }
+
+    /// What is known of `from` is known of `to` where nothing is yet.
+    pub fn refine_like(&mut self, from: ValueId, to: ValueId) {
+        let known = self.values[from.index()].clone();
+        let value = &mut self.values[to.index()];
+        if value.fact.shape().is_none() {
+            value.fact = known.fact;
+        }
+        value.dtype = value.dtype.or(known.dtype);
+    }
+
+    /// Another node makes `value`, as its only output; the node that made it goes.
+    pub fn remake(&mut self, value: ValueId, by: NodeId) {
+        if let Some((old, slot)) = self.producer_of(value)
+            && let Some(node) = &mut self.nodes[old.index()]
+        {
+            node.outputs[slot] = None;
+            if node.outputs.iter().all(Option::is_none) {
+                self.nodes[old.index()] = None;
+            }
+        }
+        if let Some(node) = &mut self.nodes[by.index()] {
+            node.outputs = vec![Some(value)];
+            self.values[value.index()].source = Source::Node(by, 0);
+        }
+    }
+
+    /// Takes over what `view`, a copy of this graph, has besides: its new values and the nodes that make them. A new
+    /// node that makes a value of this graph stays out.
+    pub fn annex(&mut self, view: &Graph) {
+        let own = self.values.len();
+        let makes_new = |n: &Node| n.outputs.iter().flatten().all(|v| v.index() >= own);
+        for value in &view.values[own..] {
+            self.by_name.insert(value.name.clone(), ValueId(self.values.len() as u32));
+            self.values.push(value.clone());
+        }
+        let added = view.nodes[self.nodes.len()..].iter().map(|n| n.clone().filter(makes_new));
+        self.nodes.extend(added);
     }
 
     /// Gives a value another element type. What makes and reads it must agree.

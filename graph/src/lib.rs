@@ -4,12 +4,14 @@
 //! **Invariant:** this crate knows graphs and tensors. It knows nothing of transformers, training or the command line.
 
 mod attribute;
+mod branch;
 mod compare;
 mod dot;
 mod dtype;
 mod emit;
 mod infer;
 mod ir;
+mod join;
 mod load;
 pub mod onnx;
 mod save;
@@ -17,6 +19,7 @@ mod text;
 mod traverse;
 mod verify;
 mod weight;
+mod widen;
 
 pub use attribute::{Attribute, Attributes};
 pub use compare::Comparer;
@@ -24,9 +27,11 @@ pub use dot::dot;
 pub use dtype::DType;
 pub use emit::Builder;
 pub use infer::{Dim, dim_text, fenced, shape_text};
-pub use ir::{Graph, Node, NodeId, Origin, Role, Source, Uses, Value, ValueId};
+pub use ir::{Graph, MICROSOFT, Node, NodeId, Origin, Role, Source, Uses, Value, ValueId};
+pub use join::join;
 pub use load::{LoadError, Problem, load, load_bytes};
 pub use save::{About, DataFile, Encoding, Saved, copy_data, encode, write_data};
 pub use text::{ParseError, listing, parse, print};
 pub use verify::{Flaw, verify};
 pub use weight::{FileRange, Weight};
+pub use widen::widen;

@@ -18,6 +18,7 @@ use prost::Message;
 use rten_shape_inference::SymTensor;
 
 use crate::attribute::{Attribute, Attributes};
+use crate::branch::without_cache;
 use crate::dtype::DType;
 use crate::infer::{Dim, MAX_RANK};
 use crate::ir::{Graph, Node, NodeId, Origin, Role, Source, ValueId};
@@ -117,7 +118,7 @@ fn read(bytes: Bytes, path: &Path, holder: Holder) -> Result<Graph, LoadError> {
         problems: Vec::new(),
     };
     reader.model(&model);
-    reader.graph(graph);
+    reader.graph(&without_cache(graph));
     let Reader { mut out, mut problems, .. } = reader;
     if problems.is_empty()
         && let Err((node, reason)) = out.infer()

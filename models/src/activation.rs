@@ -2,10 +2,10 @@
 
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, SQRT_2};
 
-use lstc_graph::ValueId;
+use lstc_graph::{MICROSOFT, ValueId};
 
 use crate::anatomy::Activation;
-use crate::matcher::{Match, Matcher, Mismatch, close};
+use crate::matcher::{Match, Matcher, Mismatch};
 
 impl Matcher<'_> {
     /// `y = f(x)`: f and x.
@@ -17,7 +17,16 @@ impl Matcher<'_> {
                 reason: "is made by no node, where an activation was expected".to_owned(),
             });
         };
+        let of_runtime = node.domain == MICROSOFT && node.input(1).is_none();
         match node.op.as_str() {
+            "Gelu" | "FastGelu" if of_runtime => {
+                self.claim(id);
+                let activation = if node.op == "Gelu" { Activation::GeluErf } else { Activation::GeluTanh };
+                Ok((activation, self.resolve(self.operand(node, 0)?)))
+            }
+            _ if !node.is_default_domain() => {
+                Err(self.mismatch(node, format!("computes {}, which is no activation that lstc knows", node.kind())))
+            }
             "Relu" => {
                 self.claim(id);
                 Ok((Activation::Relu, self.resolve(self.operand(node, 0)?)))
@@ -48,7 +57,7 @@ impl Matcher<'_> {
             match gate_node.op.as_str() {
                 "Sigmoid" if gate_node.input(0).map(|v| self.resolve(v)) == Some(x) => {
                     self.claim(id);
-                    return if close(constant, 1.0) {
+                    return if self.close(constant, 1.0) {
                         Ok((Activation::Silu, x))
                     } else {
                         Err(self.mismatch(node, format!("computes a SiLU whose factor is {constant}, not 1")))
@@ -59,7 +68,7 @@ impl Matcher<'_> {
                         && let Some((_, curve_node)) = self.node(curve)
                         && (curve_node.is("Erf") || curve_node.is("Tanh"))
                     {
-                        if !close(one, 1.0) || !close(constant, 0.5) {
+                        if !self.close(one, 1.0) || !self.close(constant, 0.5) {
                             let reason =
                                 format!("computes a GELU whose constants are {constant} and {one}, not 0.5 and 1");
                             return Err(self.mismatch(node, reason));
@@ -84,14 +93,14 @@ impl Matcher<'_> {
             if inner != x {
                 return Err(self.mismatch(node, "computes a GELU whose two operands differ"));
             }
-            if !close(scale, FRAC_1_SQRT_2) {
+            if !self.close(scale, FRAC_1_SQRT_2) {
                 let reason = format!("computes a GELU whose inner scale is 1/{:.5}, not 1/{SQRT_2:.5}", 1.0 / scale);
                 return Err(self.mismatch(node, reason));
             }
             return Ok((Activation::GeluErf, x));
         }
         let wanted = FRAC_2_SQRT_PI * FRAC_1_SQRT_2; // sqrt(2/pi)
-        if !close(scale, wanted) {
+        if !self.close(scale, wanted) {
             let reason = format!("computes a tanh-GELU whose inner scale is {scale:.5}, not {wanted:.5}");
             return Err(self.mismatch(node, reason));
         }
@@ -114,7 +123,7 @@ impl Matcher<'_> {
         if !(factors == [x, x, x] || factors.len() == 1 && factors.iter().all(cube)) {
             return Err(self.mismatch(sum, "expected x + 0.044715 x^3"));
         }
-        if !close(constant, 0.044_715) {
+        if !self.close(constant, 0.044_715) {
             let reason = format!("computes a tanh-GELU whose cubic term is {constant:.6}, not 0.044715");
             return Err(self.mismatch(sum, reason));
         }

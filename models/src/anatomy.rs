@@ -4,8 +4,10 @@
 
 use std::fmt;
 
-use lstc_graph::{Dim, Graph, ValueId, Weight};
+use lstc_graph::{Dim, ValueId};
 use serde::{Deserialize, Serialize};
+
+pub use crate::frozen::Frozen;
 
 /// A recognised model.
 #[derive(Clone, Debug)]
@@ -55,7 +57,7 @@ pub struct Tower {
     /// Token indices, a graph input: i64 `[batch, length]`.
     pub tokens: ValueId,
     /// Embedding table `[vocabulary, d]`.
-    pub table: ValueId,
+    pub table: Frozen,
     /// The embedding output e, which enters block 0: `[batch, length, d]`.
     pub embedding: ValueId,
     pub blocks: Vec<Block>,
@@ -108,7 +110,7 @@ pub enum SublayerKind {
 /// `y = weight * x / sqrt(mean(x^2) + epsilon)`, over the last axis.
 #[derive(Clone, Debug)]
 pub struct Norm {
-    /// `[d]`
+    /// `[d]`, a constant of any float type.
     pub weight: ValueId,
     pub epsilon: f32,
 }
@@ -125,7 +127,7 @@ pub enum Orientation {
 /// A matrix product with a constant.
 #[derive(Clone, Debug)]
 pub struct Linear {
-    pub weight: ValueId,
+    pub weight: Frozen,
     pub orientation: Orientation,
     /// Number of input features.
     pub inputs: usize,
@@ -208,28 +210,9 @@ impl Bias {
 #[derive(Clone, Debug)]
 pub struct Relative {
     /// `[rows, heads]`
-    pub table: Table,
+    pub table: Frozen,
     pub rows: usize,
     pub buckets: Buckets,
-}
-
-/// A relative-position table.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Table {
-    /// A constant of the graph.
-    Value(ValueId),
-    /// Read off a folded bias.
-    Unfolded(Weight),
-}
-
-impl Table {
-    /// The table's numbers.
-    pub fn weight<'w>(&'w self, graph: &'w Graph) -> Option<&'w Weight> {
-        match self {
-            Table::Value(value) => graph.weight(*value),
-            Table::Unfolded(weight) => Some(weight),
-        }
-    }
 }
 
 /// Bucket indices, i64 `[queries, keys]`.
@@ -238,7 +221,7 @@ pub enum Buckets {
     /// The backbone's own value.
     Value(ValueId),
     /// Read off a folded bias.
-    Unfolded(Weight),
+    Unfolded(lstc_graph::Weight),
 }
 
 #[derive(Clone, Debug)]
@@ -288,7 +271,7 @@ impl Activation {
 pub struct Head {
     pub linear: Linear,
     pub scale: f32,
-    /// f32 `[batch, length, vocabulary]`, a graph output.
+    /// `[batch, length, vocabulary]` of a float type, a graph output.
     pub logits: ValueId,
     /// The head's matrix holds the same numbers as the last tower's embedding table.
     pub tied: bool,

@@ -2,11 +2,11 @@
 
 use std::collections::HashSet;
 
-use lstc_graph::{Dim, ValueId, Weight};
+use lstc_graph::{DType, Dim, ValueId, Weight};
 
-use crate::anatomy::{Attention, AttentionKind, Bias, Buckets, Linear, Relative, Table};
+use crate::anatomy::{Attention, AttentionKind, Bias, Buckets, Frozen, Linear, Relative};
 use crate::folded::{Unfolded, unfold};
-use crate::matcher::{Match, Matcher, Mismatch, close};
+use crate::matcher::{Match, Matcher, Mismatch};
 
 /// Sums, scales and masks between a softmax and the product of queries and keys: more than any model has.
 const MAX_TERMS: usize = 64;
@@ -69,7 +69,7 @@ impl Matcher<'_> {
             v: v.linear,
             o,
         };
-        if !close(v.scale, 1.0) {
+        if !self.close(v.scale, 1.0) {
             return Err(self.mismatch(mixed, "its values are scaled"));
         }
         Ok((attention, q.input))
@@ -97,7 +97,7 @@ impl Matcher<'_> {
                     return Err(self.mismatch(node, "scales the scores by something that is not constant"));
                 };
                 let ((scores, earlier), bias) = self.scores(inner, terms)?;
-                if bias.is_some() && !close(scale, 1.0) {
+                if bias.is_some() && !self.close(scale, 1.0) {
                     return Err(self.mismatch(node, format!("scales the scores by {scale} after the bias was added")));
                 }
                 Ok(((scores, earlier * scale), bias))
@@ -258,7 +258,7 @@ impl Matcher<'_> {
     /// A relative bias that the exporter folded into a constant.
     fn folded(&self, value: ValueId) -> Match<Relative> {
         if let Some(Unfolded { table, rows, buckets }) = self.graph.weight(value).and_then(unfold) {
-            return Ok(Relative { table: Table::Unfolded(table), rows, buckets: Buckets::Unfolded(buckets) });
+            return Ok(Relative { table: Frozen::Unfolded(table), rows, buckets: Buckets::Unfolded(buckets) });
         }
         let value = self.graph.value(value);
         let shape = value.shape().map_or_else(String::new, |s| lstc_graph::shape_text(&s));
@@ -273,16 +273,12 @@ impl Matcher<'_> {
         if swap.attributes.get_ints("perm") != Some(&[2, 0, 1]) {
             return Err(self.mismatch(swap, "expected a position bias [queries, keys, heads] transposed by [2, 0, 1]"));
         }
-        let gather = self.expect(self.operand(swap, 0)?, &["Gather"])?;
-        let (table, buckets) = (self.resolve(self.operand(gather, 0)?), self.operand(gather, 1)?);
-        let rows = match self.graph.weight(table) {
-            Some(w) if w.dims().len() == 2 && gather.attributes.get_int("axis").unwrap_or(0) == 0 => w.dims()[0],
-            _ => return Err(self.mismatch(gather, "expected rows of a constant table [buckets, heads]")),
-        };
+        let (table, buckets) = self.rows(self.operand(swap, 0)?)?;
+        let rows = table.dims(self.graph)[0];
         if self.rank(buckets) != Some(2) || !self.is_mask(buckets) {
-            return Err(self.mismatch(gather, "expected bucket indices [queries, keys] made of lengths alone"));
+            return Err(self.mismatch(swap, "expected bucket indices [queries, keys] made of lengths alone"));
         }
-        Ok(Relative { table: Table::Value(table), rows, buckets: Buckets::Value(buckets) })
+        Ok(Relative { table, rows, buckets: Buckets::Value(buckets) })
     }
 
     /// A value made of the model's inputs, shapes and small constants alone: no learned tensor, no hidden state.
@@ -295,7 +291,8 @@ impl Matcher<'_> {
             graph.weight(v).is_some_and(|w| {
                 // Zeros and huge negative numbers are a mask, whatever the heads; other numbers a folded position bias.
                 let by_position = w.dims().len() == 4 && w.elements() > 1;
-                w.dtype().is_float() && (matches!(w.dims().len(), 2 | 3) || by_position && !masks(w))
+                let quantised = matches!(w.dtype(), DType::I8 | DType::U8);
+                (w.dtype().is_float() || quantised) && (matches!(w.dims().len(), 2 | 3) || by_position && !masks(w))
             })
         };
         if learned(value) {

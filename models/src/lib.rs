@@ -12,14 +12,20 @@ mod attention;
 mod families;
 mod feed_forward;
 mod folded;
+mod frozen;
 mod inputs;
 mod matcher;
+mod product;
+mod quantised;
 mod recognise;
+mod restate;
 
 pub use anatomy::{
-    Activation, Anatomy, Attention, AttentionKind, Bias, Block, Buckets, FeedForward, Head, Linear, Norm, Orientation,
-    Relative, Sublayer, SublayerKind, Table, Tower, TowerKind,
+    Activation, Anatomy, Attention, AttentionKind, Bias, Block, Buckets, FeedForward, Frozen, Head, Linear, Norm,
+    Orientation, Relative, Sublayer, SublayerKind, Tower, TowerKind,
 };
 pub use families::{Family, Names, SpecialTokens, families};
 pub use inputs::{InputRole, ModelInput, model_inputs, unread_inputs};
+pub use quantised::Quantised;
 pub use recognise::{Refusal, Refused, recognise};
+pub use restate::RESTATED;

@@ -3,9 +3,9 @@
 use std::cell::RefCell;
 use std::collections::HashSet;
 
-use lstc_graph::{Graph, Node, NodeId, ValueId, Weight};
+use lstc_graph::{DType, Graph, Node, NodeId, ValueId, Weight};
 
-use crate::anatomy::{Linear, Norm, Orientation};
+use crate::anatomy::Norm;
 
 /// Nodes of the largest product tree that is looked through.
 const MAX_PRODUCT: usize = 32;
@@ -27,11 +27,18 @@ pub type Match<T> = Result<T, Mismatch>;
 pub struct Matcher<'g> {
     pub graph: &'g Graph,
     trail: RefCell<Vec<NodeId>>,
+    /// To what part of itself a constant may be off.
+    precision: f64,
 }
 
 impl<'g> Matcher<'g> {
     pub fn new(graph: &'g Graph) -> Matcher<'g> {
-        Matcher { graph, trail: RefCell::default() }
+        Matcher { graph, trail: RefCell::default(), precision: precision(graph) }
+    }
+
+    /// Equal to the precision in which the model's exporter wrote constants.
+    pub fn close(&self, a: f64, b: f64) -> bool {
+        (a - b).abs() <= self.precision * b.abs().max(1e-12)
     }
 
     /// The nodes of every pattern that held.
@@ -61,24 +68,38 @@ impl<'g> Matcher<'g> {
         self.trail.borrow_mut().push(node);
     }
 
-    /// The node that makes `value`, behind Identity, Dropout, and casts and reshapes that change nothing.
+    /// The node that makes `value`, behind whatever passes its operand on.
     pub fn node(&self, value: ValueId) -> Option<(NodeId, &'g Node)> {
         let (id, _) = self.graph.producer_of(self.resolve(value))?;
         Some((id, self.graph.node(id)))
     }
 
-    /// The value that `value` is a copy of.
+    /// The value that `value` is a copy of: behind Identity, Dropout, reshapes that change nothing, casts between float
+    /// types, quantisation that is undone at once, and guards against overflow.
     pub fn resolve(&self, value: ValueId) -> ValueId {
-        self.resolve_with(value, |copy| self.claim(copy))
+        let mut value = self.settle(value);
+        while let Some((nodes, inner)) = self.guarded(value) {
+            nodes.into_iter().for_each(|node| self.claim(node));
+            value = self.settle(inner);
+        }
+        value
     }
 
-    /// As [`Matcher::resolve`], with something done to each copying node.
-    pub fn resolve_with(&self, value: ValueId, copied: impl Fn(NodeId)) -> ValueId {
+    /// As [`Matcher::resolve`], but no further than a guard: what it lets through is finite.
+    pub fn settle(&self, value: ValueId) -> ValueId {
+        self.settle_with(value, |copy| self.claim(copy))
+    }
+
+    /// As [`Matcher::settle`], with something done to each copying node.
+    pub fn settle_with(&self, value: ValueId, copied: impl Fn(NodeId)) -> ValueId {
         let mut value = value;
         while let Some((id, 0)) = self.graph.producer_of(value) {
             let node = self.graph.node(id);
-            let same_type =
-                || node.input(0).is_some_and(|x| self.graph.value(x).dtype == self.graph.value(value).dtype);
+            let dtype = |v: ValueId| self.graph.value(v).dtype;
+            let same_type = || {
+                let is_float = |v: ValueId| dtype(v).is_some_and(DType::is_float);
+                node.input(0).is_some_and(|x| dtype(x) == dtype(value) || is_float(x) && is_float(value))
+            };
             // Without its third input, `training_mode`, Dropout copies.
             let same_shape = || {
                 let shape = self.graph.shape(value);
@@ -88,15 +109,65 @@ impl<'g> Matcher<'g> {
                 || node.is("Dropout") && node.input(2).is_none()
                 || (node.is("Cast") || node.is("CastLike")) && same_type()
                 || (node.is("Reshape") || node.is("Expand") || node.is("Flatten")) && same_shape();
+            let quantising = || {
+                let (quantise, _) = self.graph.producer_of(node.input(0).filter(|_| node.is("DequantizeLinear"))?)?;
+                self.graph.node(quantise).is("QuantizeLinear").then_some(quantise)
+            };
             match node.input(0) {
                 Some(input) if copies => {
                     copied(id);
                     value = input;
                 }
-                _ => break,
+                _ => {
+                    let Some(quantise) = quantising() else { break };
+                    let Some(input) = self.graph.node(quantise).input(0) else { break };
+                    copied(id);
+                    copied(quantise);
+                    value = input;
+                }
             }
         }
         value
+    }
+
+    /// `clamp(x, -c, c)` with a bound that only an overflow of f16 reaches, as transformers guards its residual stream:
+    /// the nodes of the guard, and x.
+    fn guarded(&self, value: ValueId) -> Option<(Vec<NodeId>, ValueId)> {
+        let (id, _) = self.graph.producer_of(value)?;
+        let node = self.graph.node(id);
+        let bounds: Vec<ValueId> = match node.op.as_str() {
+            "Clip" if node.is("Clip") => [node.input(1)?, node.input(2)?].to_vec(),
+            "Min" | "Max" if node.is_default_domain() && node.inputs.len() == 2 => vec![node.input(1)?],
+            _ => return None,
+        };
+        if !bounds.iter().all(|b| self.is_far(*b, MAX_ARITHMETIC)) {
+            return None;
+        }
+        // The bound itself may depend on whether x is infinite.
+        let x = node.input(0)?;
+        let stop = self.settle_with(x, |_| ());
+        let made_before = self.graph.ancestors([stop]);
+        let mut nodes: Vec<NodeId> = self.graph.ancestors_until(bounds, |v| v == x || v == stop).into_iter().collect();
+        nodes.retain(|n| !made_before.contains(n));
+        nodes.push(id);
+        Some((nodes, x))
+    }
+
+    /// True for a scalar further from zero than any activation that is not about to overflow f16.
+    fn is_far(&self, bound: ValueId, depth: usize) -> bool {
+        const FAR: f64 = 6e4;
+        if let Some(weight) = self.graph.weight(bound) {
+            return weight.as_scalar().is_some_and(|v| v.abs() >= FAR);
+        }
+        let Some((id, _)) = self.graph.producer_of(bound).filter(|_| depth > 0) else { return false };
+        let node = self.graph.node(id);
+        let far = |slot: usize| node.input(slot).is_some_and(|v| self.is_far(v, depth - 1));
+        match node.op.as_str() {
+            _ if !node.is_default_domain() => false,
+            "Cast" | "CastLike" | "Neg" | "Identity" => far(0),
+            "Where" => far(1) && far(2),
+            _ => false,
+        }
     }
 
     /// The node that makes `value`, which must be one of these operators.
@@ -111,7 +182,7 @@ impl<'g> Matcher<'g> {
             }
             Some((_, node)) => Err(Mismatch {
                 node: node.name.clone(),
-                reason: format!("is a {}, where {} was expected", node.op, ops.join(" or ")),
+                reason: format!("is a {}, where {} was expected", node.kind(), ops.join(" or ")),
             }),
             None => {
                 let name = self.graph.value(value).name.clone();
@@ -180,7 +251,7 @@ impl<'g> Matcher<'g> {
     }
 
     pub fn is_scalar(&self, value: ValueId, wanted: f64) -> bool {
-        self.scalar(value).is_some_and(|v| close(v, wanted))
+        self.scalar(value).is_some_and(|v| self.close(v, wanted))
     }
 
     /// Integer contents of a constant, or of a shape vector that inference knows.
@@ -193,40 +264,10 @@ impl<'g> Matcher<'g> {
         self.graph.shape(value).map(|s| s.len())
     }
 
-    /// A constant matrix, plain or under a Transpose.
-    fn matrix(&self, value: ValueId) -> Option<(ValueId, Orientation)> {
-        let value = self.resolve(value);
-        let is_matrix = |v: ValueId| self.graph.weight(v).is_some_and(|w| w.dims().len() == 2);
-        if is_matrix(value) {
-            return Some((value, Orientation::InOut));
-        }
-        let (id, node) = self.node(value)?;
-        let swaps = node.attributes.get_ints("perm").is_none_or(|p| p == [1, 0]);
-        let inner = self.resolve(node.input(0)?);
-        (node.is("Transpose") && swaps && is_matrix(inner)).then(|| {
-            self.claim(id);
-            (inner, Orientation::OutIn)
-        })
-    }
-
-    /// `y = x W`: the matrix and x.
-    pub fn linear(&self, value: ValueId) -> Match<(Linear, ValueId)> {
-        let node = self.expect(value, &["MatMul"])?;
-        let (x, w) = (self.operand(node, 0)?, self.operand(node, 1)?);
-        let Some((weight, orientation)) = self.matrix(w) else {
-            return Err(self.mismatch(node, "expected a product with a constant matrix"));
-        };
-        let dims = self.graph.weight(weight).map_or(&[][..], |w| w.dims());
-        let (inputs, outputs) = match orientation {
-            Orientation::InOut => (dims[0], dims[1]),
-            Orientation::OutIn => (dims[1], dims[0]),
-        };
-        Ok((Linear { weight, orientation, inputs, outputs }, self.resolve(x)))
-    }
-
     /// A root-mean-square norm over the last axis: the norm and x.
     pub fn norm(&self, value: ValueId) -> Match<(Norm, ValueId)> {
-        if let Some((id, node)) = self.node(value).filter(|(_, n)| n.is("RMSNormalization")) {
+        let fused = |n: &Node| n.is("RMSNormalization") || n.is("SimplifiedLayerNormalization");
+        if let Some((id, node)) = self.node(value).filter(|(_, n)| fused(n)) {
             self.claim(id);
             return self.normalization(node);
         }
@@ -255,12 +296,12 @@ impl<'g> Matcher<'g> {
         Ok((Norm { weight, epsilon: epsilon as f32 }, x))
     }
 
-    /// The operator of opset 23.
+    /// The operator of opset 23, or ONNX Runtime's of the same meaning.
     fn normalization(&self, node: &Node) -> Match<(Norm, ValueId)> {
         let (x, scale) = (self.resolve(self.operand(node, 0)?), self.resolve(self.operand(node, 1)?));
         let last = self.rank(x).map_or(-1, |r| r as i64 - 1);
         let axis = node.attributes.get_int("axis").unwrap_or(-1);
-        let is_vector = self.graph.weight(scale).is_some_and(|w| w.dims().len() == 1);
+        let is_vector = self.graph.weight(scale).is_some_and(|w| w.dims().len() == 1 && w.dtype().is_float());
         if !is_vector || (axis != -1 && axis != last) {
             return Err(self.mismatch(node, "expected a norm over the last axis with a constant weight"));
         }
@@ -347,7 +388,14 @@ impl<'g> Matcher<'g> {
     }
 }
 
-/// Equal to the precision in which exporters write constants.
-pub fn close(a: f64, b: f64) -> bool {
-    (a - b).abs() <= 1e-5 * b.abs().max(1e-12)
+/// The precision in which exporters write constants: that of the narrowest float type of the matrices.
+fn precision(graph: &Graph) -> f64 {
+    let uses = graph.uses();
+    let used = graph.value_ids().filter(|v| !uses.of(*v).is_empty()).filter_map(|v| graph.weight(v));
+    let matrices = used.filter(|w| w.dims().len() == 2).map(Weight::dtype);
+    matrices.fold(1e-5, |precision: f64, dtype| match dtype {
+        DType::BF16 => precision.max(1e-2),
+        DType::F16 => precision.max(1e-3),
+        _ => precision,
+    })
 }

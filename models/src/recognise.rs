@@ -9,11 +9,14 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use lstc_graph::{DType, Dim, Graph, NodeId, Origin, ValueId};
+use lstc_graph::{Dim, Graph, Node, NodeId, Origin, ValueId};
 
-use crate::anatomy::{Anatomy, AttentionKind, Block, Head, Orientation, Sublayer, SublayerKind, Tower, TowerKind};
+use crate::anatomy::{
+    Anatomy, AttentionKind, Block, Frozen, Head, Orientation, Sublayer, SublayerKind, Tower, TowerKind,
+};
 use crate::families::families;
 use crate::matcher::{Match, Matcher, Mismatch};
+use crate::restate::restate;
 
 /// One thing that was not understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,15 +43,24 @@ impl fmt::Display for Refusal {
 #[error("{}", .0.iter().map(|r| format!("  {r}")).collect::<Vec<_>>().join("\n"))]
 pub struct Refused(pub Vec<Refusal>);
 
-/// Recognises the model that a graph computes.
+/// Recognises the model that a graph computes. Values that the side network needs and that a fused operator keeps to
+/// itself are added to the graph, with the nodes that compute them: see [`crate::restate`].
 ///
 /// # Errors
-/// Everything that was not understood.
-pub fn recognise(graph: &Graph) -> Result<Anatomy, Refused> {
+/// Everything that was not understood; the graph is then as it was.
+pub fn recognise(graph: &mut Graph) -> Result<Anatomy, Refused> {
     let foreign = foreign(graph);
     if !foreign.is_empty() {
         return Err(Refused(foreign));
     }
+    let Some(view) = restate(graph) else { return walk(graph) };
+    let anatomy = walk(&view)?;
+    graph.annex(&view);
+    Ok(anatomy)
+}
+
+/// Recognises the model that a graph of plain operators computes.
+fn walk(graph: &Graph) -> Result<Anatomy, Refused> {
     let matcher = Matcher::new(graph);
     let mut walk = Walk {
         matcher: &matcher,
@@ -63,13 +75,13 @@ pub fn recognise(graph: &Graph) -> Result<Anatomy, Refused> {
         walk.others(anatomy);
     }
     match anatomy {
-        Some(anatomy) if walk.refusals.is_empty() => belongs(graph, anatomy),
+        Some(anatomy) if walk.refusals.is_empty() => belongs(anatomy),
         _ => Err(Refused(walk.refusals)),
     }
 }
 
 /// The oldest opset whose operators the emitted graphs use.
-const OLDEST_OPSET: i64 = 12;
+const OLDEST_OPSET: i64 = 11;
 
 /// What tells at a glance that a graph is not for this compiler.
 fn foreign(graph: &Graph) -> Vec<Refusal> {
@@ -83,23 +95,14 @@ fn foreign(graph: &Graph) -> Vec<Refusal> {
     if graph.opset() < OLDEST_OPSET {
         refuse(format!("is of opset {}, but {OLDEST_OPSET} is the oldest supported: export it again", graph.opset()));
     }
-    let uses = graph.uses();
-    let narrow = graph
-        .value_ids()
-        .filter(|v| !uses.of(*v).is_empty())
-        .filter_map(|v| graph.weight(v))
-        .find(|w| w.dims().len() == 2 && w.dtype().is_float() && w.dtype() != DType::F32);
-    if let Some(weight) = narrow {
-        refuse(format!("has weights of {}: only f32 is supported, so export it in full precision", weight.dtype()));
-    }
     refusals
 }
 
 /// The first family whose constraints a model meets; else what the nearest one misses.
-fn belongs(graph: &Graph, mut anatomy: Anatomy) -> Result<Anatomy, Refused> {
+fn belongs(mut anatomy: Anatomy) -> Result<Anatomy, Refused> {
     let mut nearest: Option<Vec<Refusal>> = None;
     for family in families() {
-        match family.check(graph, &anatomy) {
+        match family.check(&anatomy) {
             Ok(()) => {
                 anatomy.family = family.name;
                 return Ok(anatomy);
@@ -195,9 +198,14 @@ impl<'g> Walk<'_, 'g> {
                 return None;
             }
         }
-        let table = self.graph().weight(anatomy.last().table)?;
-        let matrix = self.graph().weight(anatomy.head.linear.weight)?;
-        anatomy.head.tied = same_numbers(table, matrix, anatomy.head.linear.orientation);
+        let (table, linear) = (&anatomy.last().table, &anatomy.head.linear);
+        anatomy.head.tied = match (table, &linear.weight) {
+            (Frozen::Quantised(table), Frozen::Quantised(matrix)) => table == matrix,
+            (Frozen::Quantised(_), _) | (_, Frozen::Quantised(_)) => false,
+            (table, matrix) => {
+                same_numbers(&table.weight(self.graph()), &matrix.weight(self.graph()), linear.orientation)
+            }
+        };
         Some(anatomy)
     }
 
@@ -205,10 +213,10 @@ impl<'g> Walk<'_, 'g> {
     fn head(&mut self) -> Option<(Head, ValueId)> {
         let mut found = Vec::new();
         let mut reasons = Vec::new();
-        for output in &self.graph().outputs {
-            match self.matcher.attempt(|| self.match_head(*output)) {
+        for output in outputs(self.graph()) {
+            match self.matcher.attempt(|| self.match_head(output)) {
                 Ok(head) => found.push(head),
-                Err(mismatch) => reasons.push((self.graph().value(*output).name.clone(), mismatch)),
+                Err(mismatch) => reasons.push((self.graph().value(output).name.clone(), mismatch)),
             }
         }
         if found.len() > 1 {
@@ -243,20 +251,17 @@ impl<'g> Walk<'_, 'g> {
         found.pop()
     }
 
-    /// `logits = scale * norm(h) W`, which reads `norm(h)`.
+    /// `logits = scale * norm(h) W`, which reads `norm(h)`; the scale may stand on either side of the product.
     fn match_head(&self, output: ValueId) -> Match<(Head, ValueId)> {
-        let (linear, input) = self.matcher.linear(output)?;
-        let (factors, scale) = self.scaled(input);
-        let [normed] = factors[..] else {
-            let (_, node) = self.matcher.node(input).ok_or_else(|| self.no_node(input))?;
-            return Err(self.matcher.mismatch(node, "expected the last tower's output, times a constant"));
-        };
+        let (product, after) = self.scaled(output);
+        let (linear, input) = self.matcher.linear(product)?;
+        let (normed, before) = self.scaled(input);
         self.matcher.norm(normed)?;
-        Ok((Head { linear, scale: scale as f32, logits: output, tied: false }, normed))
+        Ok((Head { linear, scale: (before * after) as f32, logits: output, tied: false }, normed))
     }
 
     /// A value times constants, without looking into the norm that makes it.
-    fn scaled(&self, value: ValueId) -> (Vec<ValueId>, f64) {
+    fn scaled(&self, value: ValueId) -> (ValueId, f64) {
         let mut value = self.matcher.resolve(value);
         let mut scale = 1.0;
         while let Some((id, node)) = self.matcher.node(value)
@@ -273,11 +278,7 @@ impl<'g> Walk<'_, 'g> {
             value = self.matcher.resolve(x);
             scale *= c;
         }
-        (vec![value], scale)
-    }
-
-    fn no_node(&self, value: ValueId) -> Mismatch {
-        Mismatch { node: self.graph().value(value).name.clone(), reason: "is made by no node".to_owned() }
+        (value, scale)
     }
 
     /// Walks a tower back from its output.
@@ -289,17 +290,18 @@ impl<'g> Walk<'_, 'g> {
                 return None;
             }
         };
-        self.stream.insert(self.matcher.resolve(output));
+        self.stream.extend([self.matcher.resolve(output), self.matcher.settle(output)]);
         let mut steps: Vec<(Step, ValueId, ValueId)> = Vec::new();
         let mut strangers = 0;
         let embedding = loop {
-            if let Ok(embedding) = self.matcher.attempt(|| self.embedding(stream)) {
-                self.stream.insert(stream);
+            self.stream.extend([stream, self.matcher.resolve(stream)]);
+            let embedding = self.matcher.attempt(|| self.embedding(stream));
+            if let Ok(embedding) = embedding {
                 break Some((embedding, stream));
             }
-            self.stream.insert(stream);
-            if let Some((_, node)) = self.matcher.node(stream).filter(|(_, n)| n.is("Gather"))
-                && let Err(mismatch) = self.embedding(stream)
+            let looked_up = |n: &Node| n.is("Gather") || n.is("DequantizeLinear");
+            if let Some((_, node)) = self.matcher.node(stream).filter(|(_, n)| looked_up(n))
+                && let Err(mismatch) = embedding
             {
                 self.refuse("the embedding", node.name.clone(), mismatch.reason);
                 break None;
@@ -329,7 +331,7 @@ impl<'g> Walk<'_, 'g> {
         let kind = if crosses { TowerKind::Decoder } else { TowerKind::Encoder };
         let blocks = self.blocks(kind, steps);
         let ((table, tokens), embedding) = embedding?;
-        let width = self.graph().weight(table)?.dims()[1];
+        let width = table.dims(self.graph())[1];
         let shape = self.graph().shape(tokens).unwrap_or_default();
         let [batch, length] = <[Dim; 2]>::try_from(shape).ok().or_else(|| {
             let name = self.graph().value(tokens).name.clone();
@@ -340,15 +342,10 @@ impl<'g> Walk<'_, 'g> {
     }
 
     /// `table[tokens]`: the table and the tokens.
-    fn embedding(&self, value: ValueId) -> Match<(ValueId, ValueId)> {
-        let node = self.matcher.expect(value, &["Gather"])?;
-        let table = self.matcher.resolve(self.matcher.operand(node, 0)?);
-        let tokens = self.matcher.resolve(self.matcher.operand(node, 1)?);
-        let is_table = self.graph().weight(table).is_some_and(|w| w.dims().len() == 2 && w.dtype().is_float());
-        if !is_table || node.attributes.get_int("axis").unwrap_or(0) != 0 {
-            return Err(self.matcher.mismatch(node, "expected rows of an embedding table"));
-        }
+    fn embedding(&self, value: ValueId) -> Match<(Frozen, ValueId)> {
+        let (table, tokens) = self.matcher.rows(value)?;
         if !self.graph().inputs.contains(&tokens) {
+            let node = self.matcher.expect(value, &["Gather", "DequantizeLinear"])?;
             return Err(self.matcher.mismatch(node, "expected the rows of a graph input's token indices"));
         }
         Ok((table, tokens))
@@ -379,12 +376,17 @@ impl<'g> Walk<'_, 'g> {
 
     /// Which operand of a residual add is the stream, and which the branch: the branch is computed from the stream.
     fn sides(&self, a: ValueId, b: ValueId) -> (ValueId, ValueId) {
+        let settled = [a, b].map(|v| self.matcher.settle(v));
         let (a, b) = (self.matcher.resolve(a), self.matcher.resolve(b));
         let depth = |v: ValueId| self.depths[v.index()];
-        let (shallow, deep) = if depth(a) <= depth(b) { (a, b) } else { (b, a) };
+        let ([mut stream, mut branch], shallow, deep) =
+            if depth(a) <= depth(b) { (settled, a, b) } else { ([settled[1], settled[0]], b, a) };
         let between = self.graph().ancestors_until([deep], |v| v == shallow || depth(v) <= depth(shallow));
         let computed = deep == shallow || between.iter().any(|n| self.graph().node(*n).inputs.contains(&Some(shallow)));
-        if computed { (shallow, deep) } else { (deep, shallow) }
+        if !computed {
+            std::mem::swap(&mut stream, &mut branch);
+        }
+        (stream, branch)
     }
 
     /// A sublayer whose output is the stream itself.
@@ -421,7 +423,7 @@ impl<'g> Walk<'_, 'g> {
 
     /// What a branch looks like from afar: attention has a softmax, cross-attention another tower's products too.
     fn guess(&self, branch: ValueId, residual: ValueId) -> Guess {
-        if !self.matcher.node(branch).is_some_and(|(_, n)| n.is("MatMul")) {
+        if !self.matcher.is_product(branch) {
             return Guess::Other;
         }
         // Behind cross-attention, on the far side of its own softmax, lies another tower with softmaxes of its own.
@@ -487,12 +489,12 @@ impl<'g> Walk<'_, 'g> {
         let is_shape = |v: ValueId| {
             graph.producer_of(v).is_some_and(|(n, _)| graph.node(n).is("Shape") || graph.node(n).is("Size"))
         };
-        let live = graph.ancestors_until(graph.outputs.iter().copied(), is_shape);
+        let live = graph.ancestors_until(outputs(graph), is_shape);
         let uses = graph.uses();
         for id in graph.node_ids().filter(|id| claimed.contains(id) && !constant_glue(graph, *id)) {
             for value in graph.node(id).outputs.iter().flatten() {
                 let excused = |user: &NodeId| {
-                    self.suspects.contains(user) && self.stream.contains(&self.matcher.resolve_with(*value, |_| {}))
+                    self.suspects.contains(user) && self.stream.contains(&self.matcher.settle_with(*value, |_| {}))
                 };
                 let stranger =
                     |(user, _): &&(NodeId, usize)| !claimed.contains(user) && live.contains(user) && !excused(user);
@@ -501,7 +503,11 @@ impl<'g> Walk<'_, 'g> {
                 self.refusals.push(Refusal {
                     place: "inside a block".to_owned(),
                     node: graph.value(*value).name.clone(),
-                    reason: format!("is also read by the {} `{}`, which is no part of the model", user.op, user.name),
+                    reason: format!(
+                        "is also read by the {} `{}`, which is no part of the model",
+                        user.kind(),
+                        user.name
+                    ),
                 });
             }
         }
@@ -511,14 +517,19 @@ impl<'g> Walk<'_, 'g> {
     fn others(&mut self, anatomy: &Anatomy) {
         let graph = self.graph();
         let claimed = self.matcher.claimed();
-        for output in graph.outputs.iter().filter(|o| **o != anatomy.head.logits) {
-            let known = graph.producer_of(*output).is_some_and(|(n, _)| claimed.contains(&n));
+        for output in outputs(graph).filter(|o| *o != anatomy.head.logits) {
+            let known = graph.producer_of(output).is_some_and(|(n, _)| claimed.contains(&n));
             if !known {
-                let name = graph.value(*output).name.clone();
+                let name = graph.value(output).name.clone();
                 self.refuse("the outputs", name, "is an output besides the logits that is no part of the model");
             }
         }
     }
+}
+
+/// The outputs without keys and values for a cache, which have four axes: training needs none.
+fn outputs(graph: &Graph) -> impl Iterator<Item = ValueId> {
+    graph.outputs.iter().copied().filter(|v| graph.shape(*v).is_none_or(|s| s.len() != 4))
 }
 
 /// Nodes on the longest way from the graph's inputs and constants to each value.

@@ -50,7 +50,7 @@ impl Tally {
 
     fn add(&mut self, read: impl FnOnce() -> Result<lstc_graph::Graph, lstc_graph::LoadError>, what: &str) {
         let start = Instant::now();
-        match read().map(|graph| recognise(&graph)) {
+        match read().map(|mut graph| recognise(&mut graph)) {
             Ok(Ok(_)) => self.recognised += 1,
             Ok(Err(refused)) => {
                 assert!(!refused.0.is_empty() && !refused.to_string().is_empty(), "{what}: refused without a reason");

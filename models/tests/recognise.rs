@@ -70,18 +70,18 @@ fn scramble(graph: &mut Graph) {
 fn every_case_is_recognised_whatever_its_names() {
     for path in models() {
         let mut graph = load(&path).unwrap_or_else(|e| panic!("{e}"));
-        let anatomy = recognise(&graph).unwrap_or_else(|e| panic!("{}:\n{e}", path.display()));
+        let anatomy = recognise(&mut graph).unwrap_or_else(|e| panic!("{}:\n{e}", path.display()));
         let plain = describe(&graph, &anatomy);
         println!("{}\n{plain}", path.display());
         scramble(&mut graph);
-        let anatomy = recognise(&graph).unwrap_or_else(|e| panic!("scrambled {}:\n{e}", path.display()));
+        let anatomy = recognise(&mut graph).unwrap_or_else(|e| panic!("scrambled {}:\n{e}", path.display()));
         assert_eq!(plain, describe(&graph, &anatomy), "{}", path.display());
     }
 }
 
 fn refusals(name: &str) -> Vec<String> {
-    let graph = load(&cases().join("refused").join(name)).unwrap_or_else(|e| panic!("{e}"));
-    let refused = recognise(&graph).err().unwrap_or_else(|| panic!("{name} must be refused"));
+    let mut graph = load(&cases().join("refused").join(name)).unwrap_or_else(|e| panic!("{e}"));
+    let refused = recognise(&mut graph).err().unwrap_or_else(|| panic!("{name} must be refused"));
     let texts: Vec<String> = refused.0.iter().map(ToString::to_string).collect();
     println!("{name}:\n  {}", texts.join("\n  "));
     texts
@@ -174,13 +174,14 @@ fn models_without_an_lm_head_are_refused() {
 fn respelled(what: &str, respell: impl Fn(&mut GraphProto) -> usize) {
     let mut edits = 0;
     for path in models() {
-        let original = load(&path).unwrap_or_else(|e| panic!("{e}"));
-        let wanted = describe(&original, &recognise(&original).unwrap_or_else(|e| panic!("{}:\n{e}", path.display())));
+        let mut original = load(&path).unwrap_or_else(|e| panic!("{e}"));
+        let anatomy = recognise(&mut original).unwrap_or_else(|e| panic!("{}:\n{e}", path.display()));
+        let wanted = describe(&original, &anatomy);
         let bytes = std::fs::read(&path).expect("the cases are committed");
         let mut model = ModelProto::decode(&bytes[..]).expect("the case is a model");
         edits += respell(model.graph.as_mut().expect("the case is a model"));
-        let graph = load_bytes(model.encode_to_vec().into(), &path).unwrap_or_else(|e| panic!("{what}: {e}"));
-        let anatomy = recognise(&graph).unwrap_or_else(|e| panic!("{what}, {}:\n{e}", path.display()));
+        let mut graph = load_bytes(model.encode_to_vec().into(), &path).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let anatomy = recognise(&mut graph).unwrap_or_else(|e| panic!("{what}, {}:\n{e}", path.display()));
         assert_eq!(wanted, describe(&graph, &anatomy), "{what}, {}", path.display());
     }
     println!("{what}: {edits} edits in {} models", models().len());

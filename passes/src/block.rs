@@ -3,8 +3,8 @@
 //! Matrix products with weights are Gemm on those rows; only attention sees four axes. The same code emits a side
 //! block at width d/r and, for the proof that the anatomy is right, the backbone's own block at full width.
 
-use lstc_graph::{Attributes, Builder, Dim, ValueId, Weight};
-use lstc_models::{Activation, Attention, Bias, Buckets, FeedForward, Orientation};
+use lstc_graph::{Attributes, Builder, DType, Dim, ValueId, Weight};
+use lstc_models::{Activation, Attention, Bias, Buckets, FeedForward, Linear, Orientation};
 
 /// A matrix that rows are multiplied with.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +17,11 @@ impl MatrixValue {
     /// `[out, in]`, as parameters are.
     pub fn out_in(value: ValueId) -> MatrixValue {
         MatrixValue { value, orientation: Orientation::OutIn }
+    }
+
+    /// A matrix of the backbone, in f32.
+    pub fn frozen(b: &Builder, linear: &Linear) -> MatrixValue {
+        MatrixValue { value: linear.weight.emit(b), orientation: linear.orientation }
     }
 }
 
@@ -70,9 +75,8 @@ impl Dropout {
         }
         // ONNX Runtime counts a node's seed up from run to run: those of two nodes must lie far apart.
         let seed = scattered(self.seed ^ (x.index() as u64) << 32) & 0x7fff_ffff;
-        let training = b.constant(
-            Weight::new(lstc_graph::DType::Bool, vec![], vec![1_u8].into(), None).expect("one byte is one bool"),
-        );
+        let training =
+            b.constant(Weight::new(DType::Bool, vec![], vec![1_u8].into(), None).expect("one byte is one bool"));
         let attributes = Attributes::none().int("seed", seed as i64);
         b.unshared("Dropout", &[x, b.f32(self.rate), training], attributes, 2)[0]
     }
@@ -154,7 +158,7 @@ fn add_bias(b: &Builder, scores: ValueId, bias: &Bias, table: Option<ValueId>, s
 /// A bias that broadcasts to the scores' shape.
 fn bias_value(b: &Builder, bias: &Bias, table: Option<ValueId>, shape: &[Dim; 4]) -> ValueId {
     match bias {
-        Bias::Mask(value) => *value,
+        Bias::Mask(value) => b.cast(*value, DType::F32),
         Bias::Relative(relative) => {
             let table = table.expect("a layer with a relative bias has a table");
             let buckets = match &relative.buckets {
@@ -172,7 +176,7 @@ fn bias_value(b: &Builder, bias: &Bias, table: Option<ValueId>, shape: &[Dim; 4]
             values.into_iter().reduce(|x, y| b.add(x, y)).expect("a sum has terms")
         }
         Bias::Where { keep, inner, fill } => {
-            let selected = b.select(*keep, bias_value(b, inner, table, shape), *fill);
+            let selected = b.select(*keep, bias_value(b, inner, table, shape), b.cast(*fill, DType::F32));
             b.shaped(selected, shape)
         }
     }

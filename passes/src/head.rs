@@ -6,7 +6,7 @@
 //!
 //! Ensures: `module.logits`, f32 `[batch, length, vocabulary]`, named `logits`.
 
-use lstc_graph::{Builder, Origin};
+use lstc_graph::{Builder, DType, Origin};
 
 use crate::block::{MatrixValue, Rows, linear};
 use crate::ladder::{gate, mix};
@@ -39,13 +39,13 @@ impl Pass for Head {
         if let Some(alpha) = alpha {
             b.scope("side_gate_params_merge_last");
             let g = gate(&b, alpha, method.temperature);
-            y = mix(&b, g, y, rows.flatten(&b, backbone, width));
+            y = mix(&b, g, y, rows.flatten(&b, b.cast(backbone, DType::F32), width));
         }
         b.scope("lm_head");
         if head.scale != 1.0 {
             y = b.mul(y, b.f32(head.scale));
         }
-        let matrix = MatrixValue { value: head.linear.weight, orientation: head.linear.orientation };
+        let matrix = MatrixValue::frozen(&b, &head.linear);
         let logits = rows.unflatten(&b, linear(&b, y, matrix, None), &[head.linear.outputs]);
         module.logits = Some(b.named(logits, "logits"));
         Ok(())

@@ -19,7 +19,7 @@ use crate::block::{
 use crate::module::{Module, Point};
 use crate::options::{Gate, Method};
 use crate::pipeline::Pass;
-use crate::plan::{SideTower, family};
+use crate::plan::{SideTower, family, table_owner};
 
 pub struct Ladder;
 
@@ -131,7 +131,7 @@ impl Side<'_> {
             let branch = match &layer.kind {
                 SublayerKind::Attention(a) => {
                     let path = format!("{path}.{}", names.attention(a.kind));
-                    let owner = self.side.kept[0];
+                    let owner = table_owner(&self.anatomy.towers[self.side.tower], &self.side.kept, block);
                     let table = a.relative().map(|_| {
                         let here = names.attention(a.kind);
                         let path = format!("{kind}.side_block.{owner}.layer.{sublayer}.{here}");

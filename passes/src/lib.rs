@@ -27,7 +27,7 @@ mod tap;
 pub use artifacts::{Artifacts, artifacts};
 pub use freeze::BACKBONE_LOGITS;
 pub use in_place::written_in_place;
-pub use module::{Module, Parameter, Point, Tap};
+pub use module::{Module, Parameter, Point, Tap, is_backbone};
 pub use options::Options;
 pub use pipeline::{Pass, PassError, Pipeline, Timing, ladder_side_tuning};
 pub use plan::{Group, Plan};

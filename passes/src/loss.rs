@@ -50,6 +50,7 @@ impl Pass for Loss {
             loss = Some(weighted(&b, cross_entropy(&b, student, labels, &rows), options.label));
         }
         if options.distill > 0.0 {
+            let teacher = b.cast(teacher, DType::F32);
             let teacher = b.mul(rows.flatten(&b, teacher, vocabulary), b.f32(TEACHER_TEMPERATURE.recip()));
             let teacher = log_softmax(teacher);
             let divergence = b.reduce_sum(b.mul(b.exp(teacher), b.sub(teacher, student)), &[], false);

@@ -1,28 +1,29 @@
 //! Reading a frozen matrix where it lies, element by element, whatever its orientation and float type.
 
+use bytes::Bytes;
 use half::{bf16, f16};
 use lstc_graph::{DType, Weight};
 use lstc_models::Orientation;
 use ndarray::{Array2, ArrayD, IxDyn};
 
 /// A view of a constant matrix as `[out, in]`.
-pub struct Matrix<'w> {
-    bytes: &'w [u8],
+pub struct Matrix {
+    bytes: Bytes,
     dtype: DType,
     pub rows: usize,
     pub columns: usize,
     orientation: Orientation,
 }
 
-impl<'w> Matrix<'w> {
+impl Matrix {
     /// The matrix that a weight of rank 2 holds; `None` for another rank or for integers.
-    pub fn new(weight: &'w Weight, orientation: Orientation) -> Option<Matrix<'w>> {
+    pub fn new(weight: &Weight, orientation: Orientation) -> Option<Matrix> {
         let [a, b] = *weight.dims() else { return None };
         let (rows, columns) = match orientation {
             Orientation::OutIn => (a, b),
             Orientation::InOut => (b, a),
         };
-        let matrix = Matrix { bytes: weight.bytes(), dtype: weight.dtype(), rows, columns, orientation };
+        let matrix = Matrix { bytes: weight.bytes().clone(), dtype: weight.dtype(), rows, columns, orientation };
         weight.dtype().is_float().then_some(matrix)
     }
 
@@ -33,7 +34,7 @@ impl<'w> Matrix<'w> {
             Orientation::OutIn => row * self.columns + column,
             Orientation::InOut => column * self.rows + row,
         };
-        element(self.bytes, self.dtype, index)
+        element(&self.bytes, self.dtype, index)
     }
 
     /// Calls `f(row, column)` for each pair, in the order in which the elements lie.

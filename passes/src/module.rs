@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use lstc_graph::{Graph, Origin, Role, Source, ValueId};
-use lstc_models::Anatomy;
+use lstc_models::{Anatomy, RESTATED};
 use ndarray::ArrayD;
 
 use crate::options::Options;
@@ -25,8 +25,10 @@ pub struct Tap {
     /// Index of the tower in the anatomy.
     pub tower: usize,
     pub point: Point,
-    /// f32 `[batch, length, d]`
+    /// The backbone's own value, `[batch, length, d]`.
     pub value: ValueId,
+    /// What new nodes read: the same in f32.
+    pub read: ValueId,
 }
 
 /// A trainable tensor.
@@ -72,13 +74,17 @@ pub struct StepValues {
     pub next: Vec<[ValueId; 3]>,
 }
 
+/// True for a node of the source, or one that restates a fused node of it.
+pub fn is_backbone(origin: &Origin) -> bool {
+    *origin == Origin::SOURCE || *origin == RESTATED
+}
+
 impl Module {
     /// A recognised model, with the side network that the options ask for planned.
     ///
     /// # Errors
     /// Every option that does not fit the model.
-    pub fn new(mut graph: Graph, anatomy: Anatomy, options: Options) -> Result<Module, Vec<String>> {
-        graph.adopt(); // it may itself be a compiler's work
+    pub fn new(graph: Graph, anatomy: Anatomy, options: Options) -> Result<Module, Vec<String>> {
         let plan = Plan::new(&anatomy, &options)?;
         Ok(Module {
             source: Arc::new(graph.clone()),
@@ -100,7 +106,7 @@ impl Module {
 
     pub fn tap(&self, tower: usize, point: Point) -> ValueId {
         let tap = self.taps.iter().find(|t| t.tower == tower && t.point == point);
-        tap.expect("the taps of the kept blocks were set").value
+        tap.expect("the taps of the kept blocks were set").read
     }
 
     /// True for a value that a pass made.
@@ -121,7 +127,7 @@ impl Module {
     ///
     /// 1. No frozen value depends on a trainable parameter.
     /// 2. No new node reads a backbone value other than a tap, a mask, bucket indices or the frozen head weight.
-    /// 3. The backbone's nodes are the source model's, unchanged.
+    /// 3. The backbone's nodes are the source model's, unchanged, and those that restate fused ones.
     /// 4. Every value has an element type and a symbolic shape.
     ///
     /// # Errors
@@ -139,7 +145,7 @@ impl Module {
         let graph = &self.graph;
         let trainable = graph.value_ids().filter(|v| graph.value(*v).is_trainable());
         let touched = graph.dependents(trainable);
-        for id in graph.node_ids().filter(|id| graph.node(*id).origin == Origin::SOURCE) {
+        for id in graph.node_ids().filter(|id| is_backbone(&graph.node(*id).origin)) {
             let node = graph.node(id);
             if node.outputs.iter().flatten().any(|v| touched[v.index()]) {
                 breaches.push(format!("invariant 1: the frozen node `{}` depends on a trainable parameter", node.name));
@@ -150,7 +156,7 @@ impl Module {
     fn check_cut(&self, breaches: &mut Vec<String>) {
         let graph = &self.graph;
         let of_source = |v: &ValueId| !self.is_new(*v);
-        for id in graph.node_ids().filter(|id| graph.node(*id).origin != Origin::SOURCE) {
+        for id in graph.node_ids().filter(|id| !is_backbone(&graph.node(*id).origin)) {
             let node = graph.node(id);
             for value in node.inputs.iter().flatten().filter(|v| of_source(v) && !self.cut.contains(v)) {
                 let name = &graph.value(*value).name;

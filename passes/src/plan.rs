@@ -58,7 +58,7 @@ pub enum Part {
     O { block: usize, sublayer: usize },
     Inner { block: usize, sublayer: usize, index: usize },
     Outer { block: usize, sublayer: usize },
-    PositionTable,
+    PositionTable { block: usize },
     FinalNorm,
 }
 
@@ -95,6 +95,12 @@ pub struct Plan {
 /// The family of a recognised model.
 pub(crate) fn family(anatomy: &Anatomy) -> Family {
     families().into_iter().find(|f| f.name == anatomy.family).expect("a recognised model has a family")
+}
+
+/// The kept block under whose name stands the position table that a kept block reads: the first that reads it.
+pub(crate) fn table_owner(tower: &Tower, kept: &[usize], block: usize) -> usize {
+    let table = |b: usize| Some(&tower.blocks[b].attention(AttentionKind::SelfAttention)?.relative()?.table);
+    kept.iter().copied().find(|b| table(*b) == table(block)).unwrap_or(block)
 }
 
 /// Deviation of the down- and up-projections' initial values.
@@ -247,11 +253,11 @@ fn tower_parameters(
                     let o = Part::O { block, sublayer };
                     push(format!("{path}.{}.weight", names.o), vec![w, inner], Group::Attention, o);
                     if let Some(relative) = attention.relative()
-                        && side.kept.first() == Some(&block)
+                        && table_owner(tower, &side.kept, block) == block
                     {
                         let rows = relative.rows;
                         let name = format!("{path}.{}.weight", names.relative);
-                        push(name, vec![rows, side.heads], Group::PositionTable, Part::PositionTable);
+                        push(name, vec![rows, side.heads], Group::PositionTable, Part::PositionTable { block });
                     }
                 }
                 SublayerKind::FeedForward(layer) => {

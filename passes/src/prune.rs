@@ -111,19 +111,20 @@ struct Source<'s> {
 type Cuts = HashMap<Cut, ArrayD<f32>>;
 
 impl<'s> Source<'s> {
-    fn weight(&self, linear: &Linear) -> &'s Weight {
-        self.graph.weight(linear.weight).expect("the anatomy's matrices are constants")
+    fn weight(&self, linear: &Linear) -> Weight {
+        linear.weight.weight(self.graph)
     }
 
-    fn matrix(&self, linear: &Linear) -> Matrix<'s> {
-        Matrix::new(self.weight(linear), linear.orientation).expect("the anatomy's matrices are of floats")
+    fn matrix(&self, linear: &Linear) -> Matrix {
+        Matrix::new(&self.weight(linear), linear.orientation).expect("the anatomy's matrices are of floats")
     }
 
     /// Scores of the rows of the elementwise product of several matrices, over some columns.
     fn row_scores(&self, linears: &[&Linear], columns: &[usize]) -> Vec<f64> {
-        let tensors: Vec<_> = linears.iter().map(|l| (self.importance.of(self.weight(l)), l.orientation)).collect();
+        let weights: Vec<Weight> = linears.iter().map(|l| self.weight(l)).collect();
+        let tensors = weights.iter().zip(linears).map(|(w, l)| (self.importance.of(w), l.orientation));
         let matrices: Vec<Matrix> =
-            tensors.iter().map(|(t, o)| Matrix::new(t, *o).expect("an importance has its weight's shape")).collect();
+            tensors.map(|(t, o)| Matrix::new(&t, o).expect("an importance has its weight's shape")).collect();
         let mut scores = vec![0.0; matrices[0].rows];
         matrices[0].visit(columns, |row, column| {
             scores[row] += matrices.iter().map(|m| f64::from(m.at(row, column)).abs()).product::<f64>();
@@ -142,8 +143,7 @@ impl<'s> Source<'s> {
     }
 
     fn table_scores(&self, tower: &Tower) -> Vec<f64> {
-        let table = self.graph.weight(tower.table).expect("an embedding table is a constant");
-        self.column_scores(table, Orientation::OutIn)
+        self.column_scores(&tower.table.weight(self.graph), Orientation::OutIn)
     }
 
     fn chain(&self, reduction: usize) -> Cuts {
@@ -173,7 +173,7 @@ impl<'s> Source<'s> {
                             put(Part::V { block, sublayer }, self.matrix(&a.v).cut(&rows, &k));
                             k = largest(&self.row_scores(&[&a.o], &rows), tower.width / r);
                             put(Part::O { block, sublayer }, self.matrix(&a.o).cut(&k, &rows));
-                            self.position_table(a, &mut put);
+                            self.position_table(a, block, &mut put);
                             rows
                         }
                         SublayerKind::FeedForward(f) => {
@@ -196,12 +196,12 @@ impl<'s> Source<'s> {
         }
     }
 
-    fn position_table(&self, attention: &Attention, put: &mut impl FnMut(Part, ArrayD<f32>)) {
+    fn position_table(&self, attention: &Attention, block: usize, put: &mut impl FnMut(Part, ArrayD<f32>)) {
         let Some(relative) = attention.relative() else { return };
-        let table = relative.table.weight(self.graph).expect("a position table is a constant");
-        let matrix = Matrix::new(table, Orientation::OutIn).expect("a position table is a matrix of floats");
+        let matrix = Matrix::new(&relative.table.weight(self.graph), Orientation::OutIn)
+            .expect("a position table is a matrix of floats");
         let (rows, columns): (Vec<usize>, Vec<usize>) = ((0..matrix.rows).collect(), (0..matrix.columns).collect());
-        put(Part::PositionTable, matrix.cut(&rows, &columns));
+        put(Part::PositionTable { block }, matrix.cut(&rows, &columns));
     }
 
     /// Cuts that keep one set of features for each residual stream, and an equal share of every head.
@@ -228,7 +228,7 @@ impl<'s> Source<'s> {
                             put(Part::K { block, sublayer }, self.matrix(&a.k).cut(&qk, context));
                             put(Part::V { block, sublayer }, self.matrix(&a.v).cut(&vo, context));
                             put(Part::O { block, sublayer }, self.matrix(&a.o).cut(k, &vo));
-                            self.position_table(a, &mut put);
+                            self.position_table(a, block, &mut put);
                         }
                         SublayerKind::FeedForward(f) => {
                             let rows = largest(&self.hidden_scores(f, k), f.width() / r);
@@ -254,7 +254,7 @@ impl<'s> Source<'s> {
             total.iter_mut().zip(scores).for_each(|(t, s)| *t += s / sum);
         };
         add(self.table_scores(tower));
-        let reads = |l: &Linear| self.column_scores(self.weight(l), l.orientation);
+        let reads = |l: &Linear| self.column_scores(&self.weight(l), l.orientation);
         let writes = |l: &Linear| self.row_scores(&[l], &(0..l.inputs).collect::<Vec<_>>());
         for layer in tower.blocks.iter().flat_map(|b| &b.sublayers) {
             match &layer.kind {
@@ -279,7 +279,7 @@ impl<'s> Source<'s> {
     fn head_shares(&self, a: &Attention, r: usize, k: &[usize], context: &[usize]) -> (Vec<usize>, Vec<usize>) {
         let product = |x: Vec<f64>, y: Vec<f64>| x.iter().zip(y).map(|(x, y)| x * y).collect::<Vec<f64>>();
         let qk = product(self.row_scores(&[&a.q], k), self.row_scores(&[&a.k], context));
-        let vo = product(self.row_scores(&[&a.v], context), self.column_scores(self.weight(&a.o), a.o.orientation));
+        let vo = product(self.row_scores(&[&a.v], context), self.column_scores(&self.weight(&a.o), a.o.orientation));
         let share = |scores: Vec<f64>| -> Vec<usize> {
             let head = |h: usize| {
                 let first = h * a.head_width;
@@ -292,7 +292,7 @@ impl<'s> Source<'s> {
 
     /// Scores of a feed-forward layer's hidden features: what comes in times what goes out.
     fn hidden_scores(&self, f: &FeedForward, k: &[usize]) -> Vec<f64> {
-        let mut scores = self.column_scores(self.weight(&f.outer), f.outer.orientation);
+        let mut scores = self.column_scores(&self.weight(&f.outer), f.outer.orientation);
         for inner in &f.inner {
             scores.iter_mut().zip(self.row_scores(&[inner], k)).for_each(|(s, more)| *s *= more);
         }

@@ -1,11 +1,11 @@
 //! Sets the taps: the backbone values that the side network may read, and no others.
 //!
-//! Ensures: the embedding output and each kept block's output are taps of shape `[batch, length, d]`; `module.cut`
-//! holds them, the masks and bucket indices of the kept blocks, the head's weight, and what the options add.
+//! Ensures: the embedding output and each kept block's output are taps of shape `[batch, length, d]`, cast to f32 where
+//! the backbone is of another type; `module.cut` holds them, the masks and bucket indices of the kept blocks, the head's weight, and what the options add.
 
 use crate::module::{Module, Point, Tap};
 use crate::pipeline::Pass;
-use lstc_graph::Dim;
+use lstc_graph::{Builder, DType, Dim, Origin};
 use lstc_models::SublayerKind;
 
 pub struct Taps;
@@ -22,7 +22,10 @@ impl Pass for Taps {
             let blocks = side.kept.iter().map(|b| (Point::Block(*b), tower.blocks[*b].output));
             for (point, value) in std::iter::once((Point::Embedding, tower.embedding)).chain(blocks) {
                 module.graph.refine(value, &shape);
-                module.taps.push(Tap { tower: side.tower, point, value });
+                let b = Builder::new(&mut module.graph, Origin::pass("tap"));
+                b.scope("tap");
+                let read = b.shaped(b.cast(value, DType::F32), &shape);
+                module.taps.push(Tap { tower: side.tower, point, value, read });
                 module.cut.insert(value);
             }
             for block in side.kept.iter().map(|b| &tower.blocks[*b]) {
@@ -35,7 +38,7 @@ impl Pass for Taps {
                 }
             }
         }
-        module.cut.insert(module.anatomy.head.linear.weight);
+        module.cut.extend(module.anatomy.head.linear.weight.value());
         let options = &module.options;
         let last = module.anatomy.last();
         if options.method.merge_last {

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::inspect::{ModelReport, RewrittenReport, Sizes, html};
 use crate::report::{self, Exit, Format};
+use crate::rewrite::SourceModel;
 use crate::rewrite::manifest::is_rewritten;
 
 /// Tell what is in a model, where the taps go, and what training will cost
@@ -34,8 +35,10 @@ Examples:
   lstc inspect t5.onnx --format dot | dot -Tsvg > t5.svg"
 )]
 pub struct Inspect {
-    /// An ONNX model, or a directory that `lstc rewrite` wrote
-    path: PathBuf,
+    /// An ONNX model (a file, an encoder's and a decoder's file, or a folder that holds them), or a directory that
+    /// `lstc rewrite` wrote
+    #[arg(required = true)]
+    path: Vec<PathBuf>,
 
     /// Examples in a batch, for the prediction
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -77,15 +80,15 @@ impl Inspect {
             source_length: self.source_length as usize,
             target_length: self.target_length as usize,
         };
-        if is_rewritten(&self.path) {
-            let rewritten = RewrittenReport::new(&self.path, sizes, self.side.as_deref())?;
+        if let Some(directory) = self.rewritten() {
+            let rewritten = RewrittenReport::new(directory, sizes, self.side.as_deref())?;
             self.give(&rewritten, html::rewritten)?;
             return Ok(Exit::Done);
         }
         if self.side.is_some() {
-            bail!("--side is for a directory that `lstc rewrite` wrote, and `{}` is none", self.path.display());
+            bail!("--side is for a directory that `lstc rewrite` wrote, and `{}` is none", self.path[0].display());
         }
-        let model = ModelReport::new(&self.path, sizes)?;
+        let model = ModelReport::new(&SourceModel::find(&self.path)?, sizes)?;
         model.warnings.iter().for_each(report::warning);
         self.give(&model, html::model)?;
         Ok(if model.is_understood() { Exit::Done } else { Exit::No })
@@ -100,8 +103,19 @@ impl Inspect {
     }
 
     fn dot(&self) -> anyhow::Result<Exit> {
-        let file: &Path = &if is_rewritten(&self.path) { self.path.join("train.onnx") } else { self.path.clone() };
-        report::text(&dot(&load(file)?))?;
+        let graph = match self.rewritten() {
+            Some(directory) => load(&directory.join("train.onnx"))?,
+            None => SourceModel::find(&self.path)?.read()?,
+        };
+        report::text(&dot(&graph))?;
         Ok(Exit::Done)
+    }
+
+    /// The rewritten directory that is looked at, if it is one.
+    fn rewritten(&self) -> Option<&Path> {
+        match &self.path[..] {
+            [path] => Some(path.as_path()).filter(|p| is_rewritten(p)),
+            _ => None,
+        }
     }
 }

@@ -14,7 +14,8 @@ use serde::Serialize;
 use super::set;
 use crate::report::{self, Exit, Format, Hinted};
 use crate::rewrite::config::{Config, annotated};
-use crate::rewrite::{Request, Written, compile, rewrite};
+use crate::rewrite::manifest::model_of;
+use crate::rewrite::{Request, SourceModel, Written, compile, rewrite};
 
 /// Compile a model into trainable graphs
 #[derive(Debug, clap::Args)]
@@ -35,14 +36,17 @@ What is written to the output directory:
     after_long_help = "\
 Examples:
   lstc rewrite t5.onnx -o tuned/
+  lstc rewrite flan-t5-onnx/ -o tuned/       a folder as Hugging Face Optimum writes it
+  lstc rewrite encoder_model.onnx decoder_model.onnx -o tuned/
   lstc rewrite t5.onnx -o tuned/ --encoder-blocks 1,3,5 --decoder-blocks 1,3,5
   lstc rewrite --print-config > lst.yaml     every option with its default, to edit
   lstc rewrite t5.onnx --config lst.yaml -o tuned/
   lstc rewrite --config tuned/lst.yaml -o again/     the same once more, from a manifest"
 )]
 pub struct Rewrite {
-    /// The ONNX model; with --config of a manifest, the manifest's own where none is given
-    model: Option<PathBuf>,
+    /// The ONNX model: a file, an encoder's and a decoder's file, or a folder that holds them; with --config of a manifest,
+    /// the manifest's own where none is given
+    model: Vec<PathBuf>,
 
     /// Directory to write
     #[arg(short, long, value_name = "DIR")]
@@ -215,13 +219,15 @@ impl Rewrite {
             report::text(&annotated(&options, &config.training()))?;
             return Ok(Exit::Done);
         }
-        let model = self
-            .model
-            .clone()
-            .or_else(|| config.source.first().map(|s| s.file.clone()))
-            .ok_or_else(|| Hinted::new(anyhow!("no model is given"), "`lstc rewrite model.onnx -o tuned/`"))?;
-        for recorded in config.source.iter().filter(|_| self.model.is_none()) {
-            if crate::rewrite::source_file(&recorded.file)?.sha256 != recorded.sha256 {
+        let model = match (&self.model[..], &config.source[..]) {
+            ([], []) => {
+                return Err(Hinted::new(anyhow!("no model is given"), "`lstc rewrite model.onnx -o tuned/`").into());
+            }
+            ([], recorded) => model_of(recorded)?,
+            (given, _) => SourceModel::find(given)?,
+        };
+        for recorded in config.source.iter().filter(|_| self.model.is_empty()) {
+            if crate::rewrite::source_file(&recorded.file, recorded.part)?.sha256 != recorded.sha256 {
                 let name = recorded.file.display();
                 report::warning(format!("`{name}` has changed since the configuration was recorded"));
             }
@@ -237,7 +243,7 @@ impl Rewrite {
         };
         let timings = match &self.stop_after {
             Some(stop) => {
-                let (module, timings) = compile(&model, options, Some(stop), show)?;
+                let (module, timings) = compile(model, options, Some(stop), show)?;
                 if emit.is_none() {
                     report::text(&listing(&module.graph))?;
                 }
@@ -248,7 +254,7 @@ impl Rewrite {
                     Hinted::new(anyhow!("no output directory is given"), "add -o DIR, as in -o tuned/")
                 })?;
                 let request =
-                    Request { model: &model, options, training: config.training(), output: &output, force: self.force };
+                    Request { model, options, training: config.training(), output: &output, force: self.force };
                 let written = rewrite(request, show)?;
                 report::data(&Summary::new(&output, &written), self.format)?;
                 written.warnings.iter().for_each(report::warning);

@@ -25,7 +25,7 @@ type Figure = (&'static str, String, String);
 
 /// The page of a model file.
 pub fn model(report: &ModelReport) -> String {
-    let file = report.file.display().to_string();
+    let file = report.names();
     let about = html! {
         "Exported by " bdi { (report.exporter) } ", opset " (report.opset) ", " (Grouped(report.nodes)) " nodes"
     };

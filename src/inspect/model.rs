@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use lstc_graph::{Graph, ValueId, load};
+use lstc_graph::{Graph, ValueId};
 use lstc_models::recognise;
 use lstc_passes::options::Init;
 use lstc_passes::{Module, Options, artifacts, ladder_side_tuning};
@@ -15,12 +15,13 @@ use super::ladder::Ladder;
 use super::{Memory, Sizes, Weights, by_group, port};
 use crate::report::Bytes;
 use crate::rewrite::manifest::{ModelSummary, PortSummary, TapSummary, TowerSummary, taps};
-use crate::rewrite::odd_inputs;
+use crate::rewrite::{SourceModel, odd_inputs};
 
 /// What is in a model file.
 #[derive(Debug, Serialize)]
 pub struct ModelReport {
-    pub file: PathBuf,
+    /// One file, or the encoder's and the decoder's.
+    pub files: Vec<PathBuf>,
     pub exporter: String,
     pub opset: i64,
     pub ir_version: i64,
@@ -52,11 +53,11 @@ impl ModelReport {
     ///
     /// # Errors
     /// What is wrong with the file. A model that is refused is no error.
-    pub fn new(path: &Path, sizes: Sizes) -> anyhow::Result<ModelReport> {
-        let graph = load(path)?;
+    pub fn new(model: &SourceModel, sizes: Sizes) -> anyhow::Result<ModelReport> {
+        let mut graph = model.read()?;
         let ports = |values: &[ValueId]| values.iter().map(|v| PortSummary::new(&graph, *v)).collect();
         let mut report = ModelReport {
-            file: path.to_owned(),
+            files: model.files().to_vec(),
             exporter: graph.producer.clone(),
             opset: graph.opset(),
             ir_version: graph.ir_version,
@@ -72,7 +73,7 @@ impl ModelReport {
             warnings: Vec::new(),
             refusals: Vec::new(),
         };
-        match recognise(&graph) {
+        match recognise(&mut graph) {
             Ok(anatomy) => {
                 let summary = ModelSummary::new(&graph, &anatomy);
                 report.warnings = odd_inputs(&graph, &anatomy);
@@ -94,6 +95,11 @@ impl ModelReport {
             Err(refused) => report.refusals = refused.0.iter().map(ToString::to_string).collect(),
         }
         Ok(report)
+    }
+
+    /// The names of the model's files.
+    pub fn names(&self) -> String {
+        self.files.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" + ")
     }
 
     pub fn is_understood(&self) -> bool {
@@ -140,7 +146,7 @@ fn tower(t: &TowerSummary) -> String {
 
 impl fmt::Display for ModelReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", self.file.display())?;
+        writeln!(f, "{}", self.names())?;
         writeln!(f, "  exported by {}, opset {}, {} nodes", self.exporter, self.opset, self.nodes)?;
         writeln!(f, "  inputs   {}", self.inputs.iter().map(port).collect::<Vec<_>>().join("\n           "))?;
         writeln!(f, "  outputs  {}", self.outputs.iter().map(port).collect::<Vec<_>>().join("\n           "))?;

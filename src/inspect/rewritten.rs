@@ -5,8 +5,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use lstc_graph::{Graph, Origin, load};
+use lstc_graph::{Graph, load};
 use lstc_passes::artifacts;
+use lstc_passes::is_backbone;
 use lstc_passes::options::Init;
 use serde::Serialize;
 
@@ -104,8 +105,9 @@ impl RewrittenReport {
 
 /// The prediction for the source, compiled once more. No weight is read: the initial values are random.
 fn predict(config: &Config, sizes: Sizes) -> Prediction {
-    let Some(source) = config.source.first() else {
-        return Prediction::LeftOut("the manifest names no source".to_owned());
+    let source = match manifest::model_of(&config.source) {
+        Ok(source) => source,
+        Err(error) => return Prediction::LeftOut(format!("{error:#}")),
     };
     for file in &config.source {
         match std::fs::metadata(&file.file) {
@@ -118,7 +120,7 @@ fn predict(config: &Config, sizes: Sizes) -> Prediction {
     }
     let mut options = config.options();
     options.method.init = Init::Random;
-    match compile(&source.file, options, None, |_, _| ()) {
+    match compile(source, options, None, |_, _| ()) {
         Ok((module, _)) => Prediction::Made(Memory::predict(&module, &artifacts(&module), sizes)),
         Err(error) => Prediction::LeftOut(format!("{error:#}")),
     }
@@ -127,7 +129,7 @@ fn predict(config: &Config, sizes: Sizes) -> Prediction {
 /// The backbone's values that the manifest allows, and that nodes of a pass read.
 fn frontier(graph: &Graph, recorded: &manifest::Record) -> Vec<CutReport> {
     let uses = graph.uses();
-    let is_new = |id| graph.node(id).origin != Origin::SOURCE;
+    let is_new = |id| !is_backbone(&graph.node(id).origin);
     let mut cut = Vec::new();
     for value in recorded.cut.iter().filter_map(|name| graph.find(name)) {
         let mut readers: Vec<(String, usize)> = Vec::new();

@@ -27,7 +27,7 @@ fn parent(path: &Path) -> &Path {
 ///
 /// # Errors
 /// Something is there and is not to be replaced, or may not be.
-pub fn check(model: &Path, output: &Path, force: bool) -> anyhow::Result<()> {
+pub fn check(model: &[PathBuf], output: &Path, force: bool) -> anyhow::Result<()> {
     if output.file_name().is_none() {
         bail!("`{}` names no directory that could be made", output.display());
     }
@@ -50,9 +50,11 @@ pub fn check(model: &Path, output: &Path, force: bool) -> anyhow::Result<()> {
         let error = anyhow!("`{}` is there already", output.display());
         return Err(Hinted::new(error, "--force replaces it").into());
     }
-    if let (Ok(model), Ok(output)) = (model.canonicalize(), output.canonicalize())
-        && model.starts_with(&output)
-    {
+    let inside = |file: &PathBuf| match (file.canonicalize(), output.canonicalize()) {
+        (Ok(file), Ok(output)) => file.starts_with(output),
+        _ => false,
+    };
+    if model.iter().any(inside) {
         bail!("the model lies in `{}`, which would be replaced", output.display());
     }
     Ok(())
@@ -94,7 +96,7 @@ fn sweep(parent: &Path) {
 ///
 /// # Errors
 /// From the file system, or as [`check`]; what is there is then as it was.
-pub fn publish(folder: TempDir, model: &Path, output: &Path, force: bool) -> anyhow::Result<()> {
+pub fn publish(folder: TempDir, model: &[PathBuf], output: &Path, force: bool) -> anyhow::Result<()> {
     let context = || format!("cannot rename the finished folder to `{}`", output.display());
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).with_context(context)?;
     check(model, output, force)?;

@@ -9,16 +9,36 @@ use lstc_passes::options::{LossOptions, Method, OptimizerOptions};
 use lstc_passes::{Artifacts, Group, Module, Point};
 use serde::{Deserialize, Serialize};
 
-use super::MANIFEST;
+use super::{MANIFEST, SourceModel};
 use crate::data::Reading;
 use crate::report::Hinted;
 use crate::train::{Started, TrainOptions};
+
+/// What a file of the source model holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FilePart {
+    /// A graph.
+    Model,
+    /// Weights of a graph.
+    Data,
+}
+
+/// The model that a list of files is.
+///
+/// # Errors
+/// A list without a model.
+pub fn model_of(files: &[SourceFile]) -> anyhow::Result<SourceModel> {
+    let graphs: Vec<PathBuf> = files.iter().filter(|f| f.part == FilePart::Model).map(|f| f.file.clone()).collect();
+    SourceModel::find(&graphs).context("the manifest names no source")
+}
 
 /// A file of the source model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SourceFile {
     pub file: PathBuf,
+    pub part: FilePart,
     pub sha256: String,
     pub bytes: u64,
 }

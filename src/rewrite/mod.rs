@@ -5,13 +5,14 @@ pub mod config;
 pub(crate) mod directory;
 pub mod manifest;
 pub mod opened;
+mod source;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 
 use anyhow::{Context, anyhow};
-use lstc_graph::{Graph, Saved, encode, load, write_data};
+use lstc_graph::{Graph, Saved, encode, write_data};
 use lstc_models::{Anatomy, recognise, unread_inputs};
 use lstc_passes::{Artifacts, Module, Options, PassError, Timing, artifacts, ladder_side_tuning};
 
@@ -20,7 +21,8 @@ use crate::side::{self, Side};
 use crate::train::Started;
 pub use companions::TOKENIZER;
 use companions::{copy_tokenizer, special_tokens};
-use manifest::{Manifest, SourceFile};
+use manifest::{FilePart, Manifest, SourceFile};
+pub use source::SourceModel;
 
 /// The frozen weights' file.
 pub const DATA: &str = "backbone.data";
@@ -35,7 +37,7 @@ pub const MANIFEST: &str = "lst.yaml";
 
 /// What a rewrite is to make of what.
 pub struct Request<'r> {
-    pub model: &'r Path,
+    pub model: SourceModel,
     pub options: Options,
     /// How the result is to be trained, where a command says nothing else.
     pub training: Started,
@@ -57,9 +59,9 @@ pub struct Written {
 
 /// A model that a pass, or its invariants, stopped.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot rewrite `{}`", model.display())]
+#[error("cannot rewrite `{model}`")]
 pub struct Stopped {
-    model: PathBuf,
+    model: SourceModel,
     source: PassError,
 }
 
@@ -67,17 +69,17 @@ pub struct Stopped {
 ///
 /// # Errors
 /// What is wrong with the file, or everything that was not understood.
-pub fn open(model: &Path) -> anyhow::Result<(Graph, Anatomy)> {
-    let graph = load(model)?;
-    let anatomy = recognise(&graph).map_err(|refused| NotUnderstood { model: model.to_owned(), refused })?;
+pub fn open(model: &SourceModel) -> anyhow::Result<(Graph, Anatomy)> {
+    let mut graph = model.read()?;
+    let anatomy = recognise(&mut graph).map_err(|refused| NotUnderstood { model: model.clone(), refused })?;
     Ok((graph, anatomy))
 }
 
 /// A model that was refused.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot rewrite `{}`\n{refused}", model.display())]
+#[error("cannot rewrite `{model}`\n{refused}")]
 pub struct NotUnderstood {
-    pub model: PathBuf,
+    pub model: SourceModel,
     pub refused: lstc_models::Refused,
 }
 
@@ -98,17 +100,18 @@ impl NotUnderstood {
 /// # Errors
 /// As [`open`]; options that do not fit the model; a pass that fails.
 pub fn compile(
-    model: &Path,
+    model: impl Into<SourceModel>,
     options: Options,
     stop_after: Option<&str>,
     after: impl FnMut(&'static str, &Module),
 ) -> anyhow::Result<(Module, Vec<Timing>)> {
-    let (graph, anatomy) = open(model)?;
-    run_passes(model, graph, anatomy, options, stop_after, after)
+    let model = model.into();
+    let (graph, anatomy) = open(&model)?;
+    run_passes(&model, graph, anatomy, options, stop_after, after)
 }
 
 fn run_passes(
-    model: &Path,
+    model: &SourceModel,
     graph: Graph,
     anatomy: Anatomy,
     options: Options,
@@ -116,10 +119,10 @@ fn run_passes(
     after: impl FnMut(&'static str, &Module),
 ) -> anyhow::Result<(Module, Vec<Timing>)> {
     let mut module = Module::new(graph, anatomy, options)
-        .map_err(|problems| anyhow!("the options do not fit `{}`\n  {}", model.display(), problems.join("\n  ")))?;
+        .map_err(|problems| anyhow!("the options do not fit `{model}`\n  {}", problems.join("\n  ")))?;
     let timings = ladder_side_tuning()
         .run(&mut module, stop_after, after)
-        .map_err(|source| Stopped { model: model.to_owned(), source })?;
+        .map_err(|source| Stopped { model: model.clone(), source })?;
     Ok((module, timings))
 }
 
@@ -142,21 +145,21 @@ pub fn odd_inputs(graph: &Graph, anatomy: &Anatomy) -> Vec<String> {
 /// As [`compile`]; an output that is there already; anything from the file system.
 pub fn rewrite(request: Request, after: impl FnMut(&'static str, &Module)) -> anyhow::Result<Written> {
     let Request { model, options, training, output, force } = request;
-    directory::check(model, output, force)?;
-    let (graph, anatomy) = open(model)?;
+    directory::check(model.files(), output, force)?;
+    let (graph, anatomy) = open(&model)?;
     let warnings = odd_inputs(&graph, &anatomy);
-    let (module, timings) = run_passes(model, graph, anatomy, options, None, after)?;
+    let (module, timings) = run_passes(&model, graph, anatomy, options, None, after)?;
     let artifacts = artifacts(&module);
     let folder = directory::begin(output)?;
-    let (manifest, data) = write(model, &module, &artifacts, training, folder.path())
+    let (manifest, data) = write(&model, &module, &artifacts, training, folder.path())
         .with_context(|| format!("cannot write `{}`", output.display()))?;
-    directory::publish(folder, model, output, force)?;
+    directory::publish(folder, model.files(), output, force)?;
     Ok(Written { manifest, timings, data, frozen: frozen_elements(&module), warnings })
 }
 
 /// Writes every file of a rewritten model into a folder.
 fn write(
-    model: &Path,
+    model: &SourceModel,
     module: &Module,
     artifacts: &Artifacts,
     training: Started,
@@ -174,8 +177,8 @@ fn write(
         let initial: Side =
             module.plan.parameters.iter().zip(&module.initial).map(|(p, a)| (p.name.clone(), a.clone())).collect();
         side::save(&folder.join(SIDE), &initial)?;
-        copy_tokenizer(model, folder)?;
-        let tokens = special_tokens(model, module.anatomy.family)?;
+        copy_tokenizer(model.first(), folder)?;
+        let tokens = special_tokens(model.first(), module.anatomy.family)?;
         let sources = hashing.join().map_err(|_| anyhow!("hashing the source failed"))??;
         let manifest = Manifest::new(module, artifacts, sources, tokens, training);
         fs::write(folder.join(MANIFEST), manifest.to_yaml()?)?;
@@ -184,9 +187,10 @@ fn write(
     })
 }
 
-/// The model's file and the data files that its weights lie in, with their hashes.
-fn source_files(model: &Path, graph: &Graph) -> anyhow::Result<Vec<SourceFile>> {
-    let mut paths = vec![model.to_owned()];
+/// The model's files and the data files that its weights lie in, with their hashes.
+fn source_files(model: &SourceModel, graph: &Graph) -> anyhow::Result<Vec<SourceFile>> {
+    let mut paths = model.files().to_vec();
+    let models = paths.len();
     for value in graph.value_ids() {
         if let Some(place) = graph.weight(value).and_then(|w| w.place())
             && !paths.contains(&place.file)
@@ -194,18 +198,19 @@ fn source_files(model: &Path, graph: &Graph) -> anyhow::Result<Vec<SourceFile>> 
             paths.push(place.file.to_path_buf());
         }
     }
-    paths.iter().map(|path| source_file(path)).collect()
+    let part = |index: usize| if index < models { FilePart::Model } else { FilePart::Data };
+    paths.iter().enumerate().map(|(index, path)| source_file(path, part(index))).collect()
 }
 
 /// The hash and size of a file.
-pub fn source_file(path: &Path) -> anyhow::Result<SourceFile> {
+pub fn source_file(path: &Path, part: FilePart) -> anyhow::Result<SourceFile> {
     let context = || format!("cannot read `{}`", path.display());
     let mut file = fs::File::open(path).with_context(context)?;
     let sha256 = sha256(&mut file).with_context(context)?;
     let bytes = file.metadata().with_context(context)?.len();
     // Not the file that a link leads to: external data lies beside the name.
     let path = std::path::absolute(path).with_context(context)?;
-    Ok(SourceFile { file: path, sha256, bytes })
+    Ok(SourceFile { file: path, part, sha256, bytes })
 }
 
 /// Makes sure that the files are on the disk before they get their final name. A linked data file is the source's.
@@ -224,7 +229,8 @@ fn sync(folder: &Path, saved: Saved) -> anyhow::Result<()> {
 pub fn frozen_elements(module: &Module) -> usize {
     let (graph, head) = (&module.graph, &module.anatomy.head);
     let counted = |v: &lstc_graph::ValueId| {
-        let copy = head.tied && *v == head.linear.weight && *v != module.anatomy.last().table;
+        let copy =
+            head.tied && head.linear.weight.value() == Some(*v) && module.anatomy.last().table.value() != Some(*v);
         !copy && !module.is_new(*v)
     };
     let weights = graph.value_ids().filter(counted).filter_map(|v| graph.weight(v));

@@ -4,7 +4,7 @@
 //! directory; the backbone's own logits, which no written graph computes unless it distils, in the graph from which the
 //! written ones were sliced.
 
-use lstc_graph::{Graph, ValueId, encode, write_data};
+use lstc_graph::{Builder, DType, Graph, Origin, ValueId, encode, write_data};
 
 use super::{Check, Subject, difference, run, sample};
 use crate::runtime::{Optimisation, Tensor};
@@ -22,11 +22,14 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
     let cut: Vec<ValueId> = cut.into_iter().filter(|v| on_disk(v).is_some()).collect();
     let logits = module.anatomy.head.logits;
 
-    let source = lstc_graph::load(&source_of(subject)?)?;
-    let original = |v: ValueId| source.value(source.value_ids().nth(v.index()).expect("ids are kept")).name.clone();
-    let names: Vec<String> = cut.iter().chain([&logits]).map(|v| original(*v)).collect();
-    let source = source.slice(&names.iter().filter_map(|n| source.find(n)).collect::<Vec<_>>());
-    let tuned = module.graph.slice(&[logits, module.logits.expect("the head was emitted")]);
+    // Ids are kept: a value of the module's that is no pass's is the source's of the same id.
+    let mut source = source_of(subject)?;
+    let originals: Vec<ValueId> = cut.iter().chain([&logits]).copied().collect();
+    let names = give(&mut source, &originals);
+    let mut tuned = module.graph.clone();
+    let tuned_logits = give(&mut tuned, &[logits]);
+    tuned.outputs.push(module.logits.expect("the head was emitted"));
+    let [source, tuned] = [source, tuned].map(|graph| graph.slice(&graph.outputs));
     let folder = tempfile::tempdir()?;
     let (data, _) = write_data(&[&source, &tuned], folder.path(), "source.data")?;
 
@@ -41,12 +44,11 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
             session.load(&encode(graph, &data), Some(folder.path()))
         };
         let expected = run(&mut open(&source)?, &inputs, &names)?;
-        let found_logits = run(&mut open(&tuned)?, &all, &[lstc_passes::BACKBONE_LOGITS.to_owned()])?;
+        let found_logits = run(&mut open(&tuned)?, &all, &tuned_logits)?;
 
         let mut graph = disk.clone();
         let values: Vec<ValueId> = cut.iter().filter_map(on_disk).collect();
-        graph.outputs.extend(&values);
-        let here: Vec<String> = values.iter().map(|v| graph.value(*v).name.clone()).collect();
+        let here = give(&mut graph, &values);
         let found = run(&mut subject.session(&graph, optimisation)?, &all, &here)?;
 
         let taps = format!("{} backbone values in infer.onnx", cut.len());
@@ -57,9 +59,19 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
     Ok(checks)
 }
 
-fn source_of(subject: &Subject) -> anyhow::Result<std::path::PathBuf> {
+fn source_of(subject: &Subject) -> anyhow::Result<Graph> {
     let config = crate::rewrite::manifest::read(subject.directory)?;
-    Ok(config.source.first().map(|s| s.file.clone()).unwrap_or_default())
+    Ok(crate::rewrite::open(&crate::rewrite::manifest::model_of(&config.source)?)?.0)
+}
+
+/// Makes values a graph's outputs, in f32 where they are of another float type; their names.
+fn give(graph: &mut Graph, values: &[ValueId]) -> Vec<String> {
+    let wide = |graph: &mut Graph, v: ValueId| match graph.value(v).dtype {
+        Some(dtype) if dtype.is_float() => Builder::new(graph, Origin::pass("verify")).cast(v, DType::F32),
+        _ => v,
+    };
+    graph.outputs = values.iter().map(|v| wide(graph, *v)).collect();
+    graph.outputs.iter().map(|v| graph.value(*v).name.clone()).collect()
 }
 
 fn compare<'t>(

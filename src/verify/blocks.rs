@@ -1,8 +1,8 @@
 //! Each block at full width, emitted in the side network's canonical form with the backbone's weights, against the
 //! backbone itself.
 
-use lstc_graph::{Builder, Graph, Origin, ValueId, encode, write_data};
-use lstc_models::{Attention, AttentionKind, Linear, SublayerKind, Table};
+use lstc_graph::{Builder, DType, Graph, Origin, ValueId, encode, write_data};
+use lstc_models::{Attention, AttentionKind, SublayerKind};
 use lstc_passes::block::{
     AttentionWeights, Dropout, FeedForwardWeights, MatrixValue, Rows, attention, feed_forward, norm,
 };
@@ -92,22 +92,24 @@ fn emit(subject: &Subject, b: &Builder, tower: usize, index: usize) -> ValueId {
     let (rows, this) = (rows_of(tower), &anatomy.towers[tower]);
     let block = &this.blocks[index];
     b.scope(&format!("proof/{}.{index}", this.kind));
-    let mut state = rows.flatten(b, block.input, this.width);
+    let mut state = rows.flatten(b, b.cast(block.input, DType::F32), this.width);
     for layer in &block.sublayers {
-        let x = norm(b, state, layer.norm.weight, layer.norm.epsilon, this.width);
+        let x = norm(b, state, b.cast(layer.norm.weight, DType::F32), layer.norm.epsilon, this.width);
         let branch = match &layer.kind {
             SublayerKind::Attention(a) => {
                 let context = (a.kind == AttentionKind::Cross).then(|| {
                     let before = &anatomy.towers[tower - 1];
                     let keys = rows_of(tower - 1);
-                    (keys.flatten(b, before.output, before.width), keys)
+                    (keys.flatten(b, b.cast(before.output, DType::F32), before.width), keys)
                 });
                 let context = context.as_ref().map(|(value, rows)| (*value, rows));
                 attention(b, a, &weights(b, a), (x, &rows), context, Dropout::NONE)
             }
             SublayerKind::FeedForward(f) => {
-                let weights =
-                    FeedForwardWeights { inner: f.inner.iter().map(matrix).collect(), outer: matrix(&f.outer) };
+                let weights = {
+                    let matrix = |l| MatrixValue::frozen(b, l);
+                    FeedForwardWeights { inner: f.inner.iter().map(matrix).collect(), outer: matrix(&f.outer) }
+                };
                 feed_forward(b, f, &weights, x, Dropout::NONE)
             }
         };
@@ -118,18 +120,11 @@ fn emit(subject: &Subject, b: &Builder, tower: usize, index: usize) -> ValueId {
 
 fn weights(b: &Builder, a: &Attention) -> AttentionWeights {
     AttentionWeights {
-        q: matrix(&a.q),
-        k: matrix(&a.k),
-        v: matrix(&a.v),
-        o: matrix(&a.o),
-        table: a.relative().map(|r| match &r.table {
-            Table::Value(value) => *value,
-            Table::Unfolded(weight) => b.constant(weight.clone()),
-        }),
+        q: MatrixValue::frozen(b, &a.q),
+        k: MatrixValue::frozen(b, &a.k),
+        v: MatrixValue::frozen(b, &a.v),
+        o: MatrixValue::frozen(b, &a.o),
+        table: a.relative().map(|r| r.table.emit(b)),
         head_width: a.head_width,
     }
-}
-
-fn matrix(linear: &Linear) -> MatrixValue {
-    MatrixValue { value: linear.weight, orientation: linear.orientation }
 }

@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 
-use lstc_graph::{Graph, Origin, Role, ValueId};
+use lstc_graph::{Graph, Role, ValueId};
+use lstc_passes::is_backbone;
 
 use super::{Check, Subject};
 
@@ -34,7 +35,7 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
 }
 
 fn is_source(graph: &Graph, id: lstc_graph::NodeId) -> bool {
-    graph.node(id).origin == Origin::SOURCE
+    is_backbone(&graph.node(id).origin)
 }
 
 fn frozen_depends(graph: &Graph) -> Vec<String> {

@@ -19,7 +19,7 @@ mod wide;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use lstc_graph::Graph;
 use lstc_passes::Module;
 use serde::Serialize;
@@ -105,14 +105,14 @@ pub fn verify(
     mut progress: impl FnMut(&str),
 ) -> anyhow::Result<Verdict> {
     let config = manifest::read(directory)?;
-    let source = config.source.first().ok_or_else(|| anyhow!("the manifest names no source"))?;
+    let source = manifest::model_of(&config.source)?;
     progress("hashing the source");
     let mut checks = vec![source_check(&config.source)?];
     if !checks[0].holds {
         // Everything else is measured against the source.
         return Ok(Verdict { directory: directory.to_owned(), holds: false, checks });
     }
-    let (module, _) = compile(&source.file, config.options(), None, |_, _| ())?;
+    let (module, _) = compile(source, config.options(), None, |_, _| ())?;
     checks.extend(prove(directory, module, config.written_by(), runtime, seed, progress)?);
     Ok(Verdict { directory: directory.to_owned(), holds: checks.iter().all(|c| c.holds), checks })
 }
@@ -148,7 +148,7 @@ pub fn prove(
 fn source_check(files: &[manifest::SourceFile]) -> anyhow::Result<Check> {
     let mut changed = Vec::new();
     for file in files {
-        let now = source_file(&file.file).context("the source of the rewrite cannot be read")?;
+        let now = source_file(&file.file, file.part).context("the source of the rewrite cannot be read")?;
         if now.sha256 != file.sha256 {
             changed.push(format!("`{}` has changed since it was rewritten", file.file.display()));
         }

@@ -24,7 +24,7 @@ enum Content {
 /// Inputs of the model by name, with `labels`.
 pub fn inputs(module: &Module, seed: u64) -> anyhow::Result<Vec<(String, Tensor)>> {
     let (graph, anatomy) = (&module.graph, &module.anatomy);
-    let rows = |tower: &lstc_models::Tower| graph.weight(tower.table).map_or(1, |w| w.dims()[0]);
+    let rows = |tower: &lstc_models::Tower| tower.table.dims(graph)[0];
     let given = graph.inputs.iter().filter(|v| !module.is_new(**v)).map(|input| {
         let tower = anatomy.towers.iter().find(|t| t.tokens == *input);
         (*input, tower.map_or(Content::Mask, |t| Content::Tokens { vocabulary: rows(t) }))

@@ -2,7 +2,6 @@
 
 mod t5;
 
-use lstc_graph::Graph;
 use serde::{Deserialize, Serialize};
 
 use crate::anatomy::{Anatomy, AttentionKind, FeedForward};
@@ -67,11 +66,11 @@ pub struct Family {
     pub name: &'static str,
     pub names: Names,
     pub tokens: SpecialTokens,
-    check: fn(&Graph, &Anatomy) -> Vec<Refusal>,
+    check: fn(&Anatomy) -> Vec<Refusal>,
 }
 
 impl Family {
-    fn new(name: &'static str, facts: &str, check: fn(&Graph, &Anatomy) -> Vec<Refusal>) -> Family {
+    fn new(name: &'static str, facts: &str, check: fn(&Anatomy) -> Vec<Refusal>) -> Family {
         let Facts { names, tokens } = serde_yaml::from_str(facts).expect("the family's facts are well-formed");
         Family { name, names, tokens, check }
     }
@@ -80,8 +79,8 @@ impl Family {
     ///
     /// # Errors
     /// Each constraint that it does not meet.
-    pub fn check(&self, graph: &Graph, anatomy: &Anatomy) -> Result<(), Vec<Refusal>> {
-        let refusals = (self.check)(graph, anatomy);
+    pub fn check(&self, anatomy: &Anatomy) -> Result<(), Vec<Refusal>> {
+        let refusals = (self.check)(anatomy);
         if refusals.is_empty() { Ok(()) } else { Err(refusals) }
     }
 }

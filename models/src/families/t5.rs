@@ -1,17 +1,16 @@
 //! T5: an encoder and a decoder with root-mean-square norms before each sublayer, and relative-position biases in the
-//! self-attention, one table a tower (Raffel et al., 2020, <https://arxiv.org/abs/1910.10683>).
-
-use lstc_graph::Graph;
+//! self-attention (Raffel et al., 2020, <https://arxiv.org/abs/1910.10683>). One table serves a tower; in umT5 each block has its
+//! own (Chung et al., 2023, <https://arxiv.org/abs/2304.09151>).
 
 use super::Family;
-use crate::anatomy::{Anatomy, AttentionKind, SublayerKind, Table, Tower, TowerKind};
+use crate::anatomy::{Anatomy, AttentionKind, SublayerKind, Tower, TowerKind};
 use crate::recognise::Refusal;
 
 pub fn family() -> Family {
     Family::new("t5", include_str!("t5.yaml"), check)
 }
 
-fn check(graph: &Graph, anatomy: &Anatomy) -> Vec<Refusal> {
+fn check(anatomy: &Anatomy) -> Vec<Refusal> {
     let mut refusals = Vec::new();
     let kinds: Vec<TowerKind> = anatomy.towers.iter().map(|t| t.kind).collect();
     if kinds != [TowerKind::Encoder, TowerKind::Decoder] {
@@ -28,7 +27,7 @@ fn check(graph: &Graph, anatomy: &Anatomy) -> Vec<Refusal> {
     }
     let width = anatomy.towers[0].width;
     for tower in &anatomy.towers {
-        blocks(graph, tower, &mut refusals);
+        blocks(tower, &mut refusals);
         if tower.width != width {
             refusals.push(Refusal {
                 place: format!("the {}", tower.kind),
@@ -40,11 +39,8 @@ fn check(graph: &Graph, anatomy: &Anatomy) -> Vec<Refusal> {
     refusals
 }
 
-/// Blocks of one make, whose self-attentions share the first one's position table.
-fn blocks(graph: &Graph, tower: &Tower, refusals: &mut Vec<Refusal>) {
-    let table =
-        |b: &crate::anatomy::Block| b.attention(AttentionKind::SelfAttention)?.relative().map(|r| r.table.clone());
-    let first = tower.blocks.first().and_then(table);
+/// Blocks of one make, whose self-attentions have a position table.
+fn blocks(tower: &Tower, refusals: &mut Vec<Refusal>) {
     let make = |b: &crate::anatomy::Block| {
         let heads = [AttentionKind::SelfAttention, AttentionKind::Cross]
             .map(|kind| b.attention(kind).map(|a| (a.heads, a.head_width)));
@@ -54,16 +50,8 @@ fn blocks(graph: &Graph, tower: &Tower, refusals: &mut Vec<Refusal>) {
         let mut refuse = |node: String, reason: String| {
             refusals.push(Refusal { place: format!("block {index} of the {}", tower.kind), node, reason });
         };
-        match (table(block), &first) {
-            (None, _) => refuse(String::new(), "its self-attention has no relative-position bias".to_owned()),
-            (Some(here), Some(first)) if here != *first => {
-                let name = match here {
-                    Table::Value(value) => graph.value(value).name.clone(),
-                    Table::Unfolded(_) => String::new(),
-                };
-                refuse(name, "has a relative-position table of its own: one a tower is supported".to_owned());
-            }
-            _ => {}
+        if block.attention(AttentionKind::SelfAttention).is_some_and(|a| a.relative().is_none()) {
+            refuse(String::new(), "its self-attention has no relative-position bias".to_owned());
         }
         if make(block) != make(&tower.blocks[0]) {
             refuse(String::new(), "its heads, widths or activation differ from those of block 0".to_owned());

@@ -1,0 +1,145 @@
+//! Fused operators in plain words.
+//!
+//! ONNX Runtime's optimiser and the newest opsets fuse what a transformer is made of into operators of their own.
+//! Recognition works on a view of the graph in which each of these is the plain nodes that define it, under the values
+//! that it has. What a fused operator keeps to itself and the side network needs, such as a residual sum or a mask in
+//! additive form, is a new value of the view.
+//!
+//! | operator | in plain words |
+//! | --- | --- |
+//! | `SkipSimplifiedLayerNormalization` | the residual sum, and its norm |
+//! | `FusedMatMul` | transpositions, a product, a scale |
+//! | `Attention` (opset 23), `MultiHeadAttention` | heads, scores, masks, softmax, mix |
+//! | `RelativePositionBias` | T5's buckets, and a table's rows |
+//! | exponentials over their sum | `Softmax` |
+//! | products of integers, as ONNX Runtime's quantisation leaves them | a product with a dequantised matrix |
+//!
+//! **Invariant:** an operator in a form that is not understood stays as it is, and is refused where it matters.
+
+mod attention;
+mod position;
+mod quantised;
+
+use lstc_graph::{Attributes, Builder, DType, Graph, MICROSOFT, Node, NodeId, Origin, ValueId};
+
+/// The origin of nodes that restate what the source computes.
+pub const RESTATED: Origin = Origin::pass("restate");
+
+/// The graph without fused operators, under the same ids; `None` where it has none.
+pub fn restate(graph: &Graph) -> Option<Graph> {
+    let fused: Vec<NodeId> = graph.node_ids().filter(|id| is_fused(graph, graph.node(*id))).collect();
+    if fused.is_empty() {
+        return None;
+    }
+    let mut view = graph.clone();
+    for id in fused {
+        // In the view as it is by now: what this node reads may be restated already.
+        let node = graph.node(id).clone();
+        let b = Builder::new(&mut view, RESTATED);
+        b.scope(&node.name);
+        let made = match (node.op.as_str(), node.domain.as_str()) {
+            ("SkipSimplifiedLayerNormalization", _) => skip_norm(&b, &node),
+            ("FusedMatMul", _) => product(&b, &node),
+            ("RelativePositionBias", _) => position::bias(&b, &node),
+            ("MultiHeadAttention", _) => attention::multi_head(&b, &node),
+            ("Attention", _) => attention::attention(&b, &node),
+            _ if quantised::is_quantised(graph, &node) => quantised::of_floats(&b, graph, &node),
+            _ => softmax(&b, graph, &node),
+        };
+        for (slot, value) in made.into_iter().flatten() {
+            let (Some(old), Some((by, _))) = (node.output(slot), view.producer_of(value)) else { continue };
+            view.refine_like(value, old);
+            view.remake(old, by);
+            view.redirect(value, old);
+        }
+    }
+    Some(view)
+}
+
+/// The values that take the place of a node's outputs, by slot.
+type Made = Option<Vec<(usize, ValueId)>>;
+
+fn is_fused(graph: &Graph, node: &Node) -> bool {
+    const OWN: [&str; 4] =
+        ["SkipSimplifiedLayerNormalization", "FusedMatMul", "RelativePositionBias", "MultiHeadAttention"];
+    node.domain == MICROSOFT && OWN.contains(&node.op.as_str())
+        || node.is("Attention")
+        || quantised::is_quantised(graph, node)
+        || node.is("Div") && exponentials(graph, node).is_some()
+}
+
+/// `norm(x + skip)`: the norm, and the sum where the operator gives it.
+fn skip_norm(b: &Builder, node: &Node) -> Made {
+    if node.input(3).is_some() || node.output(1).is_some() || node.output(2).is_some() {
+        return None; // a bias, or the mean and deviation of another norm
+    }
+    let sum = b.unshared("Add", &[node.input(0)?, node.input(1)?], Attributes::none(), 1)[0];
+    let epsilon = node.attributes.get_float("epsilon").unwrap_or(1e-5);
+    let attributes = Attributes::none().int("axis", -1).float("epsilon", epsilon);
+    let norm = b.unshared("SimplifiedLayerNormalization", &[sum, node.input(2)?], attributes, 1)[0];
+    Some(vec![(3, sum), (0, norm)])
+}
+
+/// `alpha a' b'`, with the last two axes of each transposed where asked.
+fn product(b: &Builder, node: &Node) -> Made {
+    let flag = |name: &str| node.attributes.get_int(name).unwrap_or(0) != 0;
+    if flag("transBatchA") || flag("transBatchB") {
+        return None;
+    }
+    let operand = |slot: usize, swap: bool| {
+        let value = node.input(slot)?;
+        if !swap {
+            return Some(value);
+        }
+        let rank = b.shape(value)?.len() as i64;
+        let mut perm: Vec<i64> = (0..rank).collect();
+        (rank >= 2).then(|| perm.swap(rank as usize - 1, rank as usize - 2))?;
+        Some(b.transpose(value, &perm))
+    };
+    let (x, y) = (operand(0, flag("transA"))?, operand(1, flag("transB"))?);
+    let alpha = node.attributes.get_float("alpha").unwrap_or(1.0);
+    let product = b.unshared("MatMul", &[x, y], Attributes::none(), 1)[0];
+    if alpha == 1.0 {
+        return Some(vec![(0, product)]);
+    }
+    Some(vec![(0, b.unshared("Mul", &[product, constant_like(b, alpha, x)], Attributes::none(), 1)[0])])
+}
+
+/// A scalar of the element type of `like`; recognition looks through the cast.
+fn constant_like(b: &Builder, value: f32, like: ValueId) -> ValueId {
+    b.cast(b.f32(value), b.dtype(like).filter(|d| d.is_float()).unwrap_or(DType::F32))
+}
+
+fn softmax(b: &Builder, graph: &Graph, node: &Node) -> Made {
+    let x = exponentials(graph, node)?;
+    Some(vec![(0, b.unshared("Softmax", &[x], Attributes::none().int("axis", -1), 1)[0])])
+}
+
+/// `exp(x - max(x)) / sum(exp(x - max(x)))` over the last axis: x.
+fn exponentials(graph: &Graph, node: &Node) -> Option<ValueId> {
+    let maker = |v: ValueId| {
+        let mut value = v;
+        loop {
+            let node = graph.node(graph.producer_of(value)?.0);
+            match node.input(0) {
+                Some(inner) if node.is("Cast") || node.is("Identity") => value = inner,
+                _ => return Some((value, node)),
+            }
+        }
+    };
+    let over_last = |n: &Node| {
+        let axes = n.attributes.get_ints("axes").map(<[i64]>::to_vec);
+        let axes = axes.or_else(|| graph.weight(n.input(1)?)?.to_i64())?;
+        let last = graph.shape(n.input(0)?).map_or(-1, |s| s.len() as i64 - 1);
+        (axes == [-1] || axes == [last]).then_some(())
+    };
+    let (exponential, exp) = maker(node.input(0)?).filter(|(_, n)| n.is("Exp"))?;
+    let (_, sum) = maker(node.input(1)?).filter(|(_, n)| n.is("ReduceSum"))?;
+    over_last(sum)?;
+    let summed = maker(sum.input(0)?)?.0;
+    let (_, shifted) = maker(exp.input(0)?).filter(|(_, n)| n.is("Sub"))?;
+    let (_, largest) = maker(shifted.input(1)?).filter(|(_, n)| n.is("ReduceMax"))?;
+    over_last(largest)?;
+    let x = shifted.input(0)?;
+    (summed == exponential && maker(x)?.0 == maker(largest.input(0)?)?.0).then_some(x)
+}
