@@ -90,6 +90,11 @@ impl Value {
         self.fact.shape().map(|dims| dims.map(|d| d.simplify()).collect())
     }
 
+    /// The elements of a small integer tensor, as far as they are known.
+    pub fn contents(&self) -> Option<Vec<Dim>> {
+        self.fact.values().map(|values| values.iter().map(|v| v.simplify()).collect())
+    }
+
     pub fn weight(&self) -> Option<&Weight> {
         match &self.source {
             Source::Weight(w) => Some(w),

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::HashSet;
 
-use lstc_graph::{DType, Graph, Node, NodeId, ValueId, Weight};
+use lstc_graph::{DType, Dim, Graph, Node, NodeId, ValueId, Weight};
 
 use crate::anatomy::Norm;
 
@@ -108,7 +108,9 @@ impl<'g> Matcher<'g> {
             let copies = node.is("Identity")
                 || node.is("Dropout") && node.input(2).is_none()
                 || (node.is("Cast") || node.is("CastLike")) && same_type()
-                || (node.is("Reshape") || node.is("Expand") || node.is("Flatten")) && same_shape();
+                || (node.is("Reshape") || node.is("Expand") || node.is("Flatten")) && same_shape()
+                || node.is("Concat") && node.inputs.len() == 1
+                || node.is("Slice") && self.keeps_all(node);
             let quantising = || {
                 let (quantise, _) = self.graph.producer_of(node.input(0).filter(|_| node.is("DequantizeLinear"))?)?;
                 self.graph.node(quantise).is("QuantizeLinear").then_some(quantise)
@@ -128,6 +130,37 @@ impl<'g> Matcher<'g> {
             }
         }
         value
+    }
+
+    /// True for a slice from the first element to the last, one axis or several.
+    fn keeps_all(&self, node: &Node) -> bool {
+        let contents = |slot: usize, name: &str| {
+            let written = node.attributes.get_ints(name).map(|v| v.iter().map(|v| Dim::Value(*v as i32)).collect());
+            written.or_else(|| self.graph.value(node.input(slot)?).contents())
+        };
+        let shape = node.input(0).and_then(|x| self.graph.shape(x));
+        let (Some(shape), Some(starts), Some(ends)) = (shape, contents(1, "starts"), contents(2, "ends")) else {
+            return false;
+        };
+        let axes: Vec<Dim> = contents(3, "axes").unwrap_or_else(|| (0..starts.len() as i32).map(Dim::Value).collect());
+        let steps = contents(4, "steps").unwrap_or_default();
+        let size = |axis: &Dim| match axis {
+            Dim::Value(axis) => {
+                let rank = shape.len() as i32;
+                shape.get(usize::try_from(if *axis < 0 { axis + rank } else { *axis }).ok()?)
+            }
+            _ => None,
+        };
+        let whole = |((start, end), axis): ((&Dim, &Dim), &Dim)| {
+            size(axis).is_some_and(|size| {
+                let from_first = *start == Dim::Value(0) || (start.clone() + size.clone()).simplify() == Dim::Value(0);
+                from_first && (*end == Dim::Value(i32::MAX) || end == size)
+            })
+        };
+        steps.iter().all(|s| *s == Dim::Value(1))
+            && starts.len() == ends.len()
+            && starts.len() == axes.len()
+            && starts.iter().zip(&ends).zip(&axes).all(whole)
     }
 
     /// `clamp(x, -c, c)` with a bound that only an overflow of f16 reaches, as transformers guards its residual stream:
