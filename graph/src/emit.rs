@@ -107,7 +107,7 @@ impl<'g> Builder<'g> {
         if let Some(earlier) = self.shared.borrow().get(&key) {
             return earlier[0];
         }
-        let id = self.graph.borrow_mut().add_weight("const", weight);
+        let id = self.graph.borrow_mut().add_weight(&format!("{}/const", self.origin), weight);
         self.shared.borrow_mut().insert(key, vec![id]);
         id
     }

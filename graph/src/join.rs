@@ -1,6 +1,6 @@
 //! One graph of two, in which inputs of the second are values of the first.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::dtype::DType;
@@ -41,8 +41,10 @@ pub fn join(first: Graph, second: &Graph, wires: &[(ValueId, ValueId)]) -> Resul
         place.insert(id, joined.add_value(&name, source, dtype, fact));
     }
     let moved = |values: &[Option<ValueId>]| values.iter().map(|v| v.map(|v| place[&v])).collect();
+    let mut names: HashSet<String> = joined.nodes.iter().flatten().map(|n| n.name.clone()).collect();
     for node in &second.nodes {
         joined.nodes.push(node.as_ref().map(|node| Node {
+            name: unused(&node.name, &mut names),
             inputs: moved(&node.inputs),
             outputs: moved(&node.outputs),
             ..node.clone()
@@ -55,6 +57,17 @@ pub fn join(first: Graph, second: &Graph, wires: &[(ValueId, ValueId)]) -> Resul
     share(&mut joined, first_values);
     joined.infer().map_err(|(node, reason)| format!("do not fit: `{}` {reason}", joined.node(node).name))?;
     Ok(joined)
+}
+
+/// A node's name, or the same with a number where another node has it: ONNX Runtime refuses two of one name.
+fn unused(name: &str, names: &mut HashSet<String>) -> String {
+    let mut free = name.to_owned();
+    let mut count = 0;
+    while !names.insert(free.clone()) {
+        count += 1;
+        free = format!("{name}_{count}");
+    }
+    free
 }
 
 /// Weights below this size are not worth a comparison.

@@ -25,6 +25,7 @@ pub use anatomy::{
     Orientation, Relative, Sublayer, SublayerKind, Tower, TowerKind,
 };
 pub use families::{Family, Names, SpecialTokens, families};
+pub use frozen::Part;
 pub use inputs::{InputRole, ModelInput, model_inputs, unread_inputs};
 pub use quantised::Quantised;
 pub use recognise::{Refusal, Refused, recognise};

@@ -9,7 +9,7 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use lstc_graph::{Dim, Graph, Node, NodeId, Origin, ValueId};
+use lstc_graph::{Dim, Graph, MICROSOFT, Node, NodeId, Origin, ValueId};
 
 use crate::anatomy::{
     Anatomy, AttentionKind, Block, Frozen, Head, Orientation, Sublayer, SublayerKind, Tower, TowerKind,
@@ -92,10 +92,35 @@ fn foreign(graph: &Graph) -> Vec<Refusal> {
     if graph.node_ids().any(|id| graph.node(id).origin != Origin::SOURCE) {
         refuse("was written by lstc itself: rewrite the model that it was made from".to_owned());
     }
+    for node in strange_nodes(graph) {
+        refuse(node);
+    }
     if graph.opset() < OLDEST_OPSET {
         refuse(format!("is of opset {}, but {OLDEST_OPSET} is the oldest supported: export it again", graph.opset()));
     }
     refusals
+}
+
+/// Operators that compute something which no shape and no pattern is known of, each named once.
+fn strange_nodes(graph: &Graph) -> Vec<String> {
+    let mut kinds: Vec<String> = Vec::new();
+    let mut live: Vec<NodeId> = graph.ancestors(graph.outputs.iter().copied()).into_iter().collect();
+    live.sort_unstable();
+    let mut found = Vec::new();
+    for node in live.into_iter().map(|id| graph.node(id)) {
+        let strange = if !node.is_default_domain() && node.domain != MICROSOFT {
+            "an operator of a domain that lstc does not know"
+        } else if node.op.contains("Sequence") || node.op.starts_with("Optional") {
+            "an operator on sequences, which lstc does not read"
+        } else {
+            continue;
+        };
+        if !kinds.contains(&node.kind()) {
+            kinds.push(node.kind());
+            found.push(format!("computes {} in `{}`: {strange}", node.kind(), node.name));
+        }
+    }
+    found
 }
 
 /// The first family whose constraints a model meets; else what the nearest one misses.

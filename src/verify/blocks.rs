@@ -7,8 +7,9 @@ use lstc_passes::block::{
     AttentionWeights, Dropout, FeedForwardWeights, MatrixValue, Rows, attention, feed_forward, norm,
 };
 
+use super::precision::Arithmetic;
 use super::wide::widen;
-use super::{Check, Subject, difference, run, sample};
+use super::{Check, Subject, difference, give, run, sample};
 use crate::runtime::{Optimisation, Tensor};
 
 /// Error relative to the block's largest output.
@@ -42,10 +43,10 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
         }
     }
     let outputs = graph.outputs.clone();
-    let graph = graph.slice(&outputs);
+    let names = give(&mut graph, &outputs);
+    let graph = graph.slice(&graph.outputs);
     let folder = tempfile::tempdir()?;
     let (data, _) = write_data(&[&graph], folder.path(), "source.data")?;
-    let names: Vec<String> = outputs.iter().map(|v| graph.value(*v).name.clone()).collect();
     let inputs = sample::inputs(module, subject.seed)?;
     let evaluate = |graph: &Graph| -> anyhow::Result<Vec<Tensor>> {
         let session = subject.runtime.session().optimisation(Optimisation::Off);
@@ -56,6 +57,7 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
     let place = |v: ValueId| outputs.iter().position(|o| *o == v).expect("it is an output");
     let result = |v: ValueId| &results[place(v)];
 
+    let arithmetic = Arithmetic::of(module);
     let mut checks = Vec::new();
     for (name, before, after, proof) in proofs {
         let (apart, largest) = difference(result(proof), result(after));
@@ -63,12 +65,13 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
         let (rounding, _) = difference(result(proof), &exact[place(proof)]);
         let relative = |error: f64, to: f64| error / to.max(f64::MIN_POSITIVE);
         let (of_output, of_update) = (relative(apart, largest), relative(apart, update));
-        let bound = OUTPUT.max(ROUNDINGS * relative(rounding, largest));
+        let bound = arithmetic.bound(OUTPUT.max(ROUNDINGS * relative(rounding, largest)));
+        let of_stream = arithmetic.bound(UPDATE);
         checks.push(Check {
             name,
             measured: format!("{of_output:.1e} of the output, {of_update:.1e} of the update"),
-            bound: format!("{bound:.0e}, {UPDATE:.0e}"),
-            holds: of_output <= bound && of_update <= UPDATE,
+            bound: format!("{bound:.0e}, {of_stream:.0e}"),
+            holds: of_output <= bound && of_update <= of_stream,
         });
     }
     Ok(checks)

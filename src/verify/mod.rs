@@ -13,6 +13,7 @@ mod blocks;
 mod files;
 mod gradients;
 mod invariants;
+mod precision;
 pub(crate) mod sample;
 mod wide;
 
@@ -20,7 +21,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use lstc_graph::Graph;
+use lstc_graph::{Builder, DType, Graph, Origin, ValueId};
 use lstc_passes::Module;
 use serde::Serialize;
 
@@ -154,6 +155,16 @@ fn source_check(files: &[manifest::SourceFile]) -> anyhow::Result<Check> {
         }
     }
     Ok(Check::holds("the source is the one that was rewritten", "SHA-256 equal", &changed))
+}
+
+/// Makes values a graph's outputs, in f32 where they are of another float type; their names.
+fn give(graph: &mut Graph, values: &[ValueId]) -> Vec<String> {
+    let wide = |graph: &mut Graph, v: ValueId| match graph.value(v).dtype {
+        Some(dtype) if dtype.is_float() => Builder::new(graph, Origin::pass("verify")).cast(v, DType::F32),
+        _ => v,
+    };
+    graph.outputs = values.iter().map(|v| wide(graph, *v)).collect();
+    graph.outputs.iter().map(|v| graph.value(*v).name.clone()).collect()
 }
 
 impl Subject<'_> {

@@ -1,0 +1,65 @@
+//! How far right results may lie apart, by the arithmetic of the backbone.
+
+use lstc_graph::DType;
+use lstc_models::{Frozen, Linear, SublayerKind};
+use lstc_passes::Module;
+
+/// The arithmetic that a backbone computes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Arithmetic {
+    Single,
+    /// Everything that f16 holds is rounded to 11 bits. ONNX Runtime's CPU kernels compute in f32 between casts, and leave a
+    /// cast out where a value has no other reader: what is rounded differs from graph to graph.
+    Half,
+    /// Activations are rounded to 8 bits or less before each product, over the range of a whole tensor.
+    Quantised,
+}
+
+/// Relative to the largest element, what rounding to f16 leaves of a block.
+const HALF: f64 = 5e-3;
+/// The same of 8 bits. A wrong reading of the model is off by as much as the values themselves.
+const QUANTISED: f64 = 1e-1;
+
+impl Arithmetic {
+    pub(super) fn of(module: &Module) -> Arithmetic {
+        let blocks = module.anatomy.towers.iter().flat_map(|t| &t.blocks);
+        let matrices: Vec<&Linear> = blocks.flat_map(|b| &b.sublayers).flat_map(|s| linears(&s.kind)).collect();
+        let is = |found: &dyn Fn(&Frozen) -> bool| matrices.iter().any(|l| found(whole(&l.weight)));
+        let half = |f: &Frozen| f.value().and_then(|v| module.graph.weight(v)).is_some_and(|w| w.dtype() == DType::F16);
+        if is(&|f| matches!(f, Frozen::Quantised(_))) {
+            Arithmetic::Quantised
+        } else if is(&half) {
+            Arithmetic::Half
+        } else {
+            Arithmetic::Single
+        }
+    }
+
+    /// What may lie between a result and the same in f32, where f32 itself leaves `single`.
+    pub(super) fn bound(self, single: f64) -> f64 {
+        match self {
+            Arithmetic::Single => single,
+            Arithmetic::Half => single.max(HALF),
+            Arithmetic::Quantised => single.max(QUANTISED),
+        }
+    }
+
+    /// Whether the same nodes give the same bits, whoever else reads them.
+    pub(super) fn is_repeatable(self) -> bool {
+        self != Arithmetic::Half
+    }
+}
+
+fn linears(kind: &SublayerKind) -> Vec<&Linear> {
+    match kind {
+        SublayerKind::Attention(a) => vec![&a.q, &a.k, &a.v, &a.o],
+        SublayerKind::FeedForward(f) => f.inner.iter().chain([&f.outer]).collect(),
+    }
+}
+
+fn whole(frozen: &Frozen) -> &Frozen {
+    match frozen {
+        Frozen::Part(part) => whole(&part.whole),
+        other => other,
+    }
+}
