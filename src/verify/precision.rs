@@ -8,27 +8,39 @@ use lstc_passes::Module;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Arithmetic {
     Single,
+    /// Matrices, and with them the constants of activations and norms, are rounded to bf16; the rest is f32.
+    Coarse,
     /// Everything that f16 holds is rounded to 11 bits. ONNX Runtime's CPU kernels compute in f32 between casts, and leave a
     /// cast out where a value has no other reader: what is rounded differs from graph to graph.
     Half,
     /// Activations are rounded to 8 bits or less before each product, over the range of a whole tensor.
     Quantised,
+    /// The same over a range that was fixed beforehand: what lies outside is cut off.
+    Calibrated,
 }
 
 /// Relative to the largest element, what rounding to f16 leaves of a block.
 const HALF: f64 = 5e-3;
 /// The same of 8 bits. A wrong reading of the model is off by as much as the values themselves.
 const QUANTISED: f64 = 1e-1;
+const CALIBRATED: f64 = 5e-1;
 
 impl Arithmetic {
     pub(super) fn of(module: &Module) -> Arithmetic {
         let blocks = module.anatomy.towers.iter().flat_map(|t| &t.blocks);
         let matrices: Vec<&Linear> = blocks.flat_map(|b| &b.sublayers).flat_map(|s| linears(&s.kind)).collect();
         let is = |found: &dyn Fn(&Frozen) -> bool| matrices.iter().any(|l| found(whole(&l.weight)));
-        let half = |f: &Frozen| f.value().and_then(|v| module.graph.weight(v)).is_some_and(|w| w.dtype() == DType::F16);
-        if is(&|f| matches!(f, Frozen::Quantised(_))) {
+        let of_type = |f: &Frozen, dtype: DType| {
+            f.value().and_then(|v| module.graph.weight(v)).is_some_and(|w| w.dtype() == dtype)
+        };
+        let calibrated = |id| ["QuantizeLinear", "QLinearMatMul"].iter().any(|op| module.graph.node(id).is(op));
+        if module.graph.node_ids().any(calibrated) {
+            Arithmetic::Calibrated
+        } else if is(&|f| matches!(f, Frozen::Quantised(_))) {
             Arithmetic::Quantised
-        } else if is(&half) {
+        } else if is(&|f| of_type(f, DType::BF16)) {
+            Arithmetic::Coarse
+        } else if is(&|f| of_type(f, DType::F16)) {
             Arithmetic::Half
         } else {
             Arithmetic::Single
@@ -39,8 +51,9 @@ impl Arithmetic {
     pub(super) fn bound(self, single: f64) -> f64 {
         match self {
             Arithmetic::Single => single,
-            Arithmetic::Half => single.max(HALF),
+            Arithmetic::Half | Arithmetic::Coarse => single.max(HALF),
             Arithmetic::Quantised => single.max(QUANTISED),
+            Arithmetic::Calibrated => single.max(CALIBRATED),
         }
     }
 
