@@ -5,9 +5,11 @@
 
 mod attribute;
 mod compare;
+mod constant;
 mod dot;
 mod dtype;
 mod emit;
+mod fold;
 mod infer;
 mod ir;
 mod load;
@@ -23,6 +25,7 @@ pub use compare::Comparer;
 pub use dot::dot;
 pub use dtype::DType;
 pub use emit::Builder;
+pub use fold::Budget;
 pub use infer::{Dim, dim_text, fenced, shape_text};
 pub use ir::{Graph, Node, NodeId, Origin, Role, Source, Uses, Value, ValueId};
 pub use load::{LoadError, Problem, load, load_bytes};
