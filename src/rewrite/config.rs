@@ -28,6 +28,8 @@ pub struct Config {
     pub data: Reading,
     /// The version of lstc that wrote a manifest.
     lstc: Option<String>,
+    /// Where the side network came from, if not from this rewrite.
+    pub side: Option<crate::import::Origin>,
     #[serde(rename = "model")]
     _model: Option<IgnoredAny>,
     #[serde(rename = "inputs")]
