@@ -1,5 +1,6 @@
 //! `lstc rewrite`: the trainable graphs.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,13 +8,14 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use lstc_graph::{Saved, listing};
-use lstc_passes::options::{Gate, Init, TowerName};
+use lstc_passes::options::{Gate, Init, KeepBlocks, Sizes, TowerName};
 use lstc_passes::{Module, Options, Timing};
 use serde::Serialize;
 
 use super::set;
 use crate::report::{self, Exit, Format, Hinted};
 use crate::rewrite::config::{Config, annotated};
+use crate::rewrite::manifest::{ChoiceSummary, FoldedSummary};
 use crate::rewrite::{Request, Written, compile, rewrite};
 
 /// Compile a model into trainable graphs
@@ -36,6 +38,8 @@ What is written to the output directory:
 Examples:
   lstc rewrite t5.onnx -o tuned/
   lstc rewrite t5.onnx -o tuned/ --encoder-blocks 1,3,5 --decoder-blocks 1,3,5
+  lstc rewrite t5.onnx -o tuned/ --keep-blocks 9         the nine most important of each tower
+  lstc rewrite t5.onnx -o tuned/ --batch 8 --source-length 128 --target-length 8     static shapes
   lstc rewrite --print-config > lst.yaml     every option with its default, to edit
   lstc rewrite t5.onnx --config lst.yaml -o tuned/
   lstc rewrite --config tuned/lst.yaml -o again/     the same once more, from a manifest"
@@ -107,6 +111,15 @@ struct MethodFlags {
     gate: Option<Gate>,
 
     /// Temperature of the gates [default: 0.1]
+    /// How many blocks each tower keeps, the most important by their weights, as in 9 or encoder=9,decoder=6
+    #[arg(
+        long,
+        value_name = "COUNT",
+        value_parser = keep_blocks,
+        conflicts_with_all = ["encoder_blocks", "decoder_blocks"]
+    )]
+    keep_blocks: Option<KeepBlocks>,
+
     #[arg(long, allow_negative_numbers = true, value_name = "T")]
     temperature: Option<f32>,
 
@@ -139,6 +152,18 @@ struct MethodFlags {
     label: Option<f32>,
 
     /// Weight of the distillation from the backbone's own logits [default: 0]
+    /// Fix the number of examples that are run at once [default: free]
+    #[arg(long, value_name = "EXAMPLES", help_heading = "Static shapes")]
+    batch: Option<usize>,
+
+    /// Fix the number of tokens of an input, to which shorter ones are padded [default: free]
+    #[arg(long, value_name = "TOKENS", help_heading = "Static shapes")]
+    source_length: Option<usize>,
+
+    /// Fix the number of tokens of a target [default: free]
+    #[arg(long, value_name = "TOKENS", help_heading = "Static shapes")]
+    target_length: Option<usize>,
+
     #[arg(long, allow_negative_numbers = true, value_name = "WEIGHT", help_heading = "Loss and optimizer")]
     distill: Option<f32>,
 
@@ -177,6 +202,24 @@ fn pass_name(text: &str) -> Result<String, String> {
     if names.contains(&text) { Ok(text.to_owned()) } else { Err(format!("the passes are {}", names.join(", "))) }
 }
 
+/// `9`, or `encoder=9,decoder=6`.
+fn keep_blocks(text: &str) -> Result<KeepBlocks, String> {
+    const FORM: &str = "expected a number, as in 9, or one for each tower, as in encoder=9,decoder=6";
+    if let Ok(count) = text.parse() {
+        return Ok(KeepBlocks::Each(count));
+    }
+    let mut counts = BTreeMap::new();
+    for part in text.split(',') {
+        let (tower, count) = part.split_once('=').ok_or(FORM)?;
+        let tower = yaml::<TowerName>(tower.trim())?;
+        let count = count.trim().parse().map_err(|_| FORM)?;
+        if counts.insert(tower, count).is_some() {
+            return Err(format!("{tower} is there twice"));
+        }
+    }
+    Ok(KeepBlocks::ByTower(counts))
+}
+
 impl MethodFlags {
     fn apply(&self, options: &mut Options) {
         let m = &mut options.method;
@@ -190,8 +233,13 @@ impl MethodFlags {
         set(&mut m.gate, &self.gate);
         set(&mut m.temperature, &self.temperature);
         set(&mut m.alpha, &self.alpha);
+                m.keep_blocks = m.keep_blocks.take().and_then(|keep| keep.without(tower));
         set(&mut m.merge_last, &self.merge_last);
         set(&mut m.bias, &self.bias);
+        if let Some(keep) = &self.keep_blocks {
+            m.blocks.retain(|tower, _| keep.of(*tower).is_none());
+            m.keep_blocks = Some(keep.clone());
+        }
         set(&mut m.dropout, &self.dropout);
         set(&mut m.init, &self.init);
         set(&mut m.seed, &self.seed);
@@ -200,6 +248,12 @@ impl MethodFlags {
         set(&mut l.distill, &self.distill);
         set(&mut o.beta1, &self.beta1);
         set(&mut o.beta2, &self.beta2);
+        let sizes = [
+            (&mut options.sizes.batch, self.batch),
+            (&mut options.sizes.source_length, self.source_length),
+            (&mut options.sizes.target_length, self.target_length),
+        ];
+        sizes.into_iter().for_each(|(size, flag)| *size = flag.or(*size));
         set(&mut o.epsilon, &self.epsilon);
         set(&mut o.weight_decay, &self.weight_decay);
         set(&mut o.clip, &self.clip);
@@ -248,13 +302,14 @@ impl Rewrite {
                     Hinted::new(anyhow!("no output directory is given"), "add -o DIR, as in -o tuned/")
                 })?;
                 let request =
-                    Request { model: &model, options, training: config.training(), output: &output, force: self.force };
+                    Request { model: &model, options, training: config.training(), output, force: self.force };
                 let written = rewrite(request, show)?;
-                report::data(&Summary::new(&output, &written), self.format)?;
+                report::data(&Summary::new(output, &written), self.format)?;
                 written.warnings.iter().for_each(report::warning);
                 written.timings
             }
         };
+                self.warn_of_import(&config);
         if let Some(error) = failed {
             return Err(error);
         }
@@ -335,6 +390,34 @@ impl fmt::Display for Summary {
         writeln!(f, "  trainable {} parameters, {share:.3} % of the backbone's {}", self.trainable, self.frozen)?;
         writeln!(f, "  backbone weights {}", self.backbone)?;
         let nodes: Vec<String> = self.nodes.iter().map(|(file, nodes)| format!("{file} {nodes}")).collect();
-        writeln!(f, "  nodes {}", nodes.join(", "))
+        writeln!(f, "  nodes {}", nodes.join(", "))?;
+        if let Some(folded) = &self.folded {
+            let fixed = self.sizes.named().into_iter().filter_map(|(name, size)| Some((name, size?)));
+            let fixed: Vec<String> = fixed.map(|(name, size)| format!("{} {size}", name.replace('_', " "))).collect();
+            let FoldedSummary { nodes_before, nodes_after } = folded;
+            writeln!(f, "  fixed {}: the backbone has {nodes_after} nodes, {nodes_before} before", fixed.join(", "))?;
+        }
+        Ok(())
     }
 }
+
+/// The kept blocks of a tower, with the importance of all.
+fn chosen(choice: &ChoiceSummary) -> String {
+    let ChoiceSummary { tower, asked, of, kept, importance } = choice;
+    if importance.is_empty() {
+        return format!("{tower} keeps all of its {of} blocks: {asked} were asked for");
+    }
+}
+    chosen_blocks: Vec<ChoiceSummary>,
+    sizes: Sizes,
+    folded: Option<FoldedSummary>,
+            chosen_blocks: manifest.chosen_blocks.clone(),
+            sizes: manifest.sizes,
+            folded: manifest.folded,
+        for choice in &self.chosen_blocks {
+            writeln!(f, "  {}", chosen(choice))?;
+        }
+    let list = |blocks: &mut dyn Iterator<Item = String>| blocks.collect::<Vec<_>>().join(", ");
+    let kept = list(&mut kept.iter().map(usize::to_string));
+    let scores = list(&mut importance.iter().enumerate().map(|(block, score)| format!("{block}: {score:.3}")));
+    format!("{tower} keeps {kept}; importance {scores}")
