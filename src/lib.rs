@@ -6,6 +6,7 @@ pub mod evaluate;
 pub mod export;
 mod files;
 mod hash;
+pub mod import;
 pub mod inspect;
 pub mod report;
 pub mod rewrite;

@@ -132,7 +132,11 @@ pub fn load_parameters<'w>(
     Err(error)
 }
 
-fn map(path: &Path) -> anyhow::Result<Mmap> {
+/// Maps a side network's file.
+///
+/// # Errors
+/// A file that cannot be read, or is no regular file.
+pub(crate) fn map(path: &Path) -> anyhow::Result<Mmap> {
     let context = || format!("cannot read the side network `{}`", path.display());
     let file = File::open(path).with_context(context)?;
     if !file.metadata().with_context(context)?.is_file() {

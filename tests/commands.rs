@@ -213,8 +213,8 @@ fn passes_can_be_looked_into() {
         .map(|e| e.file_name().to_string_lossy().into_owned())
         .collect();
     names.sort();
-    assert_eq!(names, ["1-freeze.txt", "2-tap.txt", "3-prune.txt", "4-side-stack.txt", "5-ladder.txt"]);
-    let ladder = fs::read_to_string(emit.join("5-ladder.txt")).expect("a listing");
+    assert_eq!(names, ["1-freeze.txt", "2-fold.txt", "3-tap.txt", "4-prune.txt", "5-side-stack.txt", "6-ladder.txt"]);
+    let ladder = fs::read_to_string(emit.join("6-ladder.txt")).expect("a listing");
     assert!(ladder.contains("# ladder") && ladder.contains("encoder.side_block.0.layer.0"), "{ladder}");
     assert!(stderr(&done).contains("side-stack") && stderr(&done).contains(" ms"), "{}", stderr(&done));
     let wrong = lstc(&["rewrite", text(&model), "--stop-after", "laddre"]);

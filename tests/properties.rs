@@ -98,7 +98,19 @@ fn drawn() -> impl Strategy<Value = Drawn> {
         Drawn {
             case,
             kept: kept.map(usize::from),
-            method: Method { reduction, blocks, gate, temperature, alpha, merge_last, bias, dropout: 0.0, init, seed },
+            method: Method {
+                reduction,
+                blocks,
+                keep_blocks: None,
+                gate,
+                temperature,
+                alpha,
+                merge_last,
+                bias,
+                dropout: 0.0,
+                init,
+                seed,
+            },
             loss: LossOptions { label: loss.0, distill: loss.1 },
         }
     })

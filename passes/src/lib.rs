@@ -7,10 +7,12 @@
 pub mod artifacts;
 pub mod block;
 pub mod differentiate;
+mod fold;
 mod freeze;
 mod head;
 pub mod importance;
 mod in_place;
+pub mod kept;
 mod ladder;
 mod loss;
 mod matrix;
@@ -25,8 +27,10 @@ mod side_stack;
 mod tap;
 
 pub use artifacts::{Artifacts, artifacts};
+pub use fold::Folded;
 pub use freeze::BACKBONE_LOGITS;
 pub use in_place::written_in_place;
+pub use kept::Choice;
 pub use module::{Module, Parameter, Point, Tap, is_backbone};
 pub use options::Options;
 pub use pipeline::{Pass, PassError, Pipeline, Timing, ladder_side_tuning};

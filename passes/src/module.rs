@@ -3,10 +3,11 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use lstc_graph::{Graph, Origin, Role, Source, ValueId};
+use lstc_graph::{Graph, NodeId, Origin, Role, Source, ValueId};
 use lstc_models::{Anatomy, RESTATED};
 use ndarray::ArrayD;
 
+use crate::fold::Folded;
 use crate::options::Options;
 use crate::plan::{Group, Plan, PlannedParameter};
 
@@ -49,6 +50,8 @@ pub struct Module {
     pub anatomy: Anatomy,
     pub options: Options,
     pub plan: Plan,
+    /// What fixed sizes made of the backbone, where they were asked for.
+    pub folded: Option<Folded>,
     pub taps: Vec<Tap>,
     /// Backbone values that new nodes may read.
     pub cut: HashSet<ValueId>,
@@ -85,13 +88,14 @@ impl Module {
     /// # Errors
     /// Every option that does not fit the model.
     pub fn new(graph: Graph, anatomy: Anatomy, options: Options) -> Result<Module, Vec<String>> {
-        let plan = Plan::new(&anatomy, &options)?;
+        let plan = Plan::new(&graph, &anatomy, &options)?;
         Ok(Module {
             source: Arc::new(graph.clone()),
             graph,
             anatomy,
             options,
             plan,
+            folded: None,
             taps: Vec::new(),
             cut: HashSet::new(),
             initial: Vec::new(),
@@ -119,6 +123,11 @@ impl Module {
         self.parameters.iter().find(|p| p.name == name).expect("planned parameters were declared").value
     }
 
+    /// True for a backbone value that fixed sizes made a constant.
+    pub fn is_folded(&self, value: ValueId) -> bool {
+        self.folded.as_ref().is_some_and(|folded| folded.values.contains(&value))
+    }
+
     pub fn planned(&self) -> impl Iterator<Item = &PlannedParameter> {
         self.plan.parameters.iter()
     }
@@ -127,7 +136,8 @@ impl Module {
     ///
     /// 1. No frozen value depends on a trainable parameter.
     /// 2. No new node reads a backbone value other than a tap, a mask, bucket indices or the frozen head weight.
-    /// 3. The backbone's nodes are the source model's, unchanged, and those that restate fused ones.
+    /// 3. The backbone's nodes are the source model's, unchanged, and those that restate fused ones. A value that fixed
+    ///    sizes decide may be a constant, and its node gone.
     /// 4. Every value has an element type and a symbolic shape.
     ///
     /// # Errors
@@ -169,8 +179,16 @@ impl Module {
     }
 
     fn check_backbone(&self, breaches: &mut Vec<String>) {
+        let left: HashSet<NodeId> = self.graph.node_ids().collect();
         for id in self.source.node_ids() {
-            let (before, after) = (self.source.node(id), self.graph.node(id));
+            let before = self.source.node(id);
+            if !left.contains(&id) {
+                if !before.outputs.iter().flatten().all(|v| self.is_folded(*v)) {
+                    breaches.push(format!("invariant 3: the backbone's node `{}` was removed", before.name));
+                }
+                continue;
+            }
+            let after = self.graph.node(id);
             let same = before.op == after.op
                 && before.inputs == after.inputs
                 && before.outputs == after.outputs
@@ -185,6 +203,7 @@ impl Module {
                 (Source::Weight(a), Source::Weight(b)) => a.bytes().as_ptr() == b.bytes().as_ptr() || a == b,
                 (Source::Node(a, i), Source::Node(b, j)) => (a, i) == (b, j),
                 (Source::Input(_), Source::Input(role)) => *role == Role::Frozen,
+                (Source::Node(..), Source::Weight(_)) => self.is_folded(id),
                 _ => false,
             };
             if !same {

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 #[serde(default, deny_unknown_fields)]
 pub struct Options {
     pub method: Method,
+    pub sizes: Sizes,
     pub loss: LossOptions,
     pub optimizer: OptimizerOptions,
 }
@@ -23,6 +24,8 @@ pub struct Method {
     pub reduction: usize,
     /// Kept blocks by tower, counted from 0; a tower that is not named keeps all of its blocks.
     pub blocks: BTreeMap<TowerName, Vec<usize>>,
+    /// How many blocks a tower keeps, chosen by importance ([`crate::kept`]); `None` keeps what `blocks` says.
+    pub keep_blocks: Option<KeepBlocks>,
     pub gate: Gate,
     /// Temperature T of the gates, `sigmoid(alpha / T)`.
     pub temperature: f32,
@@ -44,6 +47,7 @@ impl Default for Method {
         Method {
             reduction: 8,
             blocks: BTreeMap::new(),
+            keep_blocks: None,
             gate: Gate::Learnable,
             temperature: 0.1,
             alpha: 0.0,
@@ -60,6 +64,93 @@ impl Method {
     pub fn kept(&self, tower: TowerKind) -> Option<&[usize]> {
         self.blocks.get(&TowerName::from(tower)).map(Vec::as_slice)
     }
+
+    /// How many blocks of a tower are to be chosen.
+    pub fn count(&self, tower: TowerKind) -> Option<usize> {
+        self.keep_blocks.as_ref()?.of(tower.into())
+    }
+
+    /// The towers that the choice of blocks names.
+    pub fn named_towers(&self) -> impl Iterator<Item = (&'static str, TowerName)> {
+        let counts = match &self.keep_blocks {
+            Some(KeepBlocks::ByTower(counts)) => Some(counts),
+            _ => None,
+        };
+        let listed = self.blocks.keys().map(|tower| ("blocks", *tower));
+        listed.chain(counts.into_iter().flat_map(|c| c.keys().map(|tower| ("keep_blocks", *tower))))
+    }
+}
+
+/// How many blocks are kept: of every tower as many, or of each by name. A tower that is not named keeps all.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum KeepBlocks {
+    Each(usize),
+    ByTower(BTreeMap<TowerName, usize>),
+}
+
+impl KeepBlocks {
+    pub fn of(&self, tower: TowerName) -> Option<usize> {
+        match self {
+            KeepBlocks::Each(count) => Some(*count),
+            KeepBlocks::ByTower(counts) => counts.get(&tower).copied(),
+        }
+    }
+
+    /// The same for the other tower alone.
+    #[must_use]
+    pub fn without(self, tower: TowerName) -> Option<KeepBlocks> {
+        let mut counts = match self {
+            KeepBlocks::Each(count) => TowerName::ALL.map(|tower| (tower, count)).into(),
+            KeepBlocks::ByTower(counts) => counts,
+        };
+        counts.remove(&tower);
+        (!counts.is_empty()).then_some(KeepBlocks::ByTower(counts))
+    }
+
+    fn counts(&self) -> impl Iterator<Item = usize> {
+        let (each, by_tower) = match self {
+            KeepBlocks::Each(count) => (Some(*count), None),
+            KeepBlocks::ByTower(counts) => (None, Some(counts.values().copied())),
+        };
+        each.into_iter().chain(by_tower.into_iter().flatten())
+    }
+}
+
+/// As `9`, or as `{encoder: 9, decoder: 6}`.
+impl fmt::Display for KeepBlocks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            KeepBlocks::Each(count) => write!(f, "{count}"),
+            KeepBlocks::ByTower(counts) => {
+                let counts: Vec<String> = counts.iter().map(|(tower, count)| format!("{tower}: {count}")).collect();
+                write!(f, "{{{}}}", counts.join(", "))
+            }
+        }
+    }
+}
+
+/// Sizes that are fixed in the graphs; `None` leaves one symbolic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sizes {
+    /// Examples that are run at once.
+    pub batch: Option<usize>,
+    /// Tokens of the first tower.
+    pub source_length: Option<usize>,
+    /// Tokens of the last tower.
+    pub target_length: Option<usize>,
+}
+
+impl Sizes {
+    /// The sizes with their names.
+    pub fn named(&self) -> [(&'static str, Option<usize>); 3] {
+        [("batch", self.batch), ("source_length", self.source_length), ("target_length", self.target_length)]
+    }
+
+    pub fn is_none(&self) -> bool {
+        *self == Sizes::default()
+    }
 }
 
 /// A tower as the configuration names it.
@@ -68,6 +159,19 @@ impl Method {
 pub enum TowerName {
     Encoder,
     Decoder,
+}
+
+impl TowerName {
+    pub const ALL: [TowerName; 2] = [TowerName::Encoder, TowerName::Decoder];
+}
+
+impl fmt::Display for TowerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            TowerName::Encoder => "encoder",
+            TowerName::Decoder => "decoder",
+        })
+    }
 }
 
 impl From<TowerKind> for TowerName {
@@ -173,6 +277,17 @@ impl Options {
             m.temperature > 0.0 && m.temperature.is_finite() && m.temperature.recip().is_finite(),
             format!("method.temperature is {}, but must be positive", m.temperature),
         );
+        check(
+            m.keep_blocks.as_ref().is_none_or(|keep| keep.counts().all(|count| count > 0)),
+            "method.keep_blocks holds a 0: a tower keeps at least one block".to_owned(),
+        );
+        for (name, size) in self.sizes.named() {
+            let fits = size.is_none_or(|size| (1..=i32::MAX as usize).contains(&size));
+            check(
+                fits,
+                format!("sizes.{name} is {}, but must be between 1 and {}", size.unwrap_or_default(), i32::MAX),
+            );
+        }
         check(m.alpha.is_finite(), format!("method.alpha is {}", m.alpha));
         check((0.0..1.0).contains(&m.dropout), format!("method.dropout is {}, but must be in [0, 1)", m.dropout));
         check(l.label >= 0.0 && l.label.is_finite(), format!("loss.label is {}, but must not be negative", l.label));

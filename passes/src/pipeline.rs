@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::differentiate::Differentiate;
+use crate::fold::Fold;
 use crate::freeze::Freeze;
 use crate::head::Head;
 use crate::ladder::Ladder;
@@ -35,6 +36,7 @@ pub struct Pipeline {
 pub fn ladder_side_tuning() -> Pipeline {
     Pipeline::default()
         .then(Freeze)
+        .then(Fold) // one batch dimension, and before values are tapped
         .then(Taps)
         .then(Prune) // reads frozen weights: before anything changes them
         .then(SideStack) // declares what the ladder reads

@@ -1,7 +1,9 @@
 //! The side network's shape: widths, kept blocks, and its parameters by name.
 
+use lstc_graph::Graph;
 use lstc_models::{Anatomy, AttentionKind, Family, SublayerKind, Tower, families};
 
+use crate::kept::{Choice, choose};
 use crate::options::{Gate, Options};
 
 /// What part of the side network a parameter belongs to.
@@ -90,6 +92,8 @@ pub struct SideTower {
 pub struct Plan {
     pub towers: Vec<SideTower>,
     pub parameters: Vec<PlannedParameter>,
+    /// The towers whose kept blocks were chosen by importance.
+    pub choices: Vec<Choice>,
 }
 
 /// The family of a recognised model.
@@ -107,29 +111,37 @@ pub(crate) fn table_owner(tower: &Tower, kept: &[usize], block: usize) -> usize 
 const PROJECTION_DEVIATION: f32 = 0.01;
 
 impl Plan {
-    /// Plans the side network of a model.
+    /// Plans the side network of a model. Reads weights only where blocks are chosen by importance.
     ///
     /// # Errors
     /// Every option that does not fit the model.
-    pub fn new(anatomy: &Anatomy, options: &Options) -> Result<Plan, Vec<String>> {
+    pub fn new(graph: &Graph, anatomy: &Anatomy, options: &Options) -> Result<Plan, Vec<String>> {
         let mut problems = options.problems();
-        let mut towers = Vec::new();
-        for (index, tower) in anatomy.towers.iter().enumerate() {
-            match side_tower(index, tower, options) {
-                Ok(side) => towers.push(side),
-                Err(more) => problems.extend(more),
+        for (key, name) in options.method.named_towers() {
+            if !anatomy.towers.iter().any(|t| name == t.kind.into()) {
+                problems.push(format!("method.{key} names a tower that the model does not have: {name}"));
             }
         }
-        for name in options.method.blocks.keys() {
-            if !anatomy.towers.iter().any(|t| *name == t.kind.into()) {
-                problems.push(format!("method.blocks names a tower that the model does not have: {name:?}"));
+        for tower in &anatomy.towers {
+            if options.method.kept(tower.kind).is_some() && options.method.count(tower.kind).is_some() {
+                let kind = tower.kind;
+                problems.push(format!("method.blocks lists the kept blocks of the {kind}, and method.keep_blocks counts them: one of the two"));
+            }
+        }
+        let choices = if problems.is_empty() { choose(graph, anatomy, &options.method) } else { Vec::new() };
+        let mut towers = Vec::new();
+        for (index, tower) in anatomy.towers.iter().enumerate() {
+            let chosen = choices.iter().find(|c| c.tower == index).map(|c| c.kept.as_slice());
+            match side_tower(index, tower, options, chosen) {
+                Ok(side) => towers.push(side),
+                Err(more) => problems.extend(more),
             }
         }
         if !problems.is_empty() {
             return Err(problems);
         }
         let parameters = parameters(anatomy, &towers, options);
-        Ok(Plan { towers, parameters })
+        Ok(Plan { towers, parameters, choices })
     }
 
     /// Number of trainable elements.
@@ -138,10 +150,16 @@ impl Plan {
     }
 }
 
-fn side_tower(index: usize, tower: &Tower, options: &Options) -> Result<SideTower, Vec<String>> {
+fn side_tower(
+    index: usize,
+    tower: &Tower,
+    options: &Options,
+    chosen: Option<&[usize]>,
+) -> Result<SideTower, Vec<String>> {
     let r = options.method.reduction.max(1);
     let count = tower.blocks.len();
-    let kept = options.method.kept(tower.kind).map_or_else(|| (0..count).collect::<Vec<_>>(), <[usize]>::to_vec);
+    let kept =
+        chosen.or(options.method.kept(tower.kind)).map_or_else(|| (0..count).collect::<Vec<_>>(), <[usize]>::to_vec);
     let mut problems = Vec::new();
     if kept.is_empty() {
         problems.push(format!("no block of the {} is kept: at least one is needed", tower.kind));

@@ -3,6 +3,7 @@
 mod data_flags;
 mod eval;
 mod export;
+mod import;
 mod inspect;
 mod rewrite;
 mod runtime;
@@ -30,6 +31,7 @@ Examples:
   lstc train tuned/ --train a.jsonl    progress, checkpoints, metrics
   lstc eval tuned/ --data b.jsonl      loss, accuracy, a table by label
   lstc export tuned/ -o tuned.onnx     one inference model for any ONNX Runtime
+  lstc import tuned/ --side FILE       start from a side network that was trained elsewhere
   lstc verify tuned/                   proof that the rewrite is right
   lstc runtime install                 fetch the ONNX Runtime library, once
   lstc runtime show                    tell which library is used, and why
@@ -50,6 +52,7 @@ enum Command {
     Train(Box<train::Train>),
     Eval(Box<eval::Eval>),
     Export(export::Export),
+    Import(import::Import),
     Verify(verify::Verify),
     Runtime(runtime::Runtime),
     /// Print the completions of a shell
@@ -67,6 +70,7 @@ pub fn main() -> Exit {
         Command::Train(train) => train.run(),
         Command::Eval(eval) => eval.run(),
         Command::Export(export) => export.run(),
+        Command::Import(import) => import.run(),
         Command::Verify(verify) => verify.run(),
         Command::Runtime(runtime) => runtime.run(),
         Command::Completions { shell } => completions(shell),

@@ -1,5 +1,6 @@
 //! `lstc rewrite`: the trainable graphs.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,15 +8,15 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use lstc_graph::{Saved, listing};
-use lstc_passes::options::{Gate, Init, TowerName};
+use lstc_passes::options::{Gate, Init, KeepBlocks, Sizes, TowerName};
 use lstc_passes::{Module, Options, Timing};
 use serde::Serialize;
 
 use super::set;
 use crate::report::{self, Exit, Format, Hinted};
 use crate::rewrite::config::{Config, annotated};
-use crate::rewrite::manifest::model_of;
-use crate::rewrite::{Request, SourceModel, Written, compile, rewrite};
+use crate::rewrite::manifest::{self, ChoiceSummary, FoldedSummary, SourceFile, model_of};
+use crate::rewrite::{Request, SourceModel, Written, compile, rewrite, source_file};
 
 /// Compile a model into trainable graphs
 #[derive(Debug, clap::Args)]
@@ -39,14 +40,21 @@ Examples:
   lstc rewrite flan-t5-onnx/ -o tuned/       a folder as Hugging Face Optimum writes it
   lstc rewrite encoder_model.onnx decoder_model.onnx -o tuned/
   lstc rewrite t5.onnx -o tuned/ --encoder-blocks 1,3,5 --decoder-blocks 1,3,5
+  lstc rewrite t5.onnx -o tuned/ --keep-blocks 9         the nine most important of each tower
+  lstc rewrite t5.onnx -o tuned/ --batch 8 --source-length 128 --target-length 8     static shapes
   lstc rewrite --print-config > lst.yaml     every option with its default, to edit
   lstc rewrite t5.onnx --config lst.yaml -o tuned/
-  lstc rewrite --config tuned/lst.yaml -o again/     the same once more, from a manifest"
+  lstc rewrite --from tuned/ -o again/                   the same once more
+  lstc rewrite --from tuned/ -o again/ -r 4 --seed 1     the same but for what flags say"
 )]
 pub struct Rewrite {
     /// The ONNX model: a file, an encoder's and a decoder's file, or a folder that holds them; with --config of a manifest,
     /// the manifest's own where none is given
     model: Vec<PathBuf>,
+
+    /// Rewrite again what this rewritten directory was made of, which must be unchanged; flags go before its options
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "config"])]
+    from: Option<PathBuf>,
 
     /// Directory to write
     #[arg(short, long, value_name = "DIR")]
@@ -106,6 +114,15 @@ struct MethodFlags {
     #[arg(long, value_name = "BLOCKS", value_delimiter = ',')]
     decoder_blocks: Option<Vec<usize>>,
 
+    /// How many blocks each tower keeps, the most important by their weights, as in 9 or encoder=9,decoder=6
+    #[arg(
+        long,
+        value_name = "COUNT",
+        value_parser = keep_blocks,
+        conflicts_with_all = ["encoder_blocks", "decoder_blocks"]
+    )]
+    keep_blocks: Option<KeepBlocks>,
+
     /// How taps are mixed in: learnable, fixed or none [default: learnable]
     #[arg(long, value_parser = yaml::<Gate>)]
     gate: Option<Gate>,
@@ -137,6 +154,18 @@ struct MethodFlags {
     /// Seed of the initial values and of dropout [default: 0]
     #[arg(long)]
     seed: Option<u64>,
+
+    /// Fix the number of examples that are run at once [default: free]
+    #[arg(long, value_name = "EXAMPLES", help_heading = "Static shapes")]
+    batch: Option<usize>,
+
+    /// Fix the number of tokens of an input, to which shorter ones are padded [default: free]
+    #[arg(long, value_name = "TOKENS", help_heading = "Static shapes")]
+    source_length: Option<usize>,
+
+    /// Fix the number of tokens of a target [default: free]
+    #[arg(long, value_name = "TOKENS", help_heading = "Static shapes")]
+    target_length: Option<usize>,
 
     /// Weight of the cross-entropy with the labels [default: 1]
     #[arg(long, allow_negative_numbers = true, value_name = "WEIGHT", help_heading = "Loss and optimizer")]
@@ -176,6 +205,24 @@ fn yaml<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
     })
 }
 
+/// `9`, or `encoder=9,decoder=6`.
+fn keep_blocks(text: &str) -> Result<KeepBlocks, String> {
+    const FORM: &str = "expected a number, as in 9, or one for each tower, as in encoder=9,decoder=6";
+    if let Ok(count) = text.parse() {
+        return Ok(KeepBlocks::Each(count));
+    }
+    let mut counts = BTreeMap::new();
+    for part in text.split(',') {
+        let (tower, count) = part.split_once('=').ok_or(FORM)?;
+        let tower = yaml::<TowerName>(tower.trim())?;
+        let count = count.trim().parse().map_err(|_| FORM)?;
+        if counts.insert(tower, count).is_some() {
+            return Err(format!("{tower} is there twice"));
+        }
+    }
+    Ok(KeepBlocks::ByTower(counts))
+}
+
 fn pass_name(text: &str) -> Result<String, String> {
     let names = lstc_passes::ladder_side_tuning().names();
     if names.contains(&text) { Ok(text.to_owned()) } else { Err(format!("the passes are {}", names.join(", "))) }
@@ -189,7 +236,12 @@ impl MethodFlags {
         {
             if let Some(blocks) = blocks {
                 m.blocks.insert(tower, blocks.clone());
+                m.keep_blocks = m.keep_blocks.take().and_then(|keep| keep.without(tower));
             }
+        }
+        if let Some(keep) = &self.keep_blocks {
+            m.blocks.retain(|tower, _| keep.of(*tower).is_none());
+            m.keep_blocks = Some(keep.clone());
         }
         set(&mut m.gate, &self.gate);
         set(&mut m.temperature, &self.temperature);
@@ -199,6 +251,12 @@ impl MethodFlags {
         set(&mut m.dropout, &self.dropout);
         set(&mut m.init, &self.init);
         set(&mut m.seed, &self.seed);
+        let sizes = [
+            (&mut options.sizes.batch, self.batch),
+            (&mut options.sizes.source_length, self.source_length),
+            (&mut options.sizes.target_length, self.target_length),
+        ];
+        sizes.into_iter().for_each(|(size, flag)| *size = flag.or(*size));
         let (l, o) = (&mut options.loss, &mut options.optimizer);
         set(&mut l.label, &self.label);
         set(&mut l.distill, &self.distill);
@@ -212,7 +270,7 @@ impl MethodFlags {
 
 impl Rewrite {
     pub fn run(self) -> anyhow::Result<Exit> {
-        let config = self.config.as_deref().map(Config::read).transpose()?.unwrap_or_default();
+        let config = self.base()?;
         let mut options = config.options();
         self.method.apply(&mut options);
         if self.print_config {
@@ -226,11 +284,11 @@ impl Rewrite {
             ([], recorded) => model_of(recorded)?,
             (given, _) => SourceModel::find(given)?,
         };
-        for recorded in config.source.iter().filter(|_| self.model.is_empty()) {
-            if crate::rewrite::source_file(&recorded.file, recorded.part)?.sha256 != recorded.sha256 {
-                let name = recorded.file.display();
-                report::warning(format!("`{name}` has changed since the configuration was recorded"));
-            }
+        if self.stop_after.is_none() {
+            self.place()?;
+        }
+        if self.model.is_empty() {
+            self.check_source(&config.source)?;
         }
         let emit = self.emit.as_deref().map(Emit::new).transpose()?;
         let mut failed = None;
@@ -250,14 +308,12 @@ impl Rewrite {
                 timings
             }
             None => {
-                let output = self.output.clone().ok_or_else(|| {
-                    Hinted::new(anyhow!("no output directory is given"), "add -o DIR, as in -o tuned/")
-                })?;
-                let request =
-                    Request { model, options, training: config.training(), output: &output, force: self.force };
+                let output = self.place()?;
+                let request = Request { model, options, training: config.training(), output, force: self.force };
                 let written = rewrite(request, show)?;
-                report::data(&Summary::new(&output, &written), self.format)?;
+                report::data(&Summary::new(output, &written), self.format)?;
                 written.warnings.iter().for_each(report::warning);
+                self.warn_of_import(&config);
                 written.timings
             }
         };
@@ -268,6 +324,66 @@ impl Rewrite {
             report::note(timing_table(&timings));
         }
         Ok(Exit::Done)
+    }
+}
+
+impl Rewrite {
+    /// The options that flags go before.
+    fn base(&self) -> anyhow::Result<Config> {
+        match (&self.from, &self.config) {
+            (Some(directory), _) => manifest::read(directory),
+            (None, Some(file)) => Config::read(file),
+            (None, None) => Ok(Config::default()),
+        }
+    }
+
+    /// Whether the recorded source is what it was: --from depends on it, and for a configuration it is good to know.
+    fn check_source(&self, source: &[SourceFile]) -> anyhow::Result<()> {
+        for recorded in source {
+            let name = recorded.file.display();
+            if self.from.is_some() && !recorded.file.exists() {
+                let error = anyhow!("the source `{name}` is not there any more");
+                let hint = "put it back, or give where it is now: `lstc rewrite MODEL --config DIR/lst.yaml -o AGAIN`";
+                return Err(Hinted::new(error, hint).into());
+            }
+            if source_file(&recorded.file, recorded.part)?.sha256 == recorded.sha256 {
+                continue;
+            }
+            if self.from.is_some() {
+                let error = anyhow!("the source `{name}` has changed since it was rewritten");
+                let hint =
+                    "to rewrite the model that is there now: `lstc rewrite MODEL --config DIR/lst.yaml -o AGAIN`";
+                return Err(Hinted::new(error, hint).into());
+            }
+            report::warning(format!("`{name}` has changed since the configuration was recorded"));
+        }
+        Ok(())
+    }
+
+    /// Where to write. What is rewritten again stays.
+    fn place(&self) -> anyhow::Result<&Path> {
+        let Some(output) = &self.output else {
+            return Err(Hinted::new(anyhow!("no output directory is given"), "add -o DIR, as in -o tuned/").into());
+        };
+        if let Some(from) = &self.from
+            && let (Ok(there), Ok(here)) = (from.canonicalize(), output.canonicalize())
+            && there == here
+        {
+            let error = anyhow!("`{}` is what is rewritten again, and stays", from.display());
+            return Err(Hinted::new(error, "write to another directory: -o DIR").into());
+        }
+        Ok(output)
+    }
+
+    /// A rewrite initialises its side network, whatever that of the directory before was.
+    fn warn_of_import(&self, config: &Config) {
+        if let (Some(from), Some(side)) = (&self.from, &config.side) {
+            report::warning(format!(
+                "the side network of `{}` was imported, and the new one is not: `lstc import` with --side `{}` does it",
+                from.display(),
+                side.imported.display()
+            ));
+        }
     }
 }
 
@@ -308,6 +424,9 @@ struct Summary {
     /// `linked`, or the bytes that were copied.
     backbone: String,
     nodes: Vec<(&'static str, usize)>,
+    chosen_blocks: Vec<ChoiceSummary>,
+    sizes: Sizes,
+    folded: Option<FoldedSummary>,
 }
 
 impl Summary {
@@ -330,6 +449,9 @@ impl Summary {
                 Saved::Copied(bytes) => format!("{} copied", report::Bytes(bytes)),
             },
             nodes: manifest.graphs.iter().map(|g| (g.file, g.nodes)).collect(),
+            chosen_blocks: manifest.chosen_blocks.clone(),
+            sizes: manifest.sizes,
+            folded: manifest.folded,
         }
     }
 }
@@ -339,8 +461,30 @@ impl fmt::Display for Summary {
         let share = 100.0 * self.trainable as f64 / self.frozen.max(1) as f64;
         writeln!(f, "{}: {}, {}", self.output.display(), self.family, self.blocks.join(", "))?;
         writeln!(f, "  trainable {} parameters, {share:.3} % of the backbone's {}", self.trainable, self.frozen)?;
+        for choice in &self.chosen_blocks {
+            writeln!(f, "  {}", chosen(choice))?;
+        }
         writeln!(f, "  backbone weights {}", self.backbone)?;
         let nodes: Vec<String> = self.nodes.iter().map(|(file, nodes)| format!("{file} {nodes}")).collect();
-        writeln!(f, "  nodes {}", nodes.join(", "))
+        writeln!(f, "  nodes {}", nodes.join(", "))?;
+        if let Some(folded) = &self.folded {
+            let fixed = self.sizes.named().into_iter().filter_map(|(name, size)| Some((name, size?)));
+            let fixed: Vec<String> = fixed.map(|(name, size)| format!("{} {size}", name.replace('_', " "))).collect();
+            let FoldedSummary { nodes_before, nodes_after } = folded;
+            writeln!(f, "  fixed {}: the backbone has {nodes_after} nodes, {nodes_before} before", fixed.join(", "))?;
+        }
+        Ok(())
     }
+}
+
+/// The kept blocks of a tower, with the importance of all.
+fn chosen(choice: &ChoiceSummary) -> String {
+    let ChoiceSummary { tower, asked, of, kept, importance } = choice;
+    if importance.is_empty() {
+        return format!("{tower} keeps all of its {of} blocks: {asked} were asked for");
+    }
+    let list = |blocks: &mut dyn Iterator<Item = String>| blocks.collect::<Vec<_>>().join(", ");
+    let kept = list(&mut kept.iter().map(usize::to_string));
+    let scores = list(&mut importance.iter().enumerate().map(|(block, score)| format!("{block}: {score:.3}")));
+    format!("{tower} keeps {kept}; importance {scores}")
 }

@@ -146,7 +146,7 @@ fn frontier(graph: &Graph, recorded: &manifest::Record) -> Vec<CutReport> {
             let read_by = |pass| readers.iter().any(|(name, _)| name == pass);
             let role = match tap {
                 Some(t) => format!("tap {} {}", t.tower, t.point),
-                None if graph.weight(value).is_some() => "frozen weight".to_owned(),
+                None if graph.weight(value).is_some() && read_by("head") => "frozen weight".to_owned(),
                 // Besides taps, the head mixes in the final output only, and the loss distils from the logits only.
                 None if read_by("head") => "final output".to_owned(),
                 None if read_by("loss") => "logits".to_owned(),

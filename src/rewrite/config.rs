@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use lstc_passes::Options;
-use lstc_passes::options::{LossOptions, Method, OptimizerOptions};
+use lstc_passes::options::{LossOptions, Method, OptimizerOptions, Sizes};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -20,6 +20,7 @@ pub struct Config {
     /// The model: its own file first, then its data files.
     pub source: Vec<SourceFile>,
     pub method: Method,
+    pub sizes: Sizes,
     pub loss: LossOptions,
     pub optimizer: OptimizerOptions,
     /// How a rewritten model is trained, where a command says nothing else.
@@ -28,6 +29,8 @@ pub struct Config {
     pub data: Reading,
     /// The version of lstc that wrote a manifest.
     lstc: Option<String>,
+    /// Where the side network came from, if not from this rewrite.
+    pub side: Option<crate::import::Origin>,
     #[serde(rename = "model")]
     _model: Option<IgnoredAny>,
     #[serde(rename = "inputs")]
@@ -36,6 +39,10 @@ pub struct Config {
     _tokens: Option<IgnoredAny>,
     #[serde(rename = "graphs")]
     _graphs: Option<IgnoredAny>,
+    #[serde(rename = "chosen_blocks")]
+    _chosen_blocks: Option<IgnoredAny>,
+    #[serde(rename = "folded")]
+    _folded: Option<IgnoredAny>,
     #[serde(rename = "parameters")]
     _parameters: Option<IgnoredAny>,
     #[serde(rename = "taps")]
@@ -64,13 +71,19 @@ impl Config {
     }
 
     pub fn options(&self) -> Options {
-        Options { method: self.method.clone(), loss: self.loss.clone(), optimizer: self.optimizer.clone() }
+        Options {
+            method: self.method.clone(),
+            sizes: self.sizes,
+            loss: self.loss.clone(),
+            optimizer: self.optimizer.clone(),
+        }
     }
 }
 
 /// The complete configuration with a comment on every key: what `--print-config` prints.
 pub fn annotated(options: &Options, training: &Started) -> String {
-    let Options { method: m, loss: l, optimizer: o } = options;
+    let Options { method: m, sizes, loss: l, optimizer: o } = options;
+    let optional = |n: Option<String>| n.unwrap_or_else(|| "null".to_owned());
     let mut text = String::new();
     let mut line = |key: &str, value: String, comment: &str| {
         let _ = writeln!(text, "{:<28} # {comment}", format!("{key}: {value}"));
@@ -84,6 +97,11 @@ pub fn annotated(options: &Options, training: &Started) -> String {
         format!("{{{}}}", blocks.join(", ")),
         "kept blocks by tower, e.g. {encoder: [1, 3]}; others keep all",
     );
+    line(
+        "  keep_blocks",
+        optional(m.keep_blocks.as_ref().map(ToString::to_string)),
+        "how many a tower keeps, the most important, e.g. 9 or {encoder: 9}; null goes by blocks",
+    );
     line("  gate", m.gate.to_string(), "learnable | fixed | none: how taps are mixed in");
     line("  temperature", number(m.temperature), "T of the gates, sigmoid(alpha / T)");
     line("  alpha", number(m.alpha), "initial alpha of the gates; what a fixed gate keeps");
@@ -92,6 +110,14 @@ pub fn annotated(options: &Options, training: &Started) -> String {
     line("  dropout", number(m.dropout), "dropout rate inside the side network, in training only");
     line("  init", m.init.to_string(), "magnitude | magnitude-consistent | random");
     line("  seed", m.seed.to_string(), "of the initial values and of dropout");
+    line("sizes", String::new(), "what is fixed in the graphs, whose shape arithmetic is then folded");
+    for ((name, size), comment) in sizes.named().into_iter().zip([
+        "examples that are run at once; null leaves it free",
+        "tokens of an input",
+        "tokens of a target",
+    ]) {
+        line(&format!("  {name}"), optional(size.map(|n| n.to_string())), comment);
+    }
     line("loss", String::new(), "label * cross-entropy + distill * KL from the backbone's own logits");
     line("  label", number(l.label), "weight of the cross-entropy with the labels");
     line("  distill", number(l.distill), "weight of the distillation; 0 leaves it out");
@@ -104,7 +130,6 @@ pub fn annotated(options: &Options, training: &Started) -> String {
     let Started { train: t, data: d } = training;
     let path =
         |path: &Option<PathBuf>| path.as_ref().map_or_else(|| "null".to_owned(), |p| quoted(&p.to_string_lossy()));
-    let optional = |n: Option<String>| n.unwrap_or_else(|| "null".to_owned());
     line("train", String::new(), "what `lstc train` does where its flags say nothing else");
     line("  data", path(&t.data), "labelled text to train on");
     line("  eval", path(&t.eval), "labelled text to evaluate on after each epoch");
@@ -149,13 +174,17 @@ fn number(value: f32) -> String {
 
 #[cfg(test)]
 mod tests {
+    use lstc_passes::options::{KeepBlocks, TowerName};
+
     use super::*;
 
     #[test]
     fn what_is_printed_reads_back() {
         let mut options = Options::default();
         options.method.alpha = 0.05;
-        options.method.blocks.insert(lstc_passes::options::TowerName::Encoder, vec![1, 2]);
+        options.method.blocks.insert(TowerName::Encoder, vec![1, 2]);
+        options.method.keep_blocks = Some(KeepBlocks::ByTower([(TowerName::Decoder, 3)].into()));
+        options.sizes.source_length = Some(128);
         options.optimizer.epsilon = 1e-8;
         let mut training = Started::default();
         training.train.data = Some("a #: \"b\".jsonl".into());

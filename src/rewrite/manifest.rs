@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use lstc_graph::{Graph, ValueId, dim_text};
 use lstc_models::{Activation, Anatomy, AttentionKind, InputRole, SpecialTokens, TowerKind, model_inputs};
-use lstc_passes::options::{LossOptions, Method, OptimizerOptions};
-use lstc_passes::{Artifacts, Group, Module, Point};
+use lstc_passes::options::{LossOptions, Method, OptimizerOptions, Sizes};
+use lstc_passes::{Artifacts, Choice, Folded, Group, Module, Point};
 use serde::{Deserialize, Serialize};
 
 use super::{MANIFEST, SourceModel};
@@ -50,6 +50,7 @@ pub struct Manifest {
     pub lstc: &'static str,
     pub source: Vec<SourceFile>,
     pub method: Method,
+    pub sizes: Sizes,
     pub loss: LossOptions,
     pub optimizer: OptimizerOptions,
     /// How `lstc train` trains where its flags say nothing else.
@@ -59,11 +60,55 @@ pub struct Manifest {
     /// What the model's inputs are for.
     pub inputs: Vec<InputSummary>,
     pub tokens: SpecialTokens,
+    /// Towers whose kept blocks were chosen by importance.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub chosen_blocks: Vec<ChoiceSummary>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub folded: Option<FoldedSummary>,
     pub graphs: Vec<GraphSummary>,
     pub parameters: Vec<ParameterSummary>,
     pub taps: Vec<TapSummary>,
     /// Every backbone value that the side network and its gradient may read.
     pub cut: Vec<String>,
+}
+
+/// The blocks of a tower that were chosen by importance.
+#[derive(Clone, Debug, Serialize)]
+pub struct ChoiceSummary {
+    pub tower: TowerKind,
+    /// How many were asked for, and how many there are.
+    pub asked: usize,
+    pub of: usize,
+    pub kept: Vec<usize>,
+    /// The importance of each block; they sum to 1. Empty where all are kept.
+    pub importance: Vec<f64>,
+}
+
+impl ChoiceSummary {
+    fn new(choice: &Choice, anatomy: &Anatomy) -> ChoiceSummary {
+        let tower = &anatomy.towers[choice.tower];
+        ChoiceSummary {
+            tower: tower.kind,
+            asked: choice.asked,
+            of: tower.blocks.len(),
+            kept: choice.kept.clone(),
+            importance: choice.scores.clone(),
+        }
+    }
+}
+
+/// What fixed sizes made of the backbone.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct FoldedSummary {
+    /// Nodes of the backbone with sizes symbolic, and fixed.
+    pub nodes_before: usize,
+    pub nodes_after: usize,
+}
+
+impl FoldedSummary {
+    fn new(folded: &Folded) -> FoldedSummary {
+        FoldedSummary { nodes_before: folded.nodes_before, nodes_after: folded.nodes_after }
+    }
 }
 
 /// The anatomy in a few lines.
@@ -232,6 +277,7 @@ impl Manifest {
             lstc: env!("CARGO_PKG_VERSION"),
             source,
             method: options.method,
+            sizes: options.sizes,
             loss: options.loss,
             optimizer: options.optimizer,
             train: training.train,
@@ -239,6 +285,8 @@ impl Manifest {
             model: ModelSummary::new(&module.graph, &module.anatomy),
             inputs: inputs(module),
             tokens,
+            chosen_blocks: module.plan.choices.iter().map(|c| ChoiceSummary::new(c, &module.anatomy)).collect(),
+            folded: module.folded.as_ref().map(FoldedSummary::new),
             graphs: artifacts.files().into_iter().map(|(file, g)| GraphSummary::new(file, g, module)).collect(),
             parameters: module
                 .parameters

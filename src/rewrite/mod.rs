@@ -231,7 +231,7 @@ pub fn frozen_elements(module: &Module) -> usize {
     let counted = |v: &lstc_graph::ValueId| {
         let copy =
             head.tied && head.linear.weight.value() == Some(*v) && module.anatomy.last().table.value() != Some(*v);
-        !copy && !module.is_new(*v)
+        !copy && !module.is_new(*v) && !module.is_folded(*v)
     };
     let weights = graph.value_ids().filter(counted).filter_map(|v| graph.weight(v));
     weights.filter(|w| w.dtype().is_float() && !w.dims().is_empty()).map(|w| w.elements()).sum()

@@ -61,7 +61,7 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
     Ok(checks)
 }
 
-fn source_of(subject: &Subject) -> anyhow::Result<Graph> {
+pub(super) fn source_of(subject: &Subject) -> anyhow::Result<Graph> {
     let config = crate::rewrite::manifest::read(subject.directory)?;
     Ok(crate::rewrite::open(&crate::rewrite::manifest::model_of(&config.source)?)?.0)
 }
@@ -92,7 +92,7 @@ fn relative(a: &Tensor, b: &Tensor) -> f64 {
     apart / largest.max(f64::MIN_POSITIVE)
 }
 
-fn same_bits(a: &Tensor, b: &Tensor) -> bool {
+pub(super) fn same_bits(a: &Tensor, b: &Tensor) -> bool {
     match (a, b) {
         (Tensor::F32(a), Tensor::F32(b)) => {
             a.shape() == b.shape() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())

@@ -6,7 +6,9 @@ use lstc_graph::Comparer;
 use lstc_passes::artifacts;
 
 use super::{Check, Subject};
-use crate::rewrite::{MANIFEST, SIDE};
+use crate::import::Origin;
+use crate::rewrite::manifest::FilePart;
+use crate::rewrite::{MANIFEST, SIDE, manifest, source_file};
 use crate::side;
 
 /// `written_by` is the version of lstc that the manifest names: another version may emit other graphs.
@@ -28,12 +30,34 @@ pub(super) fn check(subject: &Subject, written_by: Option<&str>) -> anyhow::Resu
         let differences = [format!("{MANIFEST} is of lstc {other}, this is {here}: rewrite it to verify it")];
         checks.push(Check::holds(name, "", &differences));
     }
-    checks.push(Check::holds(
-        "side.safetensors is the initial side network",
-        "equal",
-        &side_differences(subject, &subject.directory.join(SIDE)),
-    ));
+    let path = subject.directory.join(SIDE);
+    checks.push(match manifest::read(subject.directory)?.side {
+        None => {
+            let name = "side.safetensors is the initial side network";
+            Check::holds(name, "equal", &side_differences(subject, &path))
+        }
+        Some(origin) => {
+            let name = "side.safetensors is the side network that was imported";
+            Check::holds(name, "SHA-256 equal, parameters complete", &import_differences(subject, &path, &origin))
+        }
+    });
     Ok(checks)
+}
+
+/// An imported side network has the parameters' names and shapes, and is the file that the import wrote.
+fn import_differences(subject: &Subject, path: &Path, origin: &Origin) -> Vec<String> {
+    let parameters = &subject.module.plan.parameters;
+    let shapes = parameters.iter().map(|p| (p.name.as_str(), p.dims.as_slice()));
+    let mut differences = Vec::new();
+    if let Err(error) = side::load_parameters(path, shapes) {
+        differences.push(format!("{error:#}"));
+    }
+    match source_file(path, FilePart::Data) {
+        Ok(file) if file.sha256 == origin.written => {}
+        Ok(_) => differences.push(format!("it is not what was imported from `{}`", origin.imported.display())),
+        Err(error) => differences.push(format!("{error:#}")),
+    }
+    differences
 }
 
 fn side_differences(subject: &Subject, path: &Path) -> Vec<String> {

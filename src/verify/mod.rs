@@ -5,12 +5,14 @@
 //! * the four invariants hold in every graph;
 //! * each block, emitted from the anatomy at full width with the backbone's own weights, is the backbone's own map from
 //!   tap to tap: so the description that the side network was grown from is right;
+//! * what fixed sizes made constants is what the source computes at those sizes;
 //! * the backbone inside the rewritten graphs gives the source's values, bit for bit with graph optimisation off;
 //! * gradients agree with finite differences, for each group of parameters.
 
 mod backbone;
 mod blocks;
 mod files;
+mod folded;
 mod gradients;
 mod invariants;
 mod precision;
@@ -141,6 +143,10 @@ pub fn prove(
     checks.extend(blocks::check(&subject)?);
     progress("backbone against the source");
     checks.extend(backbone::check(&subject)?);
+    if subject.module.folded.is_some() {
+        progress("folded values against the source");
+        checks.extend(folded::check(&subject)?);
+    }
     progress("gradients against finite differences");
     checks.extend(gradients::check(&subject)?);
     Ok(checks)

@@ -1,0 +1,96 @@
+//! Fixes the sizes that the options give, and folds what they decide: shapes, ranges, bucket indices, causal masks.
+//!
+//! Requires: one batch dimension for all inputs. Ensures: the inputs and the towers have the sizes that were asked for; a
+//! backbone value that these decide alone is a constant, whose nodes are gone; every other node and weight of the
+//! backbone is as it was. Without sizes it does nothing.
+
+use std::collections::HashSet;
+
+use lstc_graph::{Budget, Dim, Graph, ValueId};
+
+use crate::module::Module;
+use crate::pipeline::Pass;
+
+pub struct Fold;
+
+/// The largest constants that are worth their place are bucket indices, 8 bytes for a query and a key; beyond 128 by 256
+/// they are computed, as before.
+const BUDGET: Budget = Budget { one: 1 << 18, all: 1 << 24 };
+
+/// What folding made of the backbone.
+#[derive(Clone, Debug, Default)]
+pub struct Folded {
+    /// Values of the source that are constants now.
+    pub values: HashSet<ValueId>,
+    /// Nodes that the backbone's logits were computed from.
+    pub nodes_before: usize,
+    /// Nodes that they are computed from.
+    pub nodes_after: usize,
+}
+
+impl Pass for Fold {
+    fn name(&self) -> &'static str {
+        "fold"
+    }
+
+    fn run(&self, module: &mut Module) -> Result<(), Vec<String>> {
+        if module.options.sizes.is_none() {
+            return Ok(());
+        }
+        fix(module)?;
+        let live = |graph: &Graph| graph.ancestors(graph.outputs.iter().copied()).len();
+        let nodes_before = live(&module.graph);
+        let folded = module.graph.fold(BUDGET);
+        let values = folded.map_err(|(node, reason)| {
+            vec![format!("the model cannot have these sizes: `{}` {reason}", module.graph.node(node).name)]
+        })?;
+        let nodes_after = live(&module.graph);
+        module.folded = Some(Folded { values: values.into_iter().collect(), nodes_before, nodes_after });
+        Ok(())
+    }
+}
+
+/// Gives the inputs and the towers the sizes that the options say.
+fn fix(module: &mut Module) -> Result<(), Vec<String>> {
+    let anatomy = &module.anatomy;
+    let [first, .., last] = &anatomy.towers[..] else {
+        return Err(vec!["sizes are of models with a source and a target".to_owned()]);
+    };
+    let sizes = module.options.sizes;
+    let wanted = [
+        ("batch", &first.batch, sizes.batch),
+        ("source length", &first.length, sizes.source_length),
+        ("target length", &last.length, sizes.target_length),
+    ];
+    let mut problems = Vec::new();
+    let mut fixed: Vec<(Dim, Dim)> = Vec::new();
+    for (name, dim, size) in wanted {
+        let Some(size) = size else { continue };
+        let size = i32::try_from(size).expect("the options' sizes were checked");
+        match dim {
+            Dim::Value(value) if *value == size => {}
+            Dim::Value(value) => problems.push(format!("the model's {name} is {value}, and cannot be {size}")),
+            symbol => match fixed.iter().find(|(from, _)| from == symbol) {
+                Some((_, Dim::Value(other))) if *other != size => {
+                    problems.push(format!("the model's {name} is {other} where another size is, and cannot be {size}"));
+                }
+                _ => fixed.push((symbol.clone(), Dim::Value(size))),
+            },
+        }
+    }
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    let replace = |dim: &Dim| fixed.iter().find(|(from, _)| from == dim).map_or_else(|| dim.clone(), |f| f.1.clone());
+    for input in module.graph.inputs.clone() {
+        if let Some(shape) = module.graph.shape(input) {
+            let shape: Vec<Dim> = shape.iter().map(replace).collect();
+            module.graph.refine(input, &shape);
+        }
+    }
+    for tower in &mut module.anatomy.towers {
+        tower.batch = replace(&tower.batch);
+        tower.length = replace(&tower.length);
+    }
+    Ok(())
+}

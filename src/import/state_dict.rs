@@ -1,0 +1,131 @@
+//! Finding the side network's parameters in a state dict of the reference's.
+//!
+//! Names are the manifest's own, behind a prefix that all of them share, such as the `module.` of a wrapped model. The
+//! reference keeps the position table of a tower in its first kept block alone; a table that stands alone in another block
+//! is that tower's too.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+
+use anyhow::anyhow;
+use half::{bf16, f16};
+use lstc_passes::Group;
+use ndarray::{ArrayD, IxDyn};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+
+use crate::report::Hinted;
+use crate::rewrite::manifest::ParameterSummary;
+use crate::side::Side;
+
+/// What was found.
+pub struct Found {
+    pub side: Side,
+    /// What stands before the names in the file.
+    pub prefix: String,
+    /// The names in the file that were read.
+    pub names: HashSet<String>,
+    /// Tensors that were no f32.
+    pub converted: usize,
+    /// Position tables that stood in another block: the parameter, and the name in the file.
+    pub moved: Vec<(String, String)>,
+}
+
+/// Takes the parameters out of a file.
+///
+/// # Errors
+/// Every parameter that is missing, misshapen, no float or not finite.
+pub fn gather(path: &Path, tensors: &SafeTensors, parameters: &[ParameterSummary]) -> anyhow::Result<Found> {
+    let prefix = prefix(tensors, parameters);
+    let mut found = Found { side: Side::new(), prefix, names: HashSet::new(), converted: 0, moved: Vec::new() };
+    let mut misfits = Vec::new();
+    for parameter in parameters {
+        let mut name = format!("{}{}", found.prefix, parameter.name);
+        if tensors.tensor(&name).is_err()
+            && let Some(other) = only_table(tensors, &found.prefix, parameter)
+        {
+            found.moved.push((parameter.name.clone(), other.clone()));
+            name = other;
+        }
+        let array = match tensors.tensor(&name) {
+            Ok(view) => converted(&view, &parameter.shape).inspect(|_| {
+                found.converted += usize::from(view.dtype() != Dtype::F32);
+            }),
+            Err(_) => Err(format!("is missing; its shape is {:?}", parameter.shape)),
+        };
+        match array {
+            Ok(array) => {
+                found.side.insert(parameter.name.clone(), array);
+                found.names.insert(name);
+            }
+            Err(misfit) => misfits.push(format!("\n  `{name}` {misfit}")),
+        }
+    }
+    if misfits.is_empty() {
+        return Ok(found);
+    }
+    let error = anyhow!("the side network `{}` does not fit the rewritten model{}", path.display(), misfits.concat());
+    let hint = if found.names.is_empty() {
+        "names are those of the reference's state dict, as in encoder.side_first_downsample.weight, with or without a \
+         prefix before all of them"
+    } else {
+        "rewrite the model as that network was made: reduction, kept blocks, gates, biases and merge_last decide its \
+         parameters; `lstc rewrite --from DIR -o AGAIN ...`"
+    };
+    Err(Hinted::new(error, hint).into())
+}
+
+/// What stands before the most of the parameters' names; of equally many the shortest.
+fn prefix(tensors: &SafeTensors, parameters: &[ParameterSummary]) -> String {
+    let wanted: HashSet<&str> = parameters.iter().map(|p| p.name.as_str()).collect();
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for name in tensors.names() {
+        let starts = std::iter::once(0).chain(name.match_indices('.').map(|(i, _)| i + 1));
+        for start in starts.filter(|start| wanted.contains(&name[*start..])) {
+            *counts.entry(&name[..start]).or_default() += 1;
+        }
+    }
+    let best = counts.iter().max_by_key(|(prefix, count)| (**count, std::cmp::Reverse(prefix.len())));
+    best.map_or_else(String::new, |(prefix, _)| (*prefix).to_owned())
+}
+
+/// The one position table that the file has for the tower of a table that is missing.
+fn only_table(tensors: &SafeTensors, prefix: &str, parameter: &ParameterSummary) -> Option<String> {
+    if parameter.group != Group::PositionTable {
+        return None;
+    }
+    let (tower, rest) = parameter.name.split_once(".side_block.")?;
+    let (_, place) = rest.split_once('.')?;
+    let stack = format!("{prefix}{tower}.side_block.");
+    let is_table = |name: &&str| {
+        let block = name.strip_prefix(&stack).and_then(|rest| rest.strip_suffix(place)?.strip_suffix('.'));
+        block.is_some_and(|block| block.parse::<usize>().is_ok())
+    };
+    let names = tensors.names();
+    let mut tables = names.into_iter().filter(is_table);
+    let table = tables.next()?;
+    tables.next().is_none().then(|| table.to_owned())
+}
+
+/// A float tensor as f32, or why it does not fit.
+fn converted(view: &TensorView, wanted: &[usize]) -> Result<ArrayD<f32>, String> {
+    let is_scalar_gate = wanted == [1] && view.shape().is_empty();
+    if view.shape() != wanted && !is_scalar_gate {
+        return Err(format!("is {:?} in the file, and {wanted:?} in the rewritten model", view.shape()));
+    }
+    let bytes = view.data();
+    let values: Vec<f32> = match view.dtype() {
+        Dtype::F32 => bytes.chunks_exact(4).map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect(),
+        Dtype::F16 => bytes.chunks_exact(2).map(|c| f16::from_le_bytes([c[0], c[1]]).to_f32()).collect(),
+        Dtype::BF16 => bytes.chunks_exact(2).map(|c| bf16::from_le_bytes([c[0], c[1]]).to_f32()).collect(),
+        Dtype::F64 => {
+            let double = |c: &[u8]| f64::from_le_bytes([c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]]);
+            bytes.chunks_exact(8).map(|c| double(c) as f32).collect()
+        }
+        other => return Err(format!("is {other:?}; f32, f16, bf16 and f64 are read")),
+    };
+    if let Some(strange) = values.iter().find(|v| !v.is_finite()) {
+        return Err(format!("holds {strange}, which is not finite"));
+    }
+    ArrayD::from_shape_vec(IxDyn(wanted), values).map_err(|_| "is damaged".to_owned())
+}
