@@ -14,6 +14,9 @@ const MAX_CONVERTED: usize = 1024;
 /// Nothing is rounded that was not before: every value of a narrow float type is an f32.
 pub fn widen(graph: &mut Graph, narrow: DType) {
     let of_type = |graph: &Graph, v: ValueId| graph.value(v).dtype == Some(narrow);
+    if !graph.value_ids().any(|v| of_type(graph, v)) {
+        return;
+    }
     let uses = graph.uses();
     let values: Vec<ValueId> = graph.value_ids().filter(|v| of_type(graph, *v)).collect();
     for value in values {
@@ -33,9 +36,16 @@ pub fn widen(graph: &mut Graph, narrow: DType) {
         }
     }
     let (from, to) = (i64::from(narrow.onnx()), i64::from(DType::F32.onnx()));
+    let mut idle = Vec::new();
     for id in graph.node_ids().collect::<Vec<_>>() {
         let node = graph.node(id);
-        if node.is("Cast") && node.attributes.get_int("to") == Some(from) {
+        if node.is("Cast") && [from, to].iter().any(|t| node.attributes.get_int("to") == Some(*t)) {
+            if let (Some(x), Some(y)) = (node.input(0), node.output(0))
+                && graph.value(x).dtype == Some(DType::F32)
+                && !graph.outputs.contains(&y)
+            {
+                idle.push((x, y));
+            }
             graph.set_attribute(id, "to", Attribute::Int(to));
         } else if let Some(Attribute::Tensor(weight)) = node.attributes.get("value")
             && weight.dtype() == narrow
@@ -43,5 +53,9 @@ pub fn widen(graph: &mut Graph, narrow: DType) {
             let converted = Weight::from_f32(weight.dims(), &weight.to_f32().unwrap_or_default());
             graph.set_attribute(id, "value", Attribute::Tensor(converted));
         }
+    }
+    // A cast to the type that its operand has by now. ONNX Runtime's fusions stumble over those.
+    for (x, y) in idle {
+        graph.redirect(y, x);
     }
 }
