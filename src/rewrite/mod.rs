@@ -16,7 +16,7 @@ use lstc_models::{Anatomy, recognise, unread_inputs};
 use lstc_passes::{Artifacts, Module, Options, PassError, Timing, artifacts, ladder_side_tuning};
 
 use crate::hash::sha256;
-use crate::side::{self, Side};
+use crate::side;
 use crate::train::Started;
 pub use companions::TOKENIZER;
 use companions::{copy_tokenizer, special_tokens};
@@ -171,9 +171,8 @@ fn write(
         for (name, graph) in files {
             fs::write(folder.join(name), encode(graph, &data)).with_context(|| name.to_owned())?;
         }
-        let initial: Side =
-            module.plan.parameters.iter().zip(&module.initial).map(|(p, a)| (p.name.clone(), a.clone())).collect();
-        side::save(&folder.join(SIDE), &initial)?;
+        let initial = module.plan.parameters.iter().map(|p| p.name.as_str()).zip(&module.initial);
+        side::save_initial(&folder.join(SIDE), initial)?;
         copy_tokenizer(model, folder)?;
         let tokens = special_tokens(model, module.anatomy.family)?;
         let sources = hashing.join().map_err(|_| anyhow!("hashing the source failed"))??;

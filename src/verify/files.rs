@@ -46,7 +46,9 @@ fn side_differences(subject: &Subject, path: &Path) -> Vec<String> {
     for (planned, initial) in module.plan.parameters.iter().zip(&module.initial) {
         match found.get(&planned.name) {
             None => differences.push(format!("`{}` is missing", planned.name)),
-            Some(value) if value != initial => differences.push(format!("`{}` has other values", planned.name)),
+            Some(value) if *value != *initial.value() => {
+                differences.push(format!("`{}` has other values", planned.name))
+            }
             Some(_) => {}
         }
     }
