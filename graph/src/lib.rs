@@ -5,6 +5,7 @@
 
 mod attribute;
 mod compare;
+mod data_files;
 mod dot;
 mod dtype;
 mod emit;
@@ -20,13 +21,14 @@ mod weight;
 
 pub use attribute::{Attribute, Attributes};
 pub use compare::Comparer;
+pub use data_files::{DataFiles, DataWriter, Means, Saved, copy_data, write_data};
 pub use dot::dot;
 pub use dtype::DType;
 pub use emit::Builder;
 pub use infer::{Dim, dim_text, fenced, shape_text};
 pub use ir::{Graph, Node, NodeId, Origin, Role, Source, Uses, Value, ValueId};
 pub use load::{LoadError, Problem, load, load_bytes};
-pub use save::{About, DataFile, Encoding, Saved, copy_data, encode, write_data};
+pub use save::{About, Encoding, encode};
 pub use text::{ParseError, listing, parse, print};
 pub use verify::{Flaw, verify};
 pub use weight::{FileRange, Weight};

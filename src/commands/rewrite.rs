@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use lstc_graph::{Saved, listing};
+use lstc_graph::{Means, Saved, listing};
 use lstc_passes::options::{Gate, Init, TowerName};
 use lstc_passes::{Module, Options, Timing};
 use serde::Serialize;
@@ -14,14 +14,14 @@ use serde::Serialize;
 use super::set;
 use crate::report::{self, Exit, Format, Hinted};
 use crate::rewrite::config::{Config, annotated};
-use crate::rewrite::{Request, Written, compile, rewrite};
+use crate::rewrite::{Backbone, Request, Written, compile, rewrite_with};
 
 /// Compile a model into trainable graphs
 #[derive(Debug, clap::Args)]
 #[command(
     long_about = "\
 Compiles a T5 that was exported to ONNX into the graphs that train a ladder side network beside it. The model itself \
-is read, never changed; its weights are linked or copied once.
+is read, never changed; its data files are hard-linked where they can be, and weights are copied once where not.
 
 What is written to the output directory:
   train.onnx        one optimizer step: forward, backward, clipping, AdamW
@@ -38,6 +38,7 @@ Examples:
   lstc rewrite t5.onnx -o tuned/ --encoder-blocks 1,3,5 --decoder-blocks 1,3,5
   lstc rewrite --print-config > lst.yaml     every option with its default, to edit
   lstc rewrite t5.onnx --config lst.yaml -o tuned/
+  lstc rewrite t5.onnx -o small/ -r 16 --share tuned/    another side network on the same weights
   lstc rewrite --config tuned/lst.yaml -o again/     the same once more, from a manifest"
 )]
 pub struct Rewrite {
@@ -59,6 +60,15 @@ pub struct Rewrite {
     /// Replace an earlier rewrite in the output's place, and all that lies in its directory
     #[arg(long)]
     force: bool,
+
+    /// Copy the frozen weights, also where the model's own data files could be linked; Python's onnx package reads no hard
+    /// links
+    #[arg(long, conflicts_with = "share")]
+    copy: bool,
+
+    /// Link weights that would be copied to those of an earlier rewrite of the same model
+    #[arg(long, value_name = "DIR")]
+    share: Option<PathBuf>,
 
     /// Print how long each pass took
     #[arg(long, help_heading = "Looking into the compiler")]
@@ -207,6 +217,14 @@ impl MethodFlags {
 }
 
 impl Rewrite {
+    fn backbone(&self) -> Backbone<'_> {
+        match &self.share {
+            Some(directory) => Backbone::Shared(directory),
+            None if self.copy => Backbone::Copied,
+            None => Backbone::Linked,
+        }
+    }
+
     pub fn run(self) -> anyhow::Result<Exit> {
         let config = self.config.as_deref().map(Config::read).transpose()?.unwrap_or_default();
         let mut options = config.options();
@@ -220,12 +238,6 @@ impl Rewrite {
             .clone()
             .or_else(|| config.source.first().map(|s| s.file.clone()))
             .ok_or_else(|| Hinted::new(anyhow!("no model is given"), "`lstc rewrite model.onnx -o tuned/`"))?;
-        for recorded in config.source.iter().filter(|_| self.model.is_none()) {
-            if crate::rewrite::source_file(&recorded.file)?.sha256 != recorded.sha256 {
-                let name = recorded.file.display();
-                report::warning(format!("`{name}` has changed since the configuration was recorded"));
-            }
-        }
         let emit = self.emit.as_deref().map(Emit::new).transpose()?;
         let mut failed = None;
         let show = |pass: &'static str, module: &Module| {
@@ -249,9 +261,14 @@ impl Rewrite {
                 })?;
                 let request =
                     Request { model: &model, options, training: config.training(), output: &output, force: self.force };
-                let written = rewrite(request, show)?;
+                let written = rewrite_with(request, self.backbone(), show)?;
                 report::data(&Summary::new(&output, &written), self.format)?;
                 written.warnings.iter().for_each(report::warning);
+                let recorded = config.source.iter().filter(|_| self.model.is_none());
+                for changed in recorded.filter(|recorded| !written.manifest.source.contains(recorded)) {
+                    let name = changed.file.display();
+                    report::warning(format!("`{name}` has changed since the configuration was recorded"));
+                }
                 written.timings
             }
         };
@@ -299,8 +316,8 @@ struct Summary {
     blocks: Vec<String>,
     trainable: usize,
     frozen: usize,
-    /// `linked`, or the bytes that were copied.
-    backbone: String,
+    /// The files of the frozen weights.
+    backbone: Vec<DataSummary>,
     nodes: Vec<(&'static str, usize)>,
 }
 
@@ -319,12 +336,39 @@ impl Summary {
                 .collect(),
             trainable: manifest.parameters.iter().map(|p| p.shape.iter().product::<usize>()).sum(),
             frozen: written.frozen,
-            backbone: match written.data {
-                Saved::Linked => "linked to the model's own data file".to_owned(),
-                Saved::Copied(bytes) => format!("{} copied", report::Bytes(bytes)),
-            },
+            backbone: written.data.iter().map(DataSummary::new).collect(),
             nodes: manifest.graphs.iter().map(|g| (g.file, g.nodes)).collect(),
         }
+    }
+}
+
+/// A file of frozen weights, and how it came to be.
+#[derive(Serialize)]
+struct DataSummary {
+    file: String,
+    bytes: u64,
+    /// `linked`, `reflinked` or `copied`.
+    how: &'static str,
+    /// The file that a link leads to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    to: Option<PathBuf>,
+}
+
+impl DataSummary {
+    fn new(saved: &Saved) -> DataSummary {
+        let (how, to) = match &saved.means {
+            Means::Linked(to) => ("linked", Some(to.clone())),
+            Means::Reflinked(to) => ("reflinked", Some(to.clone())),
+            Means::Copied => ("copied", None),
+        };
+        DataSummary { file: saved.name.clone(), bytes: saved.bytes, how, to }
+    }
+}
+
+impl fmt::Display for DataSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} {}", self.file, report::Bytes(self.bytes), self.how)?;
+        self.to.as_ref().map_or(Ok(()), |to| write!(f, " to `{}`", to.display()))
     }
 }
 
@@ -333,7 +377,7 @@ impl fmt::Display for Summary {
         let share = 100.0 * self.trainable as f64 / self.frozen.max(1) as f64;
         writeln!(f, "{}: {}, {}", self.output.display(), self.family, self.blocks.join(", "))?;
         writeln!(f, "  trainable {} parameters, {share:.3} % of the backbone's {}", self.trainable, self.frozen)?;
-        writeln!(f, "  backbone weights {}", self.backbone)?;
+        self.backbone.iter().try_for_each(|file| writeln!(f, "  backbone weights {file}"))?;
         let nodes: Vec<String> = self.nodes.iter().map(|(file, nodes)| format!("{file} {nodes}")).collect();
         writeln!(f, "  nodes {}", nodes.join(", "))
     }

@@ -1,0 +1,83 @@
+//! The files of a source model, with their sizes and hashes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+
+use anyhow::{Context, anyhow};
+use lstc_graph::Graph;
+
+use super::manifest::SourceFile;
+use crate::hash::blake3;
+
+/// The model's files and the data files that its weights lie in.
+fn source_paths(model: &[&Path], graph: &Graph) -> Vec<PathBuf> {
+    let mut paths: Vec<PathBuf> = model.iter().map(|path| path.to_path_buf()).collect();
+    for place in graph.value_ids().filter_map(|v| graph.weight(v)?.place()) {
+        if !paths.contains(&place.file) {
+            paths.push(place.file.to_path_buf());
+        }
+    }
+    paths
+}
+
+/// The hash and size of a file.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn source_file(path: &Path) -> anyhow::Result<SourceFile> {
+    let hashed = hashed(path, &AtomicBool::new(false))?;
+    Ok(hashed.expect("nobody stops it"))
+}
+
+/// As [`source_file`]; none where it was stopped.
+fn hashed(path: &Path, stop: &AtomicBool) -> anyhow::Result<Option<SourceFile>> {
+    let context = || format!("cannot read `{}`", path.display());
+    let mut file = fs::File::open(path).with_context(context)?;
+    let Some(blake3) = blake3(&mut file, stop).with_context(context)? else { return Ok(None) };
+    let bytes = file.metadata().with_context(context)?.len();
+    // Not the file that a link leads to: external data lies beside the name.
+    let path = std::path::absolute(path).with_context(context)?;
+    Ok(Some(SourceFile { file: path, blake3, bytes }))
+}
+
+/// Hashes a model's files while other work goes on. It stops where nobody waits for it any more.
+pub(super) struct Hashing {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<anyhow::Result<Vec<SourceFile>>>>,
+}
+
+impl Hashing {
+    /// Begins with the files of a model.
+    pub(super) fn begin(model: &[&Path], graph: &Graph) -> Hashing {
+        let paths = source_paths(model, graph);
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let hash = move || {
+            let files = paths.iter().map_while(|path| hashed(path, &stopped).transpose());
+            files.collect()
+        };
+        Hashing { stop, thread: Some(thread::spawn(hash)) }
+    }
+
+    /// Waits for the hashes.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub(super) fn finish(mut self) -> anyhow::Result<Vec<SourceFile>> {
+        let thread = self.thread.take().expect("it is taken here and when it is dropped");
+        thread.join().map_err(|_| anyhow!("hashing the source failed"))?
+    }
+}
+
+impl Drop for Hashing {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // Its outcome is nobody's any more.
+            let _ = thread.join();
+        }
+    }
+}
