@@ -6,6 +6,7 @@ use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
+use lstc_passes::Initial;
 use memmap2::Mmap;
 use ndarray::{ArrayD, IxDyn};
 use safetensors::tensor::TensorView;
@@ -32,10 +33,49 @@ pub fn save(path: &Path, side: &Side) -> anyhow::Result<()> {
 /// # Errors
 /// From the file system; a file that was there is then as it was.
 pub fn save_with(path: &Path, side: &Side, metadata: &[(&str, String)]) -> anyhow::Result<()> {
-    let mut all = Metadata::from([("format".to_owned(), "pt".to_owned())]);
+    let mut all = format();
     all.extend(metadata.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
     let views: Vec<(&str, Streamed)> = side.iter().map(|(name, array)| (name.as_str(), Streamed(array))).collect();
-    crate::files::replace(path, |file| Ok(safetensors::serialize_to_file(views, Some(all), file.path())?))
+    write(path, views, all)
+}
+
+/// Writes initial values, each of which is drawn when its turn comes.
+///
+/// # Errors
+/// From the file system.
+pub fn save_initial<'i>(path: &Path, initial: impl IntoIterator<Item = (&'i str, &'i Initial)>) -> anyhow::Result<()> {
+    let views: Vec<(&str, Drawn)> = initial.into_iter().map(|(name, value)| (name, Drawn(value))).collect();
+    write(path, views, format())
+}
+
+fn format() -> Metadata {
+    Metadata::from([("format".to_owned(), "pt".to_owned())])
+}
+
+/// The file appears whole.
+fn write<V: View>(path: &Path, views: Vec<(&str, V)>, metadata: Metadata) -> anyhow::Result<()> {
+    crate::files::replace(path, |file| Ok(safetensors::serialize_to_file(views, Some(metadata), file.path())?))
+}
+
+/// An initial value.
+struct Drawn<'a>(&'a Initial);
+
+impl View for Drawn<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.0.dims()
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        self.0.value().iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>().into()
+    }
+
+    fn data_len(&self) -> usize {
+        self.0.dims().iter().product::<usize>() * 4
+    }
 }
 
 /// An array that is turned into bytes when its turn to be written comes.

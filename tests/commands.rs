@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use lstc_graph::{DataFile, encode, load};
+use lstc_graph::{DataFiles, encode, load};
 
 fn case(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases").join(name)
@@ -266,7 +266,8 @@ fn tamper(path: &Path, pass: &str, from: &str, to: &str) {
         .find(|id| graph.node(*id).op == from && graph.node(*id).origin.name() == pass)
         .unwrap_or_else(|| panic!("no {from} of {pass}"));
     graph.replace_op(id, to);
-    fs::write(path, encode(&graph, &DataFile::of(&graph, "backbone.data"))).expect("it can be written");
+    fs::write(path, encode(&graph, &DataFiles::of(&graph, path.parent().expect("a folder"))))
+        .expect("it can be written");
 }
 
 #[test]
@@ -300,16 +301,16 @@ fn verify_finds_a_changed_head_weight() {
     // A weight that no node of the backbone reads in the written graphs.
     let tuned = Tuned::new("relu_torchscript", &[]);
     let graph = load(&tuned.path("tuned/infer.onnx")).expect("a graph");
-    let head = graph
+    let offset = graph
         .node_ids()
         .map(|id| graph.node(id))
         .filter(|n| n.origin.name() == "head")
-        .filter_map(|n| graph.weight(n.input(1)?)?.place().cloned())
+        .filter_map(|n| graph.weight(n.input(1)?)?.place().map(|place| place.offset))
         .last()
         .expect("the head reads a weight of the data file");
     let data = tuned.path("tuned/backbone.data");
     let mut bytes = fs::read(&data).expect("the weights");
-    bytes[head.offset as usize + 2] ^= 0x40;
+    bytes[offset as usize + 2] ^= 0x40;
     fs::write(&data, bytes).expect("it can be written");
     let failed = failed(&tuned.verify());
     assert!(failed.iter().any(|l| l.contains("the graphs on disk")), "{failed:?}");
@@ -361,7 +362,7 @@ fn verify_finds_a_changed_source() {
     let model = tuned.path("model.onnx");
     let mut graph = load(&model).expect("the model");
     graph.name.push('x');
-    fs::write(&model, encode(&graph, &DataFile::default())).expect("it can be written");
+    fs::write(&model, encode(&graph, &DataFiles::default())).expect("it can be written");
     let failed = failed(&tuned.verify());
     assert!(failed.iter().any(|l| l.contains("source is the one")), "{failed:?}");
 }

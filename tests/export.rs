@@ -209,8 +209,8 @@ fn the_model_is_whole_and_has_no_trace_of_training() {
     let bytes = fs::read(&file).expect("it was written");
     let says = |words: &str| bytes.windows(words.len()).any(|w| w == words.as_bytes());
     let manifest = fs::read_to_string(tuned.directory().join("lst.yaml")).expect("the manifest");
-    let sha256 = manifest.lines().find_map(|l| l.trim().strip_prefix("sha256: ")).expect("the source's");
-    for words in ["lstc.family", "lstc.source.sha256", sha256, "lstc.side.sha256", "`model.onnx`"] {
+    let blake3 = manifest.lines().find_map(|l| l.trim().strip_prefix("blake3: ")).expect("the source's");
+    for words in ["lstc.family", "lstc.source.blake3", blake3, "lstc.side.sha256", "`model.onnx`"] {
         assert!(says(words), "{words}");
     }
     assert!(!says("labels") && !says("lstc pass"));

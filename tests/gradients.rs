@@ -13,7 +13,7 @@ use std::path::Path;
 use lstc::rewrite::compile;
 use lstc::rewrite::config::Config;
 use lstc::runtime::{Optimisation, Session, Tensor};
-use lstc_graph::{Attributes, Builder, DataFile, Graph, Origin, ValueId, encode, parse, print, shape_text, verify};
+use lstc_graph::{Attributes, Builder, DataFiles, Graph, Origin, ValueId, encode, parse, print, shape_text, verify};
 use lstc_passes::differentiate::{RULES, gradients};
 use lstc_passes::options::{Gate, Options};
 use lstc_passes::{Artifacts, artifacts};
@@ -95,7 +95,7 @@ fn reshaped(tensor: &Tensor, shape: &[usize]) -> Tensor {
 }
 
 fn session(graph: &Graph, optimisation: Optimisation) -> Session {
-    let bytes = encode(graph, &DataFile::default());
+    let bytes = encode(graph, &DataFiles::default());
     let session = common::runtime().session().optimisation(optimisation).threads(1);
     session.load(&bytes, None).unwrap_or_else(|e| panic!("{e:?}\n{}", print(graph)))
 }
@@ -583,7 +583,7 @@ fn every_emitted_operator_has_a_kernel() {
             for (file, graph) in made.files() {
                 collect(graph, &mut seen);
                 // ONNX Runtime refuses a graph with a node that it has no kernel for.
-                let bytes = encode(graph, &DataFile::default());
+                let bytes = encode(graph, &DataFiles::default());
                 let opened = common::runtime().session().optimisation(Optimisation::Off).threads(1).load(&bytes, None);
                 opened.unwrap_or_else(|e| panic!("{place}, {file}: {e:?}"));
             }

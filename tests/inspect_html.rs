@@ -8,7 +8,7 @@ use lstc::inspect::layout::{Arrangement, Block, Layout, Part, Rect};
 use lstc::inspect::{Gate, Head, Ladder, Rung, Stack, State, Tap};
 use lstc::rewrite::{Request, config::Config, rewrite};
 use lstc::side;
-use lstc_graph::{DataFile, encode, load};
+use lstc_graph::{DataFiles, encode, load};
 use lstc_models::TowerKind;
 
 fn case(name: &str) -> PathBuf {
@@ -268,7 +268,7 @@ fn names_from_files_are_inert() {
             graph.rename(value, &format!("{HOSTILE}{at}")).expect("the name is free");
         }
     }
-    fs::write(tuned.model(), encode(&graph, &DataFile::default())).expect("it can be written");
+    fs::write(tuned.model(), encode(&graph, &DataFiles::default())).expect("it can be written");
     tuned.rewrite("relu_torchscript");
     let odd = tuned.folder.path().join("<script>alert(3)<b>&\"'");
     fs::rename(tuned.directory(), &odd).expect("a new name");

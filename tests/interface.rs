@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use lstc::rewrite::{Request, rewrite};
 use lstc::verify::verify;
-use lstc_graph::{DataFile, Dim, Graph, encode, load};
+use lstc_graph::{DataFiles, Dim, Graph, encode, load};
 use lstc_passes::Options;
 
 fn case(name: &str) -> Graph {
@@ -17,7 +17,7 @@ fn case(name: &str) -> Graph {
 /// Writes a changed model and rewrites it.
 fn rewritten(graph: &Graph, folder: &Path) -> anyhow::Result<PathBuf> {
     let model = folder.join("model.onnx");
-    std::fs::write(&model, encode(graph, &DataFile::default()))?;
+    std::fs::write(&model, encode(graph, &DataFiles::default()))?;
     let output = folder.join("tuned");
     let mut options = Options::default();
     options.method.reduction = 4;

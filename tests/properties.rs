@@ -13,7 +13,7 @@ use lstc::rewrite::{Request, compile, open, rewrite};
 use lstc::runtime::{Optimisation, Session, Tensor};
 use lstc::side::{self, Side};
 use lstc::train::Started;
-use lstc_graph::{DataFile, Graph, Weight, encode};
+use lstc_graph::{DataFiles, Graph, Weight, encode};
 use lstc_passes::options::{Gate, Init, LossOptions, Method, Options, TowerName};
 use lstc_passes::{Module, artifacts};
 use ndarray::{ArrayD, IxDyn};
@@ -298,7 +298,7 @@ impl Training {
 
 fn opened(graph: &Graph) -> Session {
     let session = common::runtime().session().threads(1);
-    session.load(&encode(graph, &DataFile::default()), None).unwrap_or_else(|e| panic!("{e:?}"))
+    session.load(&encode(graph, &DataFiles::default()), None).unwrap_or_else(|e| panic!("{e:?}"))
 }
 
 const WITH_DROPOUT: [&str; 3] = ["relu_torchscript", "two_and_three_blocks", "no_gate_merge_distill"];

@@ -1,16 +1,12 @@
-//! Writing ONNX files: weights embedded, or in one data file that several graphs may share.
+//! Writing ONNX files: weights embedded, or in data files that several graphs may share.
 
-use std::collections::{HashMap, HashSet};
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::io::{self, Write};
 
-use bytes::Bytes;
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
 
 use crate::attribute::Attribute;
+use crate::data_files::{DataFiles, Place};
 use crate::infer::{Dim, dim_text};
 use crate::ir::{Graph, Origin, ValueId};
 use crate::onnx::proto::attribute_proto::AttributeType;
@@ -22,129 +18,8 @@ use crate::onnx::proto::{
 };
 use crate::weight::Weight;
 
-/// Weights below this size are embedded in each graph; the others go to the data file.
-const MIN_EXTERNAL: usize = 1024;
-
-/// Weights of at least this size start on a page of their own, so that a runtime can map them.
-const PAGE: u64 = 4096;
-
-/// The data file beside the graphs: where each weight's bytes lie in it.
-#[derive(Clone, Debug, Default)]
-pub struct DataFile {
-    /// Its name, relative to the graphs' folder.
-    pub name: String,
-    offsets: HashMap<(usize, usize), u64>,
-}
-
-impl DataFile {
-    /// The data file that a graph's weights were read from, under its name: for writing the graph again beside it.
-    pub fn of(graph: &Graph, name: &str) -> DataFile {
-        let in_file = |v: ValueId| {
-            let weight = graph.weight(v)?;
-            let place = weight.place().filter(|p| p.file.file_name().is_some_and(|n| n == name))?;
-            Some((identity(weight.bytes()), place.offset))
-        };
-        DataFile { name: name.to_owned(), offsets: graph.value_ids().filter_map(in_file).collect() }
-    }
-}
-
-/// How a data file came to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Saved {
-    /// A hard link to the source's own data file.
-    Linked,
-    /// A copy of the weights, of so many bytes.
-    Copied(u64),
-}
-
-/// Bytes in memory are known by where they are: a clone of a weight is the same weight.
-fn identity(bytes: &Bytes) -> (usize, usize) {
-    (bytes.as_ptr() as usize, bytes.len())
-}
-
-/// Writes the large weights of `graphs` to `folder/name`, each once, or links the source's data file where all of
-/// them lie in one that is not the model itself.
-///
-/// # Errors
-/// From the file system, e.g. no space, or a file of that name.
-pub fn write_data(graphs: &[&Graph], folder: &Path, name: &str) -> io::Result<(DataFile, Saved)> {
-    let weights = large_weights(graphs);
-    if let Some(source) = single_data_file(&weights)
-        // The file itself, where a name is a link to it.
-        && source.canonicalize().and_then(|source| std::fs::hard_link(source, folder.join(name))).is_ok()
-    {
-        let offset = |w: &&Weight| {
-            let offset = w.place().expect("every weight lies in the data file").offset;
-            (identity(w.bytes()), offset)
-        };
-        let data = DataFile { name: name.to_owned(), offsets: weights.iter().map(offset).collect() };
-        return Ok((data, Saved::Linked));
-    }
-    let (data, bytes) = copy_data(graphs, folder, name)?;
-    Ok((data, Saved::Copied(bytes)))
-}
-
-/// As [`write_data`], but always a file of its own, with these weights alone; the number of its bytes.
-///
-/// # Errors
-/// As [`write_data`].
-pub fn copy_data(graphs: &[&Graph], folder: &Path, name: &str) -> io::Result<(DataFile, u64)> {
-    let mut data = DataFile { name: name.to_owned(), offsets: HashMap::new() };
-    // Never through a name that is there: it may be a link to a model's own weights.
-    let mut out = File::create_new(folder.join(name))?;
-    let mut at = 0_u64;
-    let mut sources: HashMap<PathBuf, File> = HashMap::new();
-    for weight in large_weights(graphs) {
-        let align = if weight.bytes().len() as u64 >= PAGE { PAGE } else { 64 };
-        at = at.next_multiple_of(align);
-        out.seek(SeekFrom::Start(at))?;
-        copy(weight, &mut out, &mut sources)?;
-        data.offsets.insert(identity(weight.bytes()), at);
-        at += weight.bytes().len() as u64;
-    }
-    out.sync_data()?;
-    Ok((data, at))
-}
-
-/// The weights that go to a data file, each once.
-fn large_weights<'g>(graphs: &[&'g Graph]) -> Vec<&'g Weight> {
-    let mut seen = HashSet::new();
-    let mut weights = Vec::new();
-    for graph in graphs {
-        let used = used_weights(graph).into_iter().filter_map(|v| graph.weight(v));
-        weights.extend(used.filter(|w| w.bytes().len() >= MIN_EXTERNAL && seen.insert(identity(w.bytes()))));
-    }
-    weights
-}
-
-/// Copies a weight, file to file where it lies in one: the kernel moves the bytes.
-fn copy(weight: &Weight, out: &mut File, sources: &mut HashMap<PathBuf, File>) -> io::Result<()> {
-    let Some(place) = weight.place() else { return out.write_all(weight.bytes()) };
-    if !sources.contains_key(place.file.as_path()) {
-        sources.insert(place.file.to_path_buf(), File::open(place.file.as_path())?);
-    }
-    let source = sources.get_mut(place.file.as_path()).expect("it was just opened");
-    source.seek(SeekFrom::Start(place.offset))?;
-    let wanted = weight.bytes().len() as u64;
-    let copied = io::copy(&mut source.take(wanted), out)?;
-    if copied != wanted {
-        let text = format!("`{}` ended {} bytes early", place.file.display(), wanted - copied);
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
-    }
-    Ok(())
-}
-
-/// The external data file that holds all of the weights, if one does. The model's own file does not serve: its
-/// offsets are not aligned, and a name that ends in `.onnx` would lie about what it is.
-fn single_data_file(weights: &[&Weight]) -> Option<Arc<PathBuf>> {
-    let first = &weights.first()?.place()?.file;
-    let external = first.extension().is_none_or(|e| e != "onnx");
-    let same = weights.iter().all(|w| w.place().is_some_and(|p| p.file == *first));
-    (external && same).then(|| first.clone())
-}
-
 /// The weights that nodes or outputs read, by id.
-fn used_weights(graph: &Graph) -> Vec<ValueId> {
+pub(crate) fn used_weights(graph: &Graph) -> Vec<ValueId> {
     let uses = graph.uses();
     let used = |v: &ValueId| !uses.of(*v).is_empty() || graph.outputs.contains(v);
     graph.value_ids().filter(|v| graph.weight(*v).is_some()).filter(used).collect()
@@ -160,7 +35,7 @@ pub struct About {
 }
 
 /// The graph as an ONNX model. Weights in `data` are references to it, the others are embedded.
-pub fn encode(graph: &Graph, data: &DataFile) -> Vec<u8> {
+pub fn encode(graph: &Graph, data: &DataFiles) -> Vec<u8> {
     let mut model = Vec::new();
     Encoding::new(graph, data, &About::default()).write(&mut model).expect("memory takes every write");
     model
@@ -185,13 +60,13 @@ mod field {
 
 impl<'g> Encoding<'g> {
     /// Weights in `data` are references to it, the others are embedded.
-    pub fn new(graph: &'g Graph, data: &DataFile, about: &About) -> Encoding<'g> {
+    pub fn new(graph: &'g Graph, data: &DataFiles, about: &About) -> Encoding<'g> {
         let initializer = |v: ValueId| {
             let weight = graph.weight(v)?;
             let mut tensor = tensor_header(&graph.value(v).name, weight);
-            let embedded = match data.offsets.get(&identity(weight.bytes())) {
-                Some(offset) => {
-                    refer(&mut tensor, weight, data, *offset);
+            let embedded = match data.place(weight) {
+                Some(place) => {
+                    refer(&mut tensor, weight, place);
                     None
                 }
                 None => Some(weight),
@@ -324,12 +199,12 @@ fn tensor_header(name: &str, weight: &Weight) -> TensorProto {
     }
 }
 
-/// Says where in the data file a tensor's bytes lie.
-fn refer(tensor: &mut TensorProto, weight: &Weight, data: &DataFile, offset: u64) {
+/// Says where in a data file a tensor's bytes lie.
+fn refer(tensor: &mut TensorProto, weight: &Weight, place: &Place) {
     tensor.data_location = Some(DataLocation::External.into());
     tensor.external_data = vec![
-        entry("location", data.name.clone()),
-        entry("offset", offset.to_string()),
+        entry("location", place.file.to_string()),
+        entry("offset", place.offset.to_string()),
         entry("length", weight.bytes().len().to_string()),
     ];
 }

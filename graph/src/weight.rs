@@ -1,15 +1,21 @@
 //! Constant tensors. A weight knows its type and shape; its bytes stay in the mapped file until somebody asks.
 
+use std::ffi::c_void;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use half::{bf16, f16};
+use rustix::mm::{Advice, madvise};
 
 use crate::dtype::DType;
 
 /// Where in a file the bytes of a weight lie.
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// **Invariant:** the bytes of a weight that has one are a view of a read-only map of that file. The loader alone makes
+/// them, and none can be had to give to another weight.
+#[derive(Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct FileRange {
     pub file: Arc<PathBuf>,
     pub offset: u64,
@@ -23,7 +29,7 @@ pub struct Weight {
     dtype: DType,
     dims: Vec<usize>,
     bytes: Bytes,
-    place: Option<FileRange>,
+    place: Option<Arc<FileRange>>,
 }
 
 /// Two weights are equal when type, shape and bytes are: their place does not matter.
@@ -37,7 +43,7 @@ impl Weight {
     /// A weight over `bytes`; `None` where their number does not fit the shape.
     pub fn new(dtype: DType, dims: Vec<usize>, bytes: Bytes, place: Option<FileRange>) -> Option<Weight> {
         let wanted = byte_len(dtype, &dims)?;
-        (wanted == bytes.len()).then_some(Weight { dtype, dims, bytes, place })
+        (wanted == bytes.len()).then(|| Weight { dtype, dims, bytes, place: place.map(Arc::new) })
     }
 
     pub fn scalar_f32(value: f32) -> Weight {
@@ -80,7 +86,24 @@ impl Weight {
 
     /// The file range that the bytes are a view of, where they are one.
     pub fn place(&self) -> Option<&FileRange> {
-        self.place.as_ref()
+        self.place.as_deref()
+    }
+
+    /// Gives the memory back that reading a mapped weight took. It can be read again, from its file.
+    pub fn release(&self) {
+        if self.place.is_none() {
+            return;
+        }
+        let page = rustix::param::page_size();
+        let first = self.bytes.as_ptr() as usize;
+        // Whole pages alone: the others are a neighbour's too.
+        let (start, end) = (first.next_multiple_of(page), (first + self.bytes.len()) / page * page);
+        if start < end {
+            // SAFETY: the pages lie inside the bytes, which are a view of a read-only map of a file: who reads them
+            // afterwards finds the file's bytes again.
+            let advised = unsafe { madvise(start as *mut c_void, end - start, Advice::LinuxDontNeed) };
+            debug_assert!(advised.is_ok(), "the range is mapped: {advised:?}");
+        }
     }
 
     /// The elements as integers; `None` for floats.

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 
 use lstc_graph::onnx::proto::ModelProto;
-use lstc_graph::{About, DType, DataFile, Encoding, Graph, Weight, copy_data, encode, load, parse, print};
+use lstc_graph::{About, DType, DataFiles, Encoding, Graph, Weight, copy_data, encode, load, parse, print};
 use prost::Message;
 
 /// A graph with an embedded weight of 4 kB and one of 16 bytes.
@@ -25,7 +25,7 @@ fn about() -> About {
 #[test]
 fn a_model_has_the_size_that_was_told_and_says_what_it_is() {
     let graph = graph();
-    let encoding = Encoding::new(&graph, &DataFile::default(), &about());
+    let encoding = Encoding::new(&graph, &DataFiles::default(), &about());
     let mut bytes = Vec::new();
     encoding.write(&mut bytes).expect("memory takes every write");
     assert_eq!(bytes.len(), encoding.size());
@@ -40,7 +40,7 @@ fn a_model_has_the_size_that_was_told_and_says_what_it_is() {
 
 #[test]
 fn no_doc_and_no_metadata_leave_nothing() {
-    let bytes = encode(&graph(), &DataFile::default());
+    let bytes = encode(&graph(), &DataFiles::default());
     let model = ModelProto::decode(bytes.as_slice()).expect("an ONNX model");
     assert!(model.doc_string.is_none() && model.metadata_props.is_empty());
 }
@@ -106,7 +106,7 @@ fn sizes_beyond_protobufs_limit_are_told_too() {
     fs::write(folder.path().join("m.onnx"), model.encode_to_vec()).expect("it can be written");
     sparse("w.data", ELEMENTS * 4 + 8192);
     let graph = load(&folder.path().join("m.onnx")).unwrap_or_else(|e| panic!("{e}"));
-    let encoding = Encoding::new(&graph, &DataFile::default(), &About::default());
+    let encoding = Encoding::new(&graph, &DataFiles::default(), &About::default());
     assert!(encoding.size() > ELEMENTS * 4, "{}", encoding.size());
     let mut counter = Counter::default();
     encoding.write(&mut counter).expect("nothing can fail");

@@ -1,11 +1,11 @@
 //! The text form and the ONNX form are two spellings of one graph.
 
-use lstc_graph::{DataFile, encode, load_bytes, parse, print, verify};
+use lstc_graph::{DataFiles, encode, load_bytes, parse, print, verify};
 
 fn same_after_onnx(text: &str) {
     let graph = parse(text, 17).unwrap_or_else(|e| panic!("{e}\n{text}"));
     assert_eq!(verify(&graph), [], "{text}");
-    let bytes = encode(&graph, &DataFile::default());
+    let bytes = encode(&graph, &DataFiles::default());
     let back = load_bytes(bytes.into(), "memory.onnx".as_ref()).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(print(&graph), print(&back));
 }

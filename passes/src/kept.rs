@@ -112,6 +112,7 @@ fn energies(graph: &Graph, linear: &Linear, weights: &Array1<f64>, over: Axis) -
         let (kept, summed) = if by_row { (row, column) } else { (column, row) };
         sums[kept] += square * weights[summed];
     });
+    weight.release();
     sums
 }
 

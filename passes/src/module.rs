@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use lstc_graph::{Graph, NodeId, Origin, Role, Source, ValueId};
 use lstc_models::{Anatomy, RESTATED};
-use ndarray::ArrayD;
 
 use crate::fold::Folded;
+use crate::initial::Initial;
 use crate::options::Options;
 use crate::plan::{Group, Plan, PlannedParameter};
 
@@ -56,7 +56,7 @@ pub struct Module {
     /// Backbone values that new nodes may read.
     pub cut: HashSet<ValueId>,
     /// Initial values, in the order of the plan's parameters.
-    pub initial: Vec<ArrayD<f32>>,
+    pub initial: Vec<Initial>,
     pub parameters: Vec<Parameter>,
     /// The side state behind each tower's final norm, `[batch * length, d/r]`, in the anatomy's order.
     pub side_outputs: Vec<ValueId>,

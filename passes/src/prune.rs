@@ -13,18 +13,19 @@
 //! are kept, in ascending order; of equal scores the later row is. The reference keeps `n - round((1 - 1/r) n)` of n;
 //! where that is not n/r rounded down, the width of the side network, the latter counts.
 //!
+//! The chain reads each matrix once, a sublayer's at a time, and releases it: no more of the backbone stays in memory than
+//! its largest group of matrices.
+//!
 //! `magnitude-consistent` keeps one K for the whole of a tower's residual stream, and an equal share of each head.
 
 use std::collections::HashMap;
 
 use lstc_graph::{Graph, Weight};
 use lstc_models::{Anatomy, Attention, AttentionKind, FeedForward, Linear, Orientation, SublayerKind, Tower};
-use ndarray::{ArrayD, IxDyn};
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::SeedableRng;
-use rand_distr::{Distribution, Normal};
+use ndarray::ArrayD;
 
 use crate::importance::{Importance, Magnitude};
+use crate::initial::Initial;
 use crate::matrix::{Matrix, vector};
 use crate::module::Module;
 use crate::options::Init;
@@ -47,9 +48,9 @@ impl Pass for Prune {
             Init::Random => HashMap::new(),
         };
         let seed = module.options.method.seed;
-        let initial: Vec<ArrayD<f32>> = module.planned().map(|p| start(p, &mut cuts, seed)).collect();
-        let misfit = |(planned, value): (&PlannedParameter, &ArrayD<f32>)| {
-            let (found, wanted) = (value.shape(), &planned.dims);
+        let initial: Vec<Initial> = module.planned().map(|p| start(p, &mut cuts, seed)).collect();
+        let misfit = |(planned, value): (&PlannedParameter, &Initial)| {
+            let (found, wanted) = (value.dims(), &planned.dims);
             (found != wanted).then(|| format!("`{}` would start as {found:?}, not {wanted:?}", planned.name))
         };
         let misfits: Vec<String> = module.plan.parameters.iter().zip(&initial).filter_map(misfit).collect();
@@ -62,25 +63,24 @@ impl Pass for Prune {
 }
 
 /// The initial value of one parameter.
-fn start(planned: &PlannedParameter, cuts: &mut HashMap<Cut, ArrayD<f32>>, seed: u64) -> ArrayD<f32> {
-    let shape = IxDyn(&planned.dims);
+fn start(planned: &PlannedParameter, cuts: &mut Cuts, seed: u64) -> Initial {
+    let dims = || planned.dims.clone();
     match &planned.start {
-        Start::Constant(v) => ArrayD::from_elem(shape, *v),
-        Start::Normal { deviation } => normal(planned, *deviation, seed),
-        Start::Cut(cut) => cuts.remove(cut).unwrap_or_else(|| match planned.dims[..] {
-            [_, fan_in] => normal(planned, (fan_in as f32).sqrt().recip(), seed),
-            _ => ArrayD::ones(shape),
-        }),
+        Start::Constant(value) => Initial::Constant { dims: dims(), value: *value },
+        Start::Normal { deviation } => drawn(planned, *deviation, seed),
+        Start::Cut(cut) => match (cuts.remove(cut), &planned.dims[..]) {
+            (Some(value), _) => Initial::Given(value),
+            (None, [_, fan_in]) => drawn(planned, (*fan_in as f32).sqrt().recip(), seed),
+            (None, _) => Initial::Constant { dims: dims(), value: 1.0 },
+        },
     }
 }
 
 /// Normal(0, deviation), from a stream of the parameter's own: what else is drawn does not matter.
-fn normal(planned: &PlannedParameter, deviation: f32, seed: u64) -> ArrayD<f32> {
+fn drawn(planned: &PlannedParameter, deviation: f32, seed: u64) -> Initial {
     let name =
         planned.name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
-    let mut rng = ChaCha8Rng::seed_from_u64(seed ^ name);
-    let normal = Normal::new(0.0, deviation).expect("a deviation is finite and not negative");
-    ArrayD::from_shape_simple_fn(IxDyn(&planned.dims), || normal.sample(&mut rng))
+    Initial::Drawn { dims: planned.dims.clone(), deviation, stream: seed ^ name }
 }
 
 /// The kept indices at one step of the chain; see [`kept_by_magnitude`].
@@ -119,6 +119,14 @@ impl<'s> Source<'s> {
         Matrix::new(&self.weight(linear), linear.orientation).expect("the anatomy's matrices are of floats")
     }
 
+    /// Matrices that were read for the last time, or the last before a second pass: their pages need not stay.
+    fn release(&self, linears: &[&Linear]) {
+        for weight in linears.iter().map(|l| self.weight(l)) {
+            weight.release();
+            self.importance.of(&weight).release();
+        }
+    }
+
     /// Scores of the rows of the elementwise product of several matrices, over some columns.
     fn row_scores(&self, linears: &[&Linear], columns: &[usize]) -> Vec<f64> {
         let weights: Vec<Weight> = linears.iter().map(|l| self.weight(l)).collect();
@@ -143,7 +151,11 @@ impl<'s> Source<'s> {
     }
 
     fn table_scores(&self, tower: &Tower) -> Vec<f64> {
-        self.column_scores(&tower.table.weight(self.graph), Orientation::OutIn)
+        let table = tower.table.weight(self.graph);
+        let scores = self.column_scores(&table, Orientation::OutIn);
+        table.release();
+        self.importance.of(&table).release();
+        scores
     }
 
     fn chain(&self, reduction: usize) -> Cuts {
@@ -171,19 +183,23 @@ impl<'s> Source<'s> {
                             put(Part::Q { block, sublayer }, self.matrix(&a.q).cut(&rows, &k));
                             put(Part::K { block, sublayer }, self.matrix(&a.k).cut(&rows, &k));
                             put(Part::V { block, sublayer }, self.matrix(&a.v).cut(&rows, &k));
+                            self.release(&[&a.q, &a.k, &a.v]);
                             k = largest(&self.row_scores(&[&a.o], &rows), tower.width / r);
                             put(Part::O { block, sublayer }, self.matrix(&a.o).cut(&k, &rows));
+                            self.release(&[&a.o]);
                             self.position_table(a, block, &mut put);
                             rows
                         }
                         SublayerKind::FeedForward(f) => {
-                            let rows =
-                                largest(&self.row_scores(&f.inner.iter().collect::<Vec<_>>(), &k), f.width() / r);
+                            let all: Vec<&Linear> = f.inner.iter().collect();
+                            let rows = largest(&self.row_scores(&all, &k), f.width() / r);
                             for (index, inner) in f.inner.iter().enumerate() {
                                 put(Part::Inner { block, sublayer, index }, self.matrix(inner).cut(&rows, &k));
                             }
+                            self.release(&all);
                             k = largest(&self.row_scores(&[&f.outer], &rows), tower.width / r);
                             put(Part::Outer { block, sublayer }, self.matrix(&f.outer).cut(&k, &rows));
+                            self.release(&[&f.outer]);
                             rows
                         }
                     };
@@ -228,6 +244,7 @@ impl<'s> Source<'s> {
                             put(Part::K { block, sublayer }, self.matrix(&a.k).cut(&qk, context));
                             put(Part::V { block, sublayer }, self.matrix(&a.v).cut(&vo, context));
                             put(Part::O { block, sublayer }, self.matrix(&a.o).cut(k, &vo));
+                            self.release(&[&a.q, &a.k, &a.v, &a.o]);
                             self.position_table(a, block, &mut put);
                         }
                         SublayerKind::FeedForward(f) => {
@@ -236,6 +253,7 @@ impl<'s> Source<'s> {
                                 put(Part::Inner { block, sublayer, index }, self.matrix(inner).cut(&rows, k));
                             }
                             put(Part::Outer { block, sublayer }, self.matrix(&f.outer).cut(k, &rows));
+                            self.release(&f.inner.iter().chain([&f.outer]).collect::<Vec<_>>());
                         }
                     }
                 }
@@ -265,10 +283,12 @@ impl<'s> Source<'s> {
                         add(reads(&a.v));
                     }
                     add(writes(&a.o));
+                    self.release(&[&a.q, &a.k, &a.v, &a.o]);
                 }
                 SublayerKind::FeedForward(f) => {
                     f.inner.iter().for_each(|inner| add(reads(inner)));
                     add(writes(&f.outer));
+                    self.release(&f.inner.iter().chain([&f.outer]).collect::<Vec<_>>());
                 }
             }
         }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use lstc_graph::{Saved, listing};
+use lstc_graph::{Means, Saved, listing};
 use lstc_passes::options::{Gate, Init, KeepBlocks, Sizes, TowerName};
 use lstc_passes::{Module, Options, Timing};
 use serde::Serialize;
@@ -16,14 +16,14 @@ use super::set;
 use crate::report::{self, Exit, Format, Hinted};
 use crate::rewrite::config::{Config, annotated};
 use crate::rewrite::manifest::{self, ChoiceSummary, FoldedSummary, SourceFile, model_of};
-use crate::rewrite::{Request, SourceModel, Written, compile, rewrite, source_file};
+use crate::rewrite::{Backbone, Request, SourceModel, Written, compile, rewrite_with, source_file};
 
 /// Compile a model into trainable graphs
 #[derive(Debug, clap::Args)]
 #[command(
     long_about = "\
 Compiles a T5 that was exported to ONNX into the graphs that train a ladder side network beside it. The model itself \
-is read, never changed; its weights are linked or copied once.
+is read, never changed; its data files are hard-linked where they can be, and weights are copied once where not.
 
 What is written to the output directory:
   train.onnx        one optimizer step: forward, backward, clipping, AdamW
@@ -45,7 +45,8 @@ Examples:
   lstc rewrite --print-config > lst.yaml     every option with its default, to edit
   lstc rewrite t5.onnx --config lst.yaml -o tuned/
   lstc rewrite --from tuned/ -o again/                   the same once more
-  lstc rewrite --from tuned/ -o again/ -r 4 --seed 1     the same but for what flags say"
+  lstc rewrite --from tuned/ -o again/ -r 4 --seed 1     the same but for what flags say
+  lstc rewrite t5.onnx -o small/ -r 16 --share tuned/    another side network on the same weights"
 )]
 pub struct Rewrite {
     /// The ONNX model: a file, an encoder's and a decoder's file, or a folder that holds them; with --config of a manifest,
@@ -71,6 +72,15 @@ pub struct Rewrite {
     /// Replace an earlier rewrite in the output's place, and all that lies in its directory
     #[arg(long)]
     force: bool,
+
+    /// Copy the frozen weights, also where the model's own data files could be linked; Python's onnx package reads no hard
+    /// links
+    #[arg(long, conflicts_with = "share")]
+    copy: bool,
+
+    /// Link weights that would be copied to those of an earlier rewrite of the same model
+    #[arg(long, value_name = "DIR")]
+    share: Option<PathBuf>,
 
     /// Print how long each pass took
     #[arg(long, help_heading = "Looking into the compiler")]
@@ -269,6 +279,14 @@ impl MethodFlags {
 }
 
 impl Rewrite {
+    fn backbone(&self) -> Backbone<'_> {
+        match &self.share {
+            Some(directory) => Backbone::Shared(directory),
+            None if self.copy => Backbone::Copied,
+            None => Backbone::Linked,
+        }
+    }
+
     pub fn run(self) -> anyhow::Result<Exit> {
         let config = self.base()?;
         let mut options = config.options();
@@ -310,7 +328,7 @@ impl Rewrite {
             None => {
                 let output = self.place()?;
                 let request = Request { model, options, training: config.training(), output, force: self.force };
-                let written = rewrite(request, show)?;
+                let written = rewrite_with(request, self.backbone(), show)?;
                 report::data(&Summary::new(output, &written), self.format)?;
                 written.warnings.iter().for_each(report::warning);
                 self.warn_of_import(&config);
@@ -346,7 +364,7 @@ impl Rewrite {
                 let hint = "put it back, or give where it is now: `lstc rewrite MODEL --config DIR/lst.yaml -o AGAIN`";
                 return Err(Hinted::new(error, hint).into());
             }
-            if source_file(&recorded.file, recorded.part)?.sha256 == recorded.sha256 {
+            if source_file(&recorded.file, recorded.part)?.blake3 == recorded.blake3 {
                 continue;
             }
             if self.from.is_some() {
@@ -421,8 +439,8 @@ struct Summary {
     blocks: Vec<String>,
     trainable: usize,
     frozen: usize,
-    /// `linked`, or the bytes that were copied.
-    backbone: String,
+    /// The files of the frozen weights.
+    backbone: Vec<DataSummary>,
     nodes: Vec<(&'static str, usize)>,
     chosen_blocks: Vec<ChoiceSummary>,
     sizes: Sizes,
@@ -444,15 +462,42 @@ impl Summary {
                 .collect(),
             trainable: manifest.parameters.iter().map(|p| p.shape.iter().product::<usize>()).sum(),
             frozen: written.frozen,
-            backbone: match written.data {
-                Saved::Linked => "linked to the model's own data file".to_owned(),
-                Saved::Copied(bytes) => format!("{} copied", report::Bytes(bytes)),
-            },
+            backbone: written.data.iter().map(DataSummary::new).collect(),
             nodes: manifest.graphs.iter().map(|g| (g.file, g.nodes)).collect(),
             chosen_blocks: manifest.chosen_blocks.clone(),
             sizes: manifest.sizes,
             folded: manifest.folded,
         }
+    }
+}
+
+/// A file of frozen weights, and how it came to be.
+#[derive(Serialize)]
+struct DataSummary {
+    file: String,
+    bytes: u64,
+    /// `linked`, `reflinked` or `copied`.
+    how: &'static str,
+    /// The file that a link leads to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    to: Option<PathBuf>,
+}
+
+impl DataSummary {
+    fn new(saved: &Saved) -> DataSummary {
+        let (how, to) = match &saved.means {
+            Means::Linked(to) => ("linked", Some(to.clone())),
+            Means::Reflinked(to) => ("reflinked", Some(to.clone())),
+            Means::Copied => ("copied", None),
+        };
+        DataSummary { file: saved.name.clone(), bytes: saved.bytes, how, to }
+    }
+}
+
+impl fmt::Display for DataSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} {}", self.file, report::Bytes(self.bytes), self.how)?;
+        self.to.as_ref().map_or(Ok(()), |to| write!(f, " to `{}`", to.display()))
     }
 }
 
@@ -464,7 +509,7 @@ impl fmt::Display for Summary {
         for choice in &self.chosen_blocks {
             writeln!(f, "  {}", chosen(choice))?;
         }
-        writeln!(f, "  backbone weights {}", self.backbone)?;
+        self.backbone.iter().try_for_each(|file| writeln!(f, "  backbone weights {file}"))?;
         let nodes: Vec<String> = self.nodes.iter().map(|(file, nodes)| format!("{file} {nodes}")).collect();
         writeln!(f, "  nodes {}", nodes.join(", "))?;
         if let Some(folded) = &self.folded {

@@ -17,7 +17,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use lstc_graph::{About, DataFile, Encoding, copy_data, load};
+use lstc_graph::{About, DataFiles, Encoding, copy_data, load};
 use serde::Serialize;
 
 pub use agreement::Agreement;
@@ -26,7 +26,7 @@ use crate::hash::sha256;
 use crate::report::Bytes;
 use crate::rewrite::manifest::{self, Record};
 use crate::rewrite::opened::side_file;
-use crate::rewrite::{DATA, GRAPHS, MANIFEST, SIDE, directory};
+use crate::rewrite::{GRAPHS, MANIFEST, SIDE, data_files, directory};
 use crate::runtime::Runtime;
 use crate::side;
 use place::Place;
@@ -78,7 +78,7 @@ pub struct Exported {
     pub data: Option<DataSummary>,
     pub family: String,
     pub nodes: usize,
-    pub source_sha256: String,
+    pub source_blake3: String,
     pub side: SideSummary,
     /// How far the export's logits are from infer.onnx's; none where it was not checked.
     pub agreement: Option<Agreement>,
@@ -106,14 +106,15 @@ pub struct SideSummary {
 }
 
 /// The files that an export reads, or that belong to what it reads: none of them is ever replaced.
-fn kept(record: &Record, directory: &Path, side: &Path) -> Vec<PathBuf> {
-    let own = [DATA, SIDE, MANIFEST].into_iter().chain(GRAPHS).map(|name| directory.join(name));
-    record.source.iter().map(|s| s.file.clone()).chain(own).chain([side.to_owned()]).collect()
+fn kept(record: &Record, directory: &Path, side: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let own = [SIDE, MANIFEST].into_iter().chain(GRAPHS).map(|name| directory.join(name));
+    let data = data_files(directory).with_context(|| format!("cannot read `{}`", directory.display()))?;
+    Ok(record.source.iter().map(|s| s.file.clone()).chain(own).chain(data).chain([side.to_owned()]).collect())
 }
 
 /// The hash of the source model, or of its files in the manifest's order.
-fn source_sha256(record: &Record) -> String {
-    record.source.iter().map(|s| s.sha256.as_str()).collect::<Vec<_>>().join(" ")
+fn source_blake3(record: &Record) -> String {
+    record.source.iter().map(|s| s.blake3.as_str()).collect::<Vec<_>>().join(" ")
 }
 
 /// Exports: writes the model under a temporary name, checks it, and gives it its name.
@@ -126,7 +127,7 @@ pub fn export(request: Request) -> anyhow::Result<Exported> {
     let Request { directory, output, force, .. } = request;
     let record = manifest::record(directory)?;
     let side = side_file(directory, request.side)?;
-    let place = Place::new(output, kept(&record, directory, &side).into_iter(), force)?;
+    let place = Place::new(output, kept(&record, directory, &side)?.into_iter(), force)?;
     place.check_model()?;
 
     let mut graph = load(&directory.join(INFER))?;
@@ -139,7 +140,7 @@ pub fn export(request: Request) -> anyhow::Result<Exported> {
     graph.adopt();
 
     let about = about(&record, &side_sha256);
-    let embedded = Encoding::new(&graph, &DataFile::default(), &about);
+    let embedded = Encoding::new(&graph, &DataFiles::default(), &about);
     let external = request.weights.are_external(embedded.size());
     if external {
         place.check_data()?;
@@ -163,7 +164,7 @@ pub fn export(request: Request) -> anyhow::Result<Exported> {
         data: data_bytes.map(|bytes| DataSummary { file: place.data().to_owned(), bytes }),
         family: record.model.family.clone(),
         nodes: graph.node_ids().count(),
-        source_sha256: source_sha256(&record),
+        source_blake3: source_blake3(&record),
         side: SideSummary { file: side, sha256: side_sha256, tensors: values.len(), elements },
         agreement,
     };
@@ -181,7 +182,7 @@ fn about(record: &Record, side_sha256: &str) -> About {
         doc: format!("{family} `{source}` with a ladder side network, by lstc {}", env!("CARGO_PKG_VERSION")),
         metadata: vec![
             entry("family", family),
-            entry("source.sha256", &source_sha256(record)),
+            entry("source.blake3", &source_blake3(record)),
             entry("side.sha256", side_sha256),
         ],
     }

@@ -125,7 +125,7 @@ fn checked_output(path: &Path, own: &Path, force: bool) -> anyhow::Result<PathBu
     Ok(path.to_owned())
 }
 
-fn hash(path: &Path) -> anyhow::Result<String> {
+pub(crate) fn hash(path: &Path) -> anyhow::Result<String> {
     let context = || format!("cannot read `{}`", path.display());
     sha256(&mut File::open(path).with_context(context)?).with_context(context)
 }

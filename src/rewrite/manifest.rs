@@ -7,6 +7,7 @@ use lstc_graph::{Graph, ValueId, dim_text};
 use lstc_models::{Activation, Anatomy, AttentionKind, InputRole, SpecialTokens, TowerKind, model_inputs};
 use lstc_passes::options::{LossOptions, Method, OptimizerOptions, Sizes};
 use lstc_passes::{Artifacts, Choice, Folded, Group, Module, Point};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use super::{MANIFEST, SourceModel};
@@ -35,12 +36,43 @@ pub fn model_of(files: &[SourceFile]) -> anyhow::Result<SourceModel> {
 
 /// A file of the source model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "RecordedFile")]
 pub struct SourceFile {
     pub file: PathBuf,
     pub part: FilePart,
-    pub sha256: String,
+    pub blake3: String,
     pub bytes: u64,
+}
+
+/// A file of the source model as a manifest names it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RecordedFile {
+    file: PathBuf,
+    part: Option<FilePart>,
+    blake3: Option<String>,
+    /// What manifests of other versions hold instead.
+    sha256: Option<IgnoredAny>,
+    bytes: u64,
+}
+
+impl TryFrom<RecordedFile> for SourceFile {
+    type Error = String;
+
+    fn try_from(recorded: RecordedFile) -> Result<SourceFile, String> {
+        let RecordedFile { file, part, blake3, sha256, bytes } = recorded;
+        match (blake3, sha256) {
+            (Some(blake3), None) => {
+                let part = part.ok_or_else(|| format!("`{}` is recorded without its part", file.display()))?;
+                Ok(SourceFile { file, part, blake3, bytes })
+            }
+            (None, Some(_)) => Err(format!(
+                "`{}` is recorded with its SHA-256, not its BLAKE3: rewrite the model again",
+                file.display()
+            )),
+            _ => Err(format!("`{}` is recorded without its BLAKE3", file.display())),
+        }
+    }
 }
 
 /// The manifest of a rewritten model.

@@ -4,27 +4,28 @@ mod companions;
 pub mod config;
 pub(crate) mod directory;
 pub mod manifest;
+mod model;
 pub mod opened;
 mod source;
 
 use std::fs;
-use std::path::Path;
-use std::thread;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow};
-use lstc_graph::{Graph, Saved, encode, write_data};
+use anyhow::{Context, anyhow, bail};
+use lstc_graph::{DataFiles, DataWriter, Graph, Means, Saved, encode, load};
 use lstc_models::{Anatomy, recognise, unread_inputs};
 use lstc_passes::{Artifacts, Module, Options, PassError, Timing, artifacts, ladder_side_tuning};
 
-use crate::hash::sha256;
-use crate::side::{self, Side};
+use crate::side;
 use crate::train::Started;
 pub use companions::TOKENIZER;
 use companions::{copy_tokenizer, special_tokens};
-use manifest::{FilePart, Manifest, SourceFile};
-pub use source::SourceModel;
+use manifest::Manifest;
+pub use model::SourceModel;
+use source::Hashing;
+pub use source::source_file;
 
-/// The frozen weights' file.
+/// The frozen weights' file. Where one does not do, `backbone.1.data` and so on lie beside it.
 pub const DATA: &str = "backbone.data";
 /// The initial side network's file.
 pub const SIDE: &str = "side.safetensors";
@@ -46,11 +47,23 @@ pub struct Request<'r> {
     pub force: bool,
 }
 
+/// What becomes of the frozen weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Backbone<'r> {
+    /// The source's own data files are linked where they can be; what cannot is copied.
+    #[default]
+    Linked,
+    /// All are copied.
+    Copied,
+    /// As `Linked`, but what cannot be is linked to the data files of this rewritten directory.
+    Shared(&'r Path),
+}
+
 /// What was written.
 pub struct Written {
     pub manifest: Manifest,
     pub timings: Vec<Timing>,
-    pub data: Saved,
+    pub data: Vec<Saved>,
     /// Elements of the backbone's weights, each counted once.
     pub frozen: usize,
     /// What is odd about the model.
@@ -139,90 +152,109 @@ pub fn odd_inputs(graph: &Graph, anatomy: &Anatomy) -> Vec<String> {
 }
 
 /// Rewrites a model: compiles it, and writes the directory under a temporary name that becomes the final one at the
-/// end.
+/// end. The weights are linked where they can be.
 ///
 /// # Errors
 /// As [`compile`]; an output that is there already; anything from the file system.
 pub fn rewrite(request: Request, after: impl FnMut(&'static str, &Module)) -> anyhow::Result<Written> {
+    rewrite_with(request, Backbone::default(), after)
+}
+
+/// As [`rewrite`], with a choice of what becomes of the weights.
+///
+/// # Errors
+/// As [`rewrite`]; a directory to share with that is of another model.
+pub fn rewrite_with(
+    request: Request,
+    backbone: Backbone,
+    after: impl FnMut(&'static str, &Module),
+) -> anyhow::Result<Written> {
     let Request { model, options, training, output, force } = request;
     directory::check(model.files(), output, force)?;
     let (graph, anatomy) = open(&model)?;
+    // As long as everything else takes, where the model is large: at once, on the other cores.
+    let hashing = Hashing::begin(&model, &graph);
     let warnings = odd_inputs(&graph, &anatomy);
     let (module, timings) = run_passes(&model, graph, anatomy, options, None, after)?;
     let artifacts = artifacts(&module);
     let folder = directory::begin(output)?;
-    let (manifest, data) = write(&model, &module, &artifacts, training, folder.path())
-        .with_context(|| format!("cannot write `{}`", output.display()))?;
+    let cannot = || format!("cannot write `{}`", output.display());
+    let data = write(&model, &module, &artifacts, backbone, folder.path()).with_context(cannot)?;
+    let tokens = special_tokens(model.first(), module.anatomy.family)?;
+    let manifest = Manifest::new(&module, &artifacts, hashing.finish()?, tokens, training);
+    fs::write(folder.path().join(MANIFEST), manifest.to_yaml()?).with_context(cannot)?;
+    sync(folder.path(), &data).with_context(cannot)?;
     directory::publish(folder, model.files(), output, force)?;
     Ok(Written { manifest, timings, data, frozen: frozen_elements(&module), warnings })
 }
 
-/// Writes every file of a rewritten model into a folder.
+/// Writes every file of a rewritten model but its manifest into a folder.
 fn write(
     model: &SourceModel,
     module: &Module,
     artifacts: &Artifacts,
-    training: Started,
+    backbone: Backbone,
     folder: &Path,
-) -> anyhow::Result<(Manifest, Saved)> {
+) -> anyhow::Result<Vec<Saved>> {
     let files = artifacts.files();
-    thread::scope(|scope| {
-        // Hashing the source takes about as long as copying its weights: at once, on two cores.
-        let hashing = scope.spawn(|| source_files(model, &module.graph));
-        let graphs: Vec<&Graph> = files.iter().map(|(_, graph)| *graph).collect();
-        let (data, saved) = write_data(&graphs, folder, DATA)?;
-        for (name, graph) in files {
-            fs::write(folder.join(name), encode(graph, &data)).with_context(|| name.to_owned())?;
-        }
-        let initial: Side =
-            module.plan.parameters.iter().zip(&module.initial).map(|(p, a)| (p.name.clone(), a.clone())).collect();
-        side::save(&folder.join(SIDE), &initial)?;
-        copy_tokenizer(model.first(), folder)?;
-        let tokens = special_tokens(model.first(), module.anatomy.family)?;
-        let sources = hashing.join().map_err(|_| anyhow!("hashing the source failed"))??;
-        let manifest = Manifest::new(module, artifacts, sources, tokens, training);
-        fs::write(folder.join(MANIFEST), manifest.to_yaml()?)?;
-        sync(folder, saved)?;
-        Ok((manifest, saved))
-    })
-}
-
-/// The model's files and the data files that its weights lie in, with their hashes.
-fn source_files(model: &SourceModel, graph: &Graph) -> anyhow::Result<Vec<SourceFile>> {
-    let mut paths = model.files().to_vec();
-    let models = paths.len();
-    for value in graph.value_ids() {
-        if let Some(place) = graph.weight(value).and_then(|w| w.place())
-            && !paths.contains(&place.file)
-        {
-            paths.push(place.file.to_path_buf());
-        }
+    let graphs: Vec<&Graph> = files.iter().map(|(_, graph)| *graph).collect();
+    let (data, saved) = write_backbone(&graphs, backbone, folder)?;
+    for (name, graph) in files {
+        fs::write(folder.join(name), encode(graph, &data)).with_context(|| name.to_owned())?;
     }
-    let part = |index: usize| if index < models { FilePart::Model } else { FilePart::Data };
-    paths.iter().enumerate().map(|(index, path)| source_file(path, part(index))).collect()
+    let initial = module.plan.parameters.iter().map(|p| p.name.as_str()).zip(&module.initial);
+    side::save_initial(&folder.join(SIDE), initial)?;
+    copy_tokenizer(model.first(), folder)?;
+    Ok(saved)
 }
 
-/// The hash and size of a file.
-pub fn source_file(path: &Path, part: FilePart) -> anyhow::Result<SourceFile> {
-    let context = || format!("cannot read `{}`", path.display());
-    let mut file = fs::File::open(path).with_context(context)?;
-    let sha256 = sha256(&mut file).with_context(context)?;
-    let bytes = file.metadata().with_context(context)?.len();
-    // Not the file that a link leads to: external data lies beside the name.
-    let path = std::path::absolute(path).with_context(context)?;
-    Ok(SourceFile { file: path, part, sha256, bytes })
+/// Writes the data files.
+fn write_backbone(graphs: &[&Graph], backbone: Backbone, folder: &Path) -> anyhow::Result<(DataFiles, Vec<Saved>)> {
+    let mut writer = DataWriter::new(graphs, folder, DATA);
+    if backbone != Backbone::Copied {
+        writer.link()?;
+    }
+    if let Backbone::Shared(directory) = backbone {
+        share(&mut writer, directory)
+            .with_context(|| format!("the weights of `{}` cannot be shared", directory.display()))?;
+    }
+    Ok(writer.copy()?)
 }
 
-/// Makes sure that the files are on the disk before they get their final name. A linked data file is the source's.
-fn sync(folder: &Path, saved: Saved) -> anyhow::Result<()> {
+/// Links what is left to the data files of a rewritten directory.
+fn share(writer: &mut DataWriter, directory: &Path) -> anyhow::Result<()> {
+    manifest::record(directory)?;
+    let graphs = GRAPHS.iter().map(|file| load(&directory.join(file))).collect::<Result<Vec<_>, _>>()?;
+    if writer.is_incomplete() && writer.share(&graphs)? == 0 {
+        bail!("they are none of the model's, or lie on another file system");
+    }
+    Ok(())
+}
+
+/// Makes sure that the files are on the disk before they get their final name. A hard link's bytes are the source's.
+fn sync(folder: &Path, data: &[Saved]) -> anyhow::Result<()> {
+    let is_linked = |path: &Path| data.iter().any(|s| path.ends_with(&s.name) && matches!(s.means, Means::Linked(_)));
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
-        if saved != Saved::Linked || !path.ends_with(DATA) {
+        if !is_linked(&path) {
             fs::File::open(path)?.sync_data()?;
         }
     }
     fs::File::open(folder)?.sync_all()?;
     Ok(())
+}
+
+/// The data files of a rewritten directory.
+///
+/// # Errors
+/// From the file system.
+pub fn data_files(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let is_data = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| name.starts_with("backbone.") && name.ends_with(".data"))
+    };
+    let paths = fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
+    Ok(paths.into_iter().filter(is_data).collect())
 }
 
 /// Elements of the source's float weights. A tied head's transposed copy counts once with the table.

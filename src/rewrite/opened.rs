@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
-use lstc_graph::{DType, DataFile, Dim, Graph, encode, load};
+use lstc_graph::{DType, DataFiles, Dim, Graph, encode, load};
 use lstc_models::{InputRole, TowerKind};
 use ndarray::Array2;
 
 use super::manifest::{InputSummary, Record, record};
-use super::{DATA, RUN, SIDE, TOKENIZER};
+use super::{RUN, SIDE, TOKENIZER};
 use crate::data::{Batch, Fixed, Tokenizer};
 use crate::report::Hinted;
 use crate::runtime::{Device, Runtime, Session, Tensor};
@@ -85,7 +85,7 @@ impl Opened {
     /// From ONNX Runtime.
     pub fn session(&self, graph: &Graph, execution: &Execution) -> anyhow::Result<Session> {
         let builder = execution.runtime.session().device(execution.device).threads(execution.threads);
-        let bytes = encode(graph, &DataFile::of(graph, DATA));
+        let bytes = encode(graph, &DataFiles::of(graph, &self.directory));
         Ok(builder.deterministic(true).mapped(execution.mapped).load(&bytes, Some(&self.directory))?)
     }
 

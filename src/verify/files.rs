@@ -6,9 +6,8 @@ use lstc_graph::Comparer;
 use lstc_passes::artifacts;
 
 use super::{Check, Subject};
-use crate::import::Origin;
-use crate::rewrite::manifest::FilePart;
-use crate::rewrite::{MANIFEST, SIDE, manifest, source_file};
+use crate::import::{self, Origin};
+use crate::rewrite::{MANIFEST, SIDE, manifest};
 use crate::side;
 
 /// `written_by` is the version of lstc that the manifest names: another version may emit other graphs.
@@ -52,8 +51,8 @@ fn import_differences(subject: &Subject, path: &Path, origin: &Origin) -> Vec<St
     if let Err(error) = side::load_parameters(path, shapes) {
         differences.push(format!("{error:#}"));
     }
-    match source_file(path, FilePart::Data) {
-        Ok(file) if file.sha256 == origin.written => {}
+    match import::hash(path) {
+        Ok(hash) if hash == origin.written => {}
         Ok(_) => differences.push(format!("it is not what was imported from `{}`", origin.imported.display())),
         Err(error) => differences.push(format!("{error:#}")),
     }
@@ -70,7 +69,9 @@ fn side_differences(subject: &Subject, path: &Path) -> Vec<String> {
     for (planned, initial) in module.plan.parameters.iter().zip(&module.initial) {
         match found.get(&planned.name) {
             None => differences.push(format!("`{}` is missing", planned.name)),
-            Some(value) if value != initial => differences.push(format!("`{}` has other values", planned.name)),
+            Some(value) if *value != *initial.value() => {
+                differences.push(format!("`{}` has other values", planned.name))
+            }
             Some(_) => {}
         }
     }

@@ -28,7 +28,7 @@ use lstc_passes::Module;
 use serde::Serialize;
 
 use crate::report;
-use crate::rewrite::{DATA, compile, manifest, source_file};
+use crate::rewrite::{compile, manifest, source_file};
 use crate::runtime::{Runtime, Session, Tensor};
 
 /// One thing that was checked.
@@ -156,11 +156,11 @@ fn source_check(files: &[manifest::SourceFile]) -> anyhow::Result<Check> {
     let mut changed = Vec::new();
     for file in files {
         let now = source_file(&file.file, file.part).context("the source of the rewrite cannot be read")?;
-        if now.sha256 != file.sha256 {
+        if now.blake3 != file.blake3 {
             changed.push(format!("`{}` has changed since it was rewritten", file.file.display()));
         }
     }
-    Ok(Check::holds("the source is the one that was rewritten", "SHA-256 equal", &changed))
+    Ok(Check::holds("the source is the one that was rewritten", "BLAKE3 equal", &changed))
 }
 
 /// Makes values a graph's outputs, in f32 where they are of another float type; their names.
@@ -179,9 +179,9 @@ impl Subject<'_> {
         Ok(lstc_graph::load(&self.directory.join(file))?)
     }
 
-    /// A session over a changed graph of the directory, beside its own data file.
+    /// A session over a changed graph of the directory, beside its own data files.
     fn session(&self, graph: &Graph, optimisation: crate::runtime::Optimisation) -> anyhow::Result<Session> {
-        let bytes = lstc_graph::encode(graph, &lstc_graph::DataFile::of(graph, DATA));
+        let bytes = lstc_graph::encode(graph, &lstc_graph::DataFiles::of(graph, self.directory));
         Ok(self.runtime.session().optimisation(optimisation).load(&bytes, Some(self.directory))?)
     }
 }

@@ -123,12 +123,12 @@ fn cast(array: &ArrayD<i64>, dtype: Option<DType>, name: &str) -> anyhow::Result
 pub fn side(module: &Module, seed: u64) -> Vec<(String, ArrayD<f32>)> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0x51de);
     let mut uniform = || (rng.next_u64() >> 40) as f32 / (1_u64 << 24) as f32 - 0.5;
-    let shaken = |(p, value): (&lstc_passes::Parameter, &ArrayD<f32>)| {
+    let shaken = |(p, initial): (&lstc_passes::Parameter, &lstc_passes::Initial)| {
         let scale = match p.dims[..] {
             [_, fan_in] => (12.0 / fan_in as f32).sqrt() * 0.5,
             _ => 0.2,
         };
-        (p.name.clone(), value.mapv(|v| v + scale * uniform()))
+        (p.name.clone(), initial.value().mapv(|v| v + scale * uniform()))
     };
     module.parameters.iter().zip(&module.initial).map(shaken).collect()
 }

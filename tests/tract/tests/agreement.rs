@@ -37,7 +37,7 @@ fn runtime() -> &'static Runtime {
 fn exported(folder: &Path, model: &Path, config: &Config) -> PathBuf {
     let (directory, output) = (folder.join("tuned"), folder.join("out.onnx"));
     let (options, training) = (config.options(), config.training());
-    let request = Rewrite { model, options, training, output: &directory, force: false };
+    let request = Rewrite { model: model.into(), options, training, output: &directory, force: false };
     rewrite(request, |_, _| ()).unwrap_or_else(|e| panic!("{}: {e:?}", model.display()));
     let own = model.with_file_name("side.safetensors");
     let side = if own.exists() { own } else { directory.join("side.safetensors") };

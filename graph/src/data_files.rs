@@ -1,0 +1,270 @@
+//! Data files: the large weights of several graphs, each once, beside them.
+//!
+//! A data file of the source is linked where the file system can, so that its bytes exist once; what is left is copied.
+//! No symbolic link is made: ONNX Runtime resolves them before it checks that external data lies in the model's folder.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rustix::fs::ioctl_ficlone;
+
+use crate::ir::{Graph, ValueId};
+use crate::save::used_weights;
+use crate::weight::{FileRange, Weight};
+
+/// Weights below this size are embedded in each graph; the others go to a data file.
+const MIN_EXTERNAL: usize = 1024;
+
+/// Weights of at least this size start on a page of their own, so that a runtime can map them.
+const PAGE: u64 = 4096;
+
+/// The data files beside some graphs: where each weight's bytes lie in them.
+#[derive(Clone, Debug, Default)]
+pub struct DataFiles {
+    places: HashMap<(usize, usize), Place>,
+}
+
+/// Where a weight's bytes lie.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    /// Relative to the graphs' folder.
+    pub file: Arc<str>,
+    pub offset: u64,
+}
+
+impl DataFiles {
+    /// The data files in `folder` that a graph's weights were read from: for writing the graph again there.
+    pub fn of(graph: &Graph, folder: &Path) -> DataFiles {
+        let mut names: HashMap<&Path, Arc<str>> = HashMap::new();
+        let mut data = DataFiles::default();
+        for weight in graph.value_ids().filter_map(|v| graph.weight(v)) {
+            let Some(FileRange { file, offset }) = data_file(weight) else { continue };
+            let Some(name) = file.strip_prefix(folder).ok().and_then(Path::to_str) else { continue };
+            let name = names.entry(file).or_insert_with(|| name.into()).clone();
+            data.put(weight, name, *offset);
+        }
+        data
+    }
+
+    pub(crate) fn place(&self, weight: &Weight) -> Option<&Place> {
+        self.places.get(&identity(weight.bytes()))
+    }
+
+    fn put(&mut self, weight: &Weight, file: Arc<str>, offset: u64) {
+        self.places.insert(identity(weight.bytes()), Place { file, offset });
+    }
+}
+
+/// Bytes in memory are known by where they are: a clone of a weight is the same weight.
+fn identity(bytes: &Bytes) -> (usize, usize) {
+    (bytes.as_ptr() as usize, bytes.len())
+}
+
+/// A weight's place in a data file. A model's own file is none: its offsets are not aligned, and a name that ends in
+/// `.onnx` would lie about what it is.
+fn data_file(weight: &Weight) -> Option<&FileRange> {
+    weight.place().filter(|place| place.file.extension().is_none_or(|e| e != "onnx"))
+}
+
+/// A data file that was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Saved {
+    /// Its name, in the graphs' folder.
+    pub name: String,
+    pub bytes: u64,
+    pub means: Means,
+}
+
+/// How a data file came to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Means {
+    /// A hard link to this file.
+    Linked(PathBuf),
+    /// A file of its own that shares its blocks with this one, until one of them is written to.
+    Reflinked(PathBuf),
+    /// A copy of the weights.
+    Copied,
+}
+
+/// Writes the large weights of `graphs` to `folder/name`, and files named after it where one does not do: links to the
+/// data files that they lie in, and a copy of those that cannot be linked.
+///
+/// # Errors
+/// From the file system, e.g. no space, or a file of that name.
+pub fn write_data(graphs: &[&Graph], folder: &Path, name: &str) -> io::Result<(DataFiles, Vec<Saved>)> {
+    let mut writer = DataWriter::new(graphs, folder, name);
+    writer.link()?;
+    writer.copy()
+}
+
+/// As [`write_data`], but always one file of its own, with these weights alone; the number of its bytes.
+///
+/// # Errors
+/// As [`write_data`].
+pub fn copy_data(graphs: &[&Graph], folder: &Path, name: &str) -> io::Result<(DataFiles, u64)> {
+    let (data, saved) = DataWriter::new(graphs, folder, name).copy()?;
+    Ok((data, saved.iter().map(|s| s.bytes).sum()))
+}
+
+/// Data files in the making: each step finds places for some of the weights that have none.
+pub struct DataWriter<'g> {
+    folder: &'g Path,
+    /// Of the first file.
+    name: &'g str,
+    /// The weights that have no place yet, each once, with their values' names.
+    left: Vec<(&'g str, &'g Weight)>,
+    data: DataFiles,
+    saved: Vec<Saved>,
+}
+
+impl<'g> DataWriter<'g> {
+    /// The large weights that nodes or outputs of `graphs` read, for files in `folder` of which the first is `name`.
+    pub fn new(graphs: &[&'g Graph], folder: &'g Path, name: &'g str) -> DataWriter<'g> {
+        let mut seen = HashSet::new();
+        let mut left = Vec::new();
+        for graph in graphs {
+            let named = |v: ValueId| Some((graph.value(v).name.as_str(), graph.weight(v)?));
+            let used = used_weights(graph).into_iter().filter_map(named);
+            left.extend(used.filter(|(_, w)| w.bytes().len() >= MIN_EXTERNAL && seen.insert(identity(w.bytes()))));
+        }
+        DataWriter { folder, name, left, data: DataFiles::default(), saved: Vec::new() }
+    }
+
+    /// Links the data files that the weights lie in.
+    ///
+    /// # Errors
+    /// From the file system; that a file cannot be linked is none.
+    pub fn link(&mut self) -> io::Result<()> {
+        let lie = self.left.iter().filter_map(|(_, w)| Some((*w, data_file(w)?))).collect();
+        self.link_files(lie)
+    }
+
+    /// True where weights have no place yet.
+    pub fn is_incomplete(&self) -> bool {
+        !self.left.is_empty()
+    }
+
+    /// Links the data files of other graphs, which hold weights of the same names; how many were linked.
+    ///
+    /// # Errors
+    /// A weight of the same name that has other contents; from the file system.
+    pub fn share(&mut self, others: &[Graph]) -> io::Result<usize> {
+        let mut lie = Vec::new();
+        for (name, weight) in &self.left {
+            let mut same_name = others.iter().filter_map(|graph| graph.weight(graph.find(name)?));
+            let Some(other) = same_name.find(|w| data_file(w).is_some()) else { continue };
+            let equal = weight == &other;
+            [weight, other].into_iter().for_each(Weight::release);
+            if !equal {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("its weight `{name}` is another one")));
+            }
+            lie.extend(data_file(other).map(|place| (*weight, place)));
+        }
+        let before = self.saved.len();
+        self.link_files(lie)?;
+        Ok(self.saved.len() - before)
+    }
+
+    /// Copies the weights that have no place yet to a file of their own; what was written.
+    ///
+    /// # Errors
+    /// From the file system.
+    pub fn copy(mut self) -> io::Result<(DataFiles, Vec<Saved>)> {
+        if self.left.is_empty() && !self.saved.is_empty() {
+            return Ok((self.data, self.saved));
+        }
+        let name = self.next_name();
+        // Never through a name that is there: it may be a link to a model's own weights.
+        let mut out = File::create_new(self.folder.join(&name))?;
+        let mut at = 0_u64;
+        let mut sources: HashMap<PathBuf, File> = HashMap::new();
+        let file: Arc<str> = name.as_str().into();
+        for (_, weight) in &self.left {
+            let align = if weight.bytes().len() as u64 >= PAGE { PAGE } else { 64 };
+            at = at.next_multiple_of(align);
+            out.seek(SeekFrom::Start(at))?;
+            copy(weight, &mut out, &mut sources)?;
+            self.data.put(weight, file.clone(), at);
+            at += weight.bytes().len() as u64;
+        }
+        out.sync_data()?;
+        self.saved.push(Saved { name, bytes: at, means: Means::Copied });
+        Ok((self.data, self.saved))
+    }
+
+    /// Links the files that weights lie in, in the order of the weights.
+    fn link_files(&mut self, lie: Vec<(&Weight, &FileRange)>) -> io::Result<()> {
+        let mut names: HashMap<&Path, Option<Arc<str>>> = HashMap::new();
+        for (weight, FileRange { file, offset }) in lie {
+            let name = match names.get(file.as_path()) {
+                Some(name) => name.clone(),
+                None => {
+                    let name = self.link_file(file)?;
+                    names.insert(file, name.clone());
+                    name
+                }
+            };
+            if let Some(name) = name {
+                self.data.put(weight, name, *offset);
+            }
+        }
+        self.left.retain(|(_, w)| self.data.place(w).is_none());
+        Ok(())
+    }
+
+    /// Links one file; none where it cannot be.
+    fn link_file(&mut self, file: &Path) -> io::Result<Option<Arc<str>>> {
+        let name = self.next_name();
+        // The file itself, where a name is a link to it.
+        let Some(means) = link(file.canonicalize()?, &self.folder.join(&name))? else { return Ok(None) };
+        let bytes = fs::metadata(file)?.len();
+        self.saved.push(Saved { name: name.clone(), bytes, means });
+        Ok(Some(name.into()))
+    }
+
+    /// `backbone.data`, `backbone.1.data`, `backbone.2.data`.
+    fn next_name(&self) -> String {
+        match (self.saved.len(), self.name.rsplit_once('.')) {
+            (0, _) => self.name.to_owned(),
+            (n, Some((stem, extension))) => format!("{stem}.{n}.{extension}"),
+            (n, None) => format!("{}.{n}", self.name),
+        }
+    }
+}
+
+/// Makes `target` a hard link to a file, or a reflink where it may not be; none where neither can be.
+fn link(source: PathBuf, target: &Path) -> io::Result<Option<Means>> {
+    match fs::hard_link(&source, target) {
+        Ok(()) => return Ok(Some(Means::Linked(source))),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(error),
+        // Another file system, a file of another user, too many links.
+        Err(_) => {}
+    }
+    let (from, to) = (File::open(&source)?, File::create_new(target)?);
+    if ioctl_ficlone(&to, &from).is_ok() {
+        return Ok(Some(Means::Reflinked(source)));
+    }
+    fs::remove_file(target)?;
+    Ok(None)
+}
+
+/// Copies a weight, file to file where it lies in one: the kernel moves the bytes.
+fn copy(weight: &Weight, out: &mut File, sources: &mut HashMap<PathBuf, File>) -> io::Result<()> {
+    let Some(place) = weight.place() else { return out.write_all(weight.bytes()) };
+    if !sources.contains_key(place.file.as_path()) {
+        sources.insert(place.file.to_path_buf(), File::open(place.file.as_path())?);
+    }
+    let source = sources.get_mut(place.file.as_path()).expect("it was just opened");
+    source.seek(SeekFrom::Start(place.offset))?;
+    let wanted = weight.bytes().len() as u64;
+    let copied = io::copy(&mut source.take(wanted), out)?;
+    if copied != wanted {
+        let text = format!("`{}` ended {} bytes early", place.file.display(), wanted - copied);
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
+    }
+    Ok(())
+}

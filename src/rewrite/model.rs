@@ -1,0 +1,240 @@
+//! The model that is rewritten: one file, or an encoder and a decoder in files of their own, as Hugging Face Optimum
+//! writes them.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow, bail};
+use lstc_graph::{DType, Dim, Graph, ValueId, join, load, widen};
+
+use super::manifest::is_rewritten;
+use crate::report::Hinted;
+
+/// The files of a model, as they are found; none is read yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceModel(Vec<PathBuf>);
+
+impl<P: AsRef<Path>> From<P> for SourceModel {
+    /// A model in one file.
+    fn from(file: P) -> SourceModel {
+        SourceModel(vec![file.as_ref().to_owned()])
+    }
+}
+
+impl fmt::Display for SourceModel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<String> = self.0.iter().map(|p| p.display().to_string()).collect();
+        f.write_str(&names.join(" + "))
+    }
+}
+
+/// Optimum's names. A merged decoder serves where there is no plain one.
+const ENCODER: &str = "encoder_model.onnx";
+const DECODERS: [&str; 2] = ["decoder_model.onnx", "decoder_model_merged.onnx"];
+const WHOLE: &str = "model.onnx";
+/// The folder of a repository in which Optimum puts its exports.
+const SUBFOLDER: &str = "onnx";
+
+impl SourceModel {
+    /// The files that are meant by a file, several files, or a folder that holds a model.
+    ///
+    /// # Errors
+    /// A folder in which no model is found, or more than one.
+    pub fn find(paths: &[PathBuf]) -> anyhow::Result<SourceModel> {
+        match paths {
+            [] => bail!("no model is given"),
+            [folder] if folder.is_dir() => in_folder(folder),
+            files => Ok(SourceModel(files.to_vec())),
+        }
+    }
+
+    /// The model's files, the encoder's first.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.0
+    }
+
+    /// The file beside which tokenizer and configuration lie.
+    pub fn first(&self) -> &Path {
+        &self.0[0]
+    }
+
+    /// Reads the model as one graph. One in bf16 computes in f32: the CPU has no kernels for bf16.
+    ///
+    /// # Errors
+    /// What is wrong with a file; files that are no encoder and decoder of one model.
+    pub fn read(&self) -> anyhow::Result<Graph> {
+        let mut graph = match &self.0[..] {
+            [file] => {
+                let graph = load(file)?;
+                match part(&graph) {
+                    Part::Decoder(_) => return Err(alone(file, "a decoder that reads an encoder's output")),
+                    Part::Step => return Err(step_alone(file)),
+                    Part::Encoder(_) | Part::Whole => graph,
+                }
+            }
+            files => joined(files)?,
+        };
+        widen(&mut graph, DType::BF16);
+        Ok(graph)
+    }
+}
+
+fn alone(file: &Path, what: &str) -> anyhow::Error {
+    let error = anyhow!("`{}` is {what}, and nothing else", file.display());
+    Hinted::new(error, "pass the encoder's and the decoder's file, or the folder that holds both").into()
+}
+
+fn step_alone(file: &Path) -> anyhow::Error {
+    let error = anyhow!("`{}` is a decoder's step that reads a cache of keys and values", file.display());
+    Hinted::new(error, "training needs the decoder without a cache, decoder_model.onnx").into()
+}
+
+fn in_folder(folder: &Path) -> anyhow::Result<SourceModel> {
+    if is_rewritten(folder) {
+        let error = anyhow!("`{}` is a rewritten model", folder.display());
+        return Err(Hinted::new(error, "`--from` rewrites such a directory's source again").into());
+    }
+    let context = || format!("cannot read `{}`", folder.display());
+    let has = |name: &str| folder.join(name).is_file();
+    let both = DECODERS.iter().find(|d| has(d)).filter(|_| has(ENCODER));
+    match (both, has(WHOLE)) {
+        (Some(decoder), false) => return Ok(SourceModel(vec![folder.join(ENCODER), folder.join(decoder)])),
+        (None, true) => return Ok(folder.join(WHOLE).into()),
+        (Some(decoder), true) => {
+            bail!("`{}` holds {WHOLE}, and {ENCODER} with {decoder}: name the files", folder.display())
+        }
+        (None, false) => {}
+    }
+    let mut models = Vec::new();
+    for entry in fs::read_dir(folder).with_context(context)? {
+        let path = entry.with_context(context)?.path();
+        if path.extension().is_some_and(|e| e == "onnx") {
+            models.push(path);
+        }
+    }
+    models.sort();
+    match &models[..] {
+        [one] => Ok(one.into()),
+        [] if folder.join(SUBFOLDER).is_dir() => in_folder(&folder.join(SUBFOLDER)),
+        [] => bail!("`{}` holds no ONNX model", folder.display()),
+        several => {
+            let names: Vec<String> =
+                several.iter().filter_map(|p| Some(p.file_name()?.to_string_lossy().into_owned())).collect();
+            let error = anyhow!("`{}` holds {}: which is the model?", folder.display(), names.join(", "));
+            let hint = format!("name the files; of a folder lstc takes {WHOLE}, or {ENCODER} and {}", DECODERS[0]);
+            Err(Hinted::new(error, hint).into())
+        }
+    }
+}
+
+/// What a file of a model computes, by its inputs and outputs.
+enum Part {
+    /// From tokens to hidden states: this output.
+    Encoder(ValueId),
+    /// From tokens and hidden states, this input, to logits.
+    Decoder(ValueId),
+    /// A decoder that reads a cache of keys and values.
+    Step,
+    Whole,
+}
+
+fn part(graph: &Graph) -> Part {
+    let of_rank = |values: &[ValueId], rank: usize| {
+        let fits = |v: &&ValueId| {
+            graph.value(**v).dtype.is_some_and(DType::is_float) && graph.shape(**v).is_some_and(|s| s.len() == rank)
+        };
+        values.iter().filter(fits).copied().collect::<Vec<_>>()
+    };
+    let (hidden, caches) = (of_rank(&graph.inputs, 3), of_rank(&graph.inputs, 4));
+    match (&hidden[..], &of_rank(&graph.outputs, 3)[..]) {
+        _ if !caches.is_empty() => Part::Step,
+        ([hidden], _) => Part::Decoder(*hidden),
+        ([], [output]) if graph.outputs.len() == 1 && tokens(graph).len() == 1 => Part::Encoder(*output),
+        _ => Part::Whole,
+    }
+}
+
+/// The inputs whose elements are looked up in a table.
+fn tokens(graph: &Graph) -> Vec<ValueId> {
+    let uses = graph.uses();
+    let looked_up = |input: &&ValueId| {
+        let mut open = vec![**input];
+        let mut seen = 0;
+        while let Some(value) = open.pop() {
+            seen += 1;
+            for (id, slot) in uses.of(value).iter().filter(|_| seen < 64) {
+                let node = graph.node(*id);
+                let table = |v: ValueId| graph.weight(v).is_some_and(|w| w.dims().len() == 2);
+                if node.is("Gather") && *slot == 1 && node.input(0).is_some_and(table) {
+                    return true;
+                }
+                if ["Cast", "Identity", "Reshape"].iter().any(|op| node.is(op)) && *slot == 0 {
+                    open.extend(node.output(0));
+                }
+            }
+        }
+        false
+    };
+    graph.inputs.iter().filter(looked_up).copied().collect()
+}
+
+/// An encoder and a decoder as one graph. Of more files, a decoder's step that reads a cache is not needed.
+fn joined(files: &[PathBuf]) -> anyhow::Result<Graph> {
+    let (mut encoder, mut decoder) = (None, None);
+    for file in files {
+        let graph = load(file)?;
+        let twice = |what: &str| anyhow!("`{}` is a second {what}", file.display());
+        match part(&graph) {
+            Part::Encoder(output) if encoder.is_none() => encoder = Some((file, graph, output)),
+            Part::Decoder(hidden) if decoder.is_none() => decoder = Some((file, graph, hidden)),
+            Part::Encoder(_) => return Err(twice("encoder")),
+            Part::Decoder(_) => return Err(twice("decoder")),
+            Part::Step => {}
+            Part::Whole => bail!("`{}` is neither an encoder nor a decoder that reads one's output", file.display()),
+        }
+    }
+    let missing = |what: &str| match files {
+        [file, ..] => alone(file, what),
+        [] => anyhow!("no model is given"),
+    };
+    let (encoder_file, encoder, output) = encoder.ok_or_else(|| missing("a decoder"))?;
+    let (decoder_file, mut decoder, hidden) = decoder.ok_or_else(|| missing("an encoder"))?;
+    let mut wires = vec![(hidden, output)];
+    wires.extend(shared_mask(&encoder, &decoder, hidden));
+    name_inputs(&encoder, &mut decoder, &wires).map_err(anyhow::Error::msg)?;
+    let both = || {
+        format!("`{}` and `{}` are no encoder and decoder of one model", encoder_file.display(), decoder_file.display())
+    };
+    join(encoder, &decoder, &wires).map_err(anyhow::Error::msg).with_context(both)
+}
+
+/// The decoder's input that masks the encoder's positions, and the encoder's own mask.
+fn shared_mask(encoder: &Graph, decoder: &Graph, hidden: ValueId) -> Option<(ValueId, ValueId)> {
+    let length = decoder.shape(hidden)?.get(1)?.clone();
+    let is_mask =
+        |graph: &Graph, v: &ValueId| !tokens(graph).contains(v) && graph.shape(*v).is_some_and(|s| s.len() == 2);
+    let over_hidden = |v: &ValueId| {
+        let named = decoder.value(*v).name == "encoder_attention_mask";
+        let same = decoder.shape(*v).is_some_and(|s| matches!(s[1], Dim::Var(_)) && s[1] == length);
+        is_mask(decoder, v) && (named || same)
+    };
+    let theirs: Vec<ValueId> = decoder.inputs.iter().copied().filter(over_hidden).collect();
+    let ours: Vec<ValueId> = encoder.inputs.iter().copied().filter(|v| is_mask(encoder, v)).collect();
+    match (&theirs[..], &ours[..]) {
+        ([theirs], [ours]) if decoder.value(*theirs).dtype == encoder.value(*ours).dtype => Some((*theirs, *ours)),
+        _ => None,
+    }
+}
+
+/// Inputs of the decoder whose names the encoder has too get `decoder_` before them.
+fn name_inputs(encoder: &Graph, decoder: &mut Graph, wires: &[(ValueId, ValueId)]) -> Result<(), String> {
+    for input in decoder.inputs.clone() {
+        let name = decoder.value(input).name.clone();
+        if wires.iter().any(|(wired, _)| *wired == input) || encoder.find(&name).is_none() {
+            continue;
+        }
+        decoder.rename(input, &format!("decoder_{name}"))?;
+    }
+    Ok(())
+}
