@@ -102,8 +102,8 @@ fn squares(graph: &Graph, weight: ValueId) -> Array1<f64> {
 
 /// The squares of a matrix's elements, weighed and summed over an axis of `[out, in]`.
 fn energies(graph: &Graph, linear: &Linear, weights: &Array1<f64>, over: Axis) -> Array1<f64> {
-    let matrix =
-        Matrix::new(&linear.weight.weight(graph), linear.orientation).expect("the anatomy's matrices are of floats");
+    let weight = linear.weight.weight(graph);
+    let matrix = Matrix::new(&weight, linear.orientation).expect("the anatomy's matrices are of floats");
     let columns: Vec<usize> = (0..matrix.columns).collect();
     let by_row = over == Axis(1);
     let mut sums = Array1::zeros(if by_row { matrix.rows } else { matrix.columns });
