@@ -8,6 +8,7 @@ use lstc_graph::{Dim, ValueId};
 use serde::{Deserialize, Serialize};
 
 pub use crate::frozen::Frozen;
+use crate::quantised::Quantised;
 
 /// A recognised model.
 #[derive(Clone, Debug)]
@@ -20,6 +21,23 @@ pub struct Anatomy {
 }
 
 impl Anatomy {
+    /// Matrices and tables that are integers in the file, each once.
+    pub fn quantised(&self) -> Vec<&Quantised> {
+        let layers = self.towers.iter().flat_map(|t| &t.blocks).flat_map(|b| &b.sublayers);
+        let matrices = layers.flat_map(|layer| match &layer.kind {
+            SublayerKind::Attention(a) => vec![&a.q.weight, &a.k.weight, &a.v.weight, &a.o.weight],
+            SublayerKind::FeedForward(f) => f.inner.iter().chain([&f.outer]).map(|l| &l.weight).collect(),
+        });
+        let tables = self.towers.iter().map(|t| &t.table).chain([&self.head.linear.weight]);
+        let mut found: Vec<&Quantised> = Vec::new();
+        for quantised in matrices.chain(tables).filter_map(Frozen::quantised) {
+            if !found.iter().any(|f| f.is_same(quantised)) {
+                found.push(quantised);
+            }
+        }
+        found
+    }
+
     /// The tower whose output the LM head reads.
     pub fn last(&self) -> &Tower {
         self.towers.last().expect("a recognised model has a tower")

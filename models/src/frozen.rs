@@ -60,6 +60,15 @@ impl Frozen {
         }
     }
 
+    /// The quantised matrix that this is, or is a part of.
+    pub fn quantised(&self) -> Option<&Quantised> {
+        match self {
+            Frozen::Quantised(quantised) => Some(quantised),
+            Frozen::Part(part) => part.whole.quantised(),
+            Frozen::Value(_) | Frozen::Unfolded(_) => None,
+        }
+    }
+
     /// The constant of the graph that this is.
     pub fn value(&self) -> Option<ValueId> {
         match self {

@@ -106,6 +106,11 @@ impl Quantised {
         Ok(self)
     }
 
+    /// True where both are made of the same integers of one file.
+    pub fn is_same(&self, other: &Quantised) -> bool {
+        self.integers.bytes().as_ptr() == other.integers.bytes().as_ptr()
+    }
+
     /// Rows and columns.
     pub fn dims(&self) -> [usize; 2] {
         self.dims

@@ -266,7 +266,8 @@ pub fn frozen_elements(module: &Module) -> usize {
         !copy && !module.is_new(*v) && !module.is_folded(*v)
     };
     let weights = graph.value_ids().filter(counted).filter_map(|v| graph.weight(v));
-    weights.filter(|w| w.dtype().is_float() && !w.dims().is_empty()).map(|w| w.elements()).sum()
+    let floats: usize = weights.filter(|w| w.dtype().is_float() && !w.dims().is_empty()).map(|w| w.elements()).sum();
+    floats + module.anatomy.quantised().iter().map(|q| q.dims().iter().product::<usize>()).sum::<usize>()
 }
 
 /// Nodes by the pass that made them, in the order of the passes.

@@ -36,11 +36,11 @@ impl Arithmetic {
         let calibrated = |id| ["QuantizeLinear", "QLinearMatMul"].iter().any(|op| module.graph.node(id).is(op));
         if module.graph.node_ids().any(calibrated) {
             Arithmetic::Calibrated
-        } else if is(&|f| matches!(f, Frozen::Quantised(_))) {
+        } else if matrices.iter().any(|l| l.weight.quantised().is_some()) {
             Arithmetic::Quantised
-        } else if is(&|f| of_type(f, DType::BF16)) {
+        } else if is(&|f: &Frozen| of_type(f, DType::BF16)) {
             Arithmetic::Coarse
-        } else if is(&|f| of_type(f, DType::F16)) {
+        } else if is(&|f: &Frozen| of_type(f, DType::F16)) {
             Arithmetic::Half
         } else {
             Arithmetic::Single

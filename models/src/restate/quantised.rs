@@ -1,7 +1,7 @@
 //! Products of quantised operands as products of floats: `x` as it was before it was quantised, with the dequantised
 //! matrix.
 
-use lstc_graph::{Attributes, Builder, DType, Graph, MICROSOFT, Node, ValueId};
+use lstc_graph::{Attributes, Builder, Graph, MICROSOFT, Node, NodeId, ValueId};
 
 use super::Made;
 
@@ -9,16 +9,50 @@ use super::Made;
 pub(super) fn is_quantised(graph: &Graph, node: &Node) -> bool {
     node.is("QLinearMatMul")
         || is_move(graph, node)
+        || moved_before(graph, node).is_some()
         || node.domain == MICROSOFT && ["DynamicQuantizeMatMul", "MatMulIntegerToFloat"].contains(&node.op.as_str())
         || node.is("Mul") && integer_product(graph, node).is_some()
 }
 
+/// Operators that give each element another place.
+const MOVES: [&str; 4] = ["Reshape", "Transpose", "Squeeze", "Unsqueeze"];
+
+/// Moves in a row that are looked through: more than any attention has.
+const MAX_MOVES: usize = 16;
+
+/// Moves between numbers that are no activations of this graph and their dequantisation with one scale for all: the
+/// nodes, the last first.
+fn moved_before(graph: &Graph, node: &Node) -> Option<Vec<NodeId>> {
+    let scale = node.input(1).filter(|_| node.is("DequantizeLinear"))?;
+    if graph.weight(scale)?.elements() != 1 {
+        return None;
+    }
+    let mut moves = Vec::new();
+    let mut value = node.input(0)?;
+    while let Some((id, _)) = graph.producer_of(value).filter(|_| moves.len() < MAX_MOVES) {
+        let mover = graph.node(id);
+        if !mover.is_default_domain() || !MOVES.contains(&mover.op.as_str()) || is_move(graph, mover) {
+            break;
+        }
+        moves.push(id);
+        value = mover.input(0)?;
+    }
+    (!moves.is_empty()).then_some(moves)
+}
+
 /// Moves of quantised activations, which are moves of the numbers before them.
 fn is_move(graph: &Graph, node: &Node) -> bool {
-    const MOVES: [&str; 4] = ["Reshape", "Transpose", "Squeeze", "Unsqueeze"];
-    let quantised =
-        |v: ValueId| matches!(graph.value(v).dtype, Some(DType::I8 | DType::U8)) && graph.producer_of(v).is_some();
-    node.is_default_domain() && MOVES.contains(&node.op.as_str()) && node.input(0).is_some_and(quantised)
+    let moves = |node: &Node| node.is_default_domain() && MOVES.contains(&node.op.as_str());
+    let mut node = node;
+    for _ in 0..MAX_MOVES {
+        let maker = node.input(0).filter(|_| moves(node)).and_then(|v| graph.producer_of(v));
+        let Some((maker, _)) = maker else { return false };
+        node = graph.node(maker);
+        if node.is("QuantizeLinear") || node.is("QLinearMatMul") {
+            return true;
+        }
+    }
+    false
 }
 
 /// What takes a quantised node's place: the same on floats.
@@ -37,6 +71,17 @@ pub(super) fn of_floats(b: &Builder, graph: &Graph, node: &Node) -> Made {
             let moved = b.unshared(&node.op, &operands, node.attributes.clone(), 1)[0];
             let parts: Vec<ValueId> = std::iter::once(moved).chain(parts[1..].iter().copied().flatten()).collect();
             Some(vec![(0, b.unshared("QuantizeLinear", &parts, Attributes::none(), 1)[0])])
+        }
+        "DequantizeLinear" => {
+            let moves = moved_before(graph, node)?;
+            let first = graph.node(*moves.last()?).input(0)?;
+            let mut value = dequantise(b, Some(first), node.input(1), node.input(2))?;
+            for mover in moves.iter().rev().map(|id| graph.node(*id)) {
+                let operands: Vec<ValueId> =
+                    std::iter::once(value).chain(mover.inputs[1..].iter().copied().flatten()).collect();
+                value = b.unshared(&mover.op, &operands, mover.attributes.clone(), 1)[0];
+            }
+            Some(vec![(0, value)])
         }
         "QLinearMatMul" => {
             let operand = |i: usize| dequantise(b, node.input(i), node.input(i + 1), node.input(i + 2));
