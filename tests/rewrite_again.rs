@@ -80,6 +80,9 @@ fn a_report_tells_which_blocks_were_kept_and_what_folding_made() {
     assert!(told.contains("fixed batch 2: the backbone has "), "{told}");
     let manifest = tuned.manifest("again");
     assert!(manifest.contains("chosen_blocks:") && manifest.contains("importance:"), "{manifest}");
+    let inspected = stdout(&lstc(&["inspect", text(&tuned.path("again"))]));
+    assert!(inspected.contains("predicted memory of training, batch 2"), "{inspected}");
+    assert!(inspected.contains("mask or buckets"), "{inspected}");
     let json = tuned.again(&["-o", text(&tuned.path("json")), "--keep-blocks", "2", "--format", "json"]);
     let json: serde_json::Value = serde_json::from_str(&stdout(&json)).expect("it is JSON");
     let kept = json["chosen_blocks"][1]["kept"].as_array().map(Vec::len);

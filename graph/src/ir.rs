@@ -198,6 +198,11 @@ impl Graph {
         self.opsets.iter().find(|(d, _)| d.is_empty()).map_or(1, |o| o.1)
     }
 
+    /// Says that the graph is written in another version of the default domain. Its operators must mean the same there.
+    pub fn set_opset(&mut self, version: i64) {
+        self.opsets.iter_mut().filter(|(d, _)| d.is_empty()).for_each(|o| o.1 = version);
+    }
+
     pub fn value(&self, id: ValueId) -> &Value {
         &self.values[id.index()]
     }

@@ -1,7 +1,7 @@
 //! Freezes the backbone: what the source computes stays, and only that.
 //!
-//! Requires: a recognised model. Ensures: one batch dimension for all inputs, and no backbone value under a name that
-//! the written graphs give to something else.
+//! Requires: a recognised model. Ensures: an opset that knows what the passes emit, one batch dimension for all inputs,
+//! and no backbone value under a name that the written graphs give to something else.
 
 use lstc_graph::Dim;
 use lstc_models::model_inputs;
@@ -27,9 +27,31 @@ impl Pass for Freeze {
         let logits = module.anatomy.head.logits;
         module.graph.rename(logits, BACKBONE_LOGITS).map_err(|e| vec![e])?;
         module.graph.outputs = vec![logits];
+        raise_opset(module)?;
         clear_names(module)?;
         unify(module).map_err(|e| vec![e])
     }
+}
+
+/// The opset whose Dropout takes its rate and mode as operands.
+const DROPOUT_OPSET: i64 = 12;
+
+/// Raises the opset where the side network needs it: between 11 and 12 no operator that a model without dropout is made of
+/// has another meaning.
+fn raise_opset(module: &mut Module) -> Result<(), Vec<String>> {
+    if module.options.method.dropout == 0.0 || module.graph.opset() >= DROPOUT_OPSET {
+        return Ok(());
+    }
+    let old = module.graph.node_ids().find(|id| module.graph.node(*id).is("Dropout"));
+    if let Some(id) = old {
+        let (opset, name) = (module.graph.opset(), &module.graph.node(id).name);
+        return Err(vec![format!(
+            "dropout needs opset {DROPOUT_OPSET}, and the Dropout `{name}` of the model is written in opset {opset}: export \
+             the model again"
+        )]);
+    }
+    module.graph.set_opset(DROPOUT_OPSET);
+    Ok(())
 }
 
 /// Names of the interface go to what passes make: a backbone value that has one gets another.

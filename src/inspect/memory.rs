@@ -64,6 +64,7 @@ const NODE: u64 = 15 << 10;
 #[derive(Clone, Debug, Serialize)]
 pub struct Memory {
     pub reduction: usize,
+    /// What was asked for, but for the sizes that the model fixes.
     pub sizes: Sizes,
     pub lst: Cost,
     pub full: Cost,
@@ -82,7 +83,7 @@ impl Memory {
         let kept = binding.sum_of_floats(&full) + 2 * binding.bytes(&full, module.anatomy.head.logits);
         Memory {
             reduction: module.options.method.reduction,
-            sizes,
+            sizes: binding.sizes(module),
             lst: Cost::new(side, weights, wasted(binding.peak(train, &gradients)), runtime),
             full: Cost::new(backbone, backbone as u64 * 4, kept, runtime),
         }
@@ -104,6 +105,13 @@ impl Binding {
             numbers.insert(dim_text(&tower.length), length as i64);
         }
         Binding { numbers }
+    }
+
+    /// What the inputs have, whether it was asked for or the model fixes it.
+    fn sizes(&self, module: &Module) -> Sizes {
+        let size = |dim: &Dim| usize::try_from(self.number(dim)).unwrap_or(1);
+        let (first, last) = (&module.anatomy.towers[0], module.anatomy.last());
+        Sizes { batch: size(&first.batch), source_length: size(&first.length), target_length: size(&last.length) }
     }
 
     /// The size of a dimension; 1 for one that depends on something else.

@@ -91,7 +91,7 @@ impl RewrittenReport {
             graphs.push(GraphReport { file: file.to_owned(), nodes: graph.node_ids().count(), by_pass });
         }
         let source = recorded.source.first().map(|s| s.file.clone()).unwrap_or_default();
-        let memory = predict(&config, sizes);
+        let memory = predict(&config, &recorded, sizes);
         let directory = directory.to_owned();
         let side = alphas.file;
         Ok(RewrittenReport { directory, source, model, parameters, graphs, cut, ladder, side, memory })
@@ -103,8 +103,9 @@ impl RewrittenReport {
     }
 }
 
-/// The prediction for the source, compiled once more. No weight is read: the initial values are random.
-fn predict(config: &Config, sizes: Sizes) -> Prediction {
+/// The prediction for the source, compiled once more. No weight is read: the initial values are random, and blocks that were
+/// chosen by importance are not chosen again.
+fn predict(config: &Config, recorded: &manifest::Record, sizes: Sizes) -> Prediction {
     let source = match manifest::model_of(&config.source) {
         Ok(source) => source,
         Err(error) => return Prediction::LeftOut(format!("{error:#}")),
@@ -120,6 +121,14 @@ fn predict(config: &Config, sizes: Sizes) -> Prediction {
     }
     let mut options = config.options();
     options.method.init = Init::Random;
+    if options.method.keep_blocks.take().is_some() {
+        options.method.blocks.clear();
+        for tap in &recorded.taps {
+            if let Ok(block) = tap.point.parse() {
+                options.method.blocks.entry(tap.tower.into()).or_default().push(block);
+            }
+        }
+    }
     match compile(source, options, None, |_, _| ()) {
         Ok((module, _)) => Prediction::Made(Memory::predict(&module, &artifacts(&module), sizes)),
         Err(error) => Prediction::LeftOut(format!("{error:#}")),

@@ -174,8 +174,13 @@ pub fn rewrite_with(
     let (graph, anatomy) = open(&model)?;
     // As long as everything else takes, where the model is large: at once, on the other cores.
     let hashing = Hashing::begin(&model, &graph);
-    let warnings = odd_inputs(&graph, &anatomy);
+    let mut warnings = odd_inputs(&graph, &anatomy);
+    let opset = graph.opset();
     let (module, timings) = run_passes(&model, graph, anatomy, options, None, after)?;
+    let raised = module.graph.opset();
+    if raised != opset {
+        warnings.push(format!("the graphs are of opset {raised}, the model is of opset {opset}: dropout needs it"));
+    }
     let artifacts = artifacts(&module);
     let folder = directory::begin(output)?;
     let cannot = || format!("cannot write `{}`", output.display());
@@ -260,10 +265,11 @@ pub fn data_files(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
 /// Elements of the source's float weights. A tied head's transposed copy counts once with the table.
 pub fn frozen_elements(module: &Module) -> usize {
     let (graph, head) = (&module.graph, &module.anatomy.head);
+    let uses = graph.uses();
     let counted = |v: &lstc_graph::ValueId| {
         let copy =
             head.tied && head.linear.weight.value() == Some(*v) && module.anatomy.last().table.value() != Some(*v);
-        !copy && !module.is_new(*v) && !module.is_folded(*v)
+        !copy && !uses.of(*v).is_empty() && !module.is_new(*v) && !module.is_folded(*v)
     };
     let weights = graph.value_ids().filter(counted).filter_map(|v| graph.weight(v));
     let floats: usize = weights.filter(|w| w.dtype().is_float() && !w.dims().is_empty()).map(|w| w.elements()).sum();
