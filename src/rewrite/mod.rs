@@ -101,8 +101,8 @@ impl NotUnderstood {
     pub fn hint(&self) -> Option<String> {
         let whole = self.refused.0.iter().any(|r| r.place == "the LM head" || r.place == "the model");
         whole.then(|| {
-            "lstc reads T5ForConditionalGeneration as PyTorch exports it: input_ids, attention_mask and \
-             decoder_input_ids to logits"
+            "lstc reads a T5ForConditionalGeneration: one file from input_ids, attention_mask and decoder_input_ids to \
+             logits, or an encoder's and a decoder's file, or the folder that holds them"
                 .to_owned()
         })
     }
