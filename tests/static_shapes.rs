@@ -9,8 +9,8 @@ use lstc::rewrite::{Request, Written, compile, rewrite};
 use lstc::runtime::{Optimisation, Session, Tensor};
 use lstc::side::{self, Side};
 use lstc::train::Started;
-use lstc::verify::verify;
-use lstc_graph::{Graph, load};
+use lstc::verify::{prove, verify};
+use lstc_graph::{Graph, ValueId, Weight, load};
 use lstc_passes::Options;
 use lstc_passes::options::Sizes;
 use ndarray::{Array2, ArrayD};
@@ -165,6 +165,24 @@ fn buckets_of_every_distance_that_is_folded_are_the_runtimes() {
 }
 
 #[test]
+fn a_constant_that_is_not_what_the_source_computes_is_found() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let tuned = folder.path().join("tuned");
+    rewritten("relu_torchscript", SIZES, &tuned);
+    let compiled = compile(&model("relu_torchscript"), options(SIZES), None, |_, _| ());
+    let (mut module, _) = compiled.unwrap_or_else(|e| panic!("{e:?}"));
+    let is_index = |v: &ValueId| module.graph.weight(*v).is_some_and(|w| w.dims() == [13, 13] && !w.dtype().is_float());
+    let buckets = module.cut.iter().copied().find(is_index).expect("the encoder's buckets are folded");
+    let mut values = module.graph.weight(buckets).and_then(Weight::to_i64).expect("integers");
+    values[1] += 1;
+    module.graph.replace_weight(buckets, Weight::from_i64(&[13, 13], &values));
+    let version = Some(env!("CARGO_PKG_VERSION"));
+    let checks = prove(&tuned, module, version, common::runtime(), 0, |_| ()).unwrap_or_else(|e| panic!("{e:?}"));
+    let check = checks.iter().find(|c| c.name.contains("fixed sizes decide")).expect("it was checked");
+    assert!(!check.holds && check.measured.contains("is not what the source computes"), "{}", check.measured);
+}
+
+#[test]
 fn what_is_over_the_budget_is_computed() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let tuned = folder.path().join("tuned");
@@ -212,6 +230,17 @@ fn sizes_that_a_model_has_are_fine_and_others_are_refused() {
     let refused = refusal("folded_position_bias", Sizes { batch: Some(8), source_length: Some(12), ..same });
     assert!(refused.contains("the model's batch is 3, and cannot be 8"), "{refused}");
     assert!(refused.contains("the model's source length is 11, and cannot be 12"), "{refused}");
+    let huge = Some(i32::MAX as usize);
+    for case in ["relu_torchscript", "gated_dynamo"] {
+        for sizes in [
+            Sizes { batch: huge, source_length: huge, target_length: huge },
+            Sizes { source_length: huge, ..Sizes::default() },
+            Sizes { target_length: Some(1_000_000), ..Sizes::default() },
+        ] {
+            let refused = refusal(case, sizes);
+            assert!(refused.contains("elements would be made of these sizes"), "{case}: {refused}");
+        }
+    }
     let nothing = refusal("relu_torchscript", Sizes { batch: Some(0), target_length: Some(usize::MAX), ..same });
     assert!(nothing.contains("sizes.batch is 0") && nothing.contains("sizes.target_length is"), "{nothing}");
 }

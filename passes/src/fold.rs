@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 
 use lstc_graph::{Budget, Dim, Graph, ValueId};
+use lstc_models::{Anatomy, SublayerKind, Tower};
 
 use crate::module::Module;
 use crate::pipeline::Pass;
@@ -16,6 +17,9 @@ pub struct Fold;
 /// The largest constants that are worth their place are bucket indices, 8 bytes for a query and a key; beyond 128 by 256
 /// they are computed, as before.
 const BUDGET: Budget = Budget { one: 1 << 18, all: 1 << 24 };
+
+/// Shape arithmetic is in i32.
+const MAX_ELEMENTS: u128 = i32::MAX as u128;
 
 /// What folding made of the backbone.
 #[derive(Clone, Debug, Default)]
@@ -78,10 +82,17 @@ fn fix(module: &mut Module) -> Result<(), Vec<String>> {
             },
         }
     }
+    let replace = |dim: &Dim| fixed.iter().find(|(from, _)| from == dim).map_or_else(|| dim.clone(), |f| f.1.clone());
+    let most = most_elements(anatomy, |dim| match replace(dim) {
+        Dim::Value(size) => u128::try_from(size).unwrap_or(0),
+        _ => 1,
+    });
+    if most > MAX_ELEMENTS {
+        problems.push(format!("a tensor of {most} elements would be made of these sizes, more than {MAX_ELEMENTS}"));
+    }
     if !problems.is_empty() {
         return Err(problems);
     }
-    let replace = |dim: &Dim| fixed.iter().find(|(from, _)| from == dim).map_or_else(|| dim.clone(), |f| f.1.clone());
     for input in module.graph.inputs.clone() {
         if let Some(shape) = module.graph.shape(input) {
             let shape: Vec<Dim> = shape.iter().map(replace).collect();
@@ -93,4 +104,24 @@ fn fix(module: &mut Module) -> Result<(), Vec<String>> {
         tower.length = replace(&tower.length);
     }
     Ok(())
+}
+
+/// Elements of the largest tensor of a training step: scores of an attention or one-hot buckets, hidden features, logits.
+fn most_elements(anatomy: &Anatomy, size: impl Fn(&Dim) -> u128) -> u128 {
+    let longest = anatomy.towers.iter().map(|t| size(&t.length)).max().unwrap_or(1);
+    let of_tower = |tower: &Tower| {
+        let (rows, length) = (size(&tower.batch), size(&tower.length));
+        let of_layer = |kind: &SublayerKind| match kind {
+            SublayerKind::Attention(a) => {
+                let buckets = a.relative().map_or(0, |r| r.rows as u128);
+                length * longest * buckets.max(rows * a.heads as u128)
+            }
+            SublayerKind::FeedForward(f) => rows * length * f.width() as u128,
+        };
+        let layers = tower.blocks.iter().flat_map(|b| &b.sublayers).map(|s| of_layer(&s.kind)).max();
+        layers.unwrap_or(0).max(rows * length * tower.width as u128)
+    };
+    let last = anatomy.last();
+    let logits = size(&last.batch) * size(&last.length) * anatomy.head.linear.outputs as u128;
+    anatomy.towers.iter().map(of_tower).max().unwrap_or(0).max(logits)
 }
