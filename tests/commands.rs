@@ -139,7 +139,7 @@ fn a_refusal_names_nodes_and_answers_one() {
     assert!(talk.starts_with("error: cannot rewrite"), "{talk}");
     let headless = lstc(&["rewrite", text(&case("refused/bert.onnx")), "-o", text(&folder.path().join("x"))]);
     assert_eq!(code(&headless), 1);
-    assert!(stderr(&headless).contains("hint: lstc reads T5"), "{}", stderr(&headless));
+    assert!(stderr(&headless).contains("hint: lstc reads a T5"), "{}", stderr(&headless));
     let look = lstc(&["inspect", text(&model)]);
     assert_eq!(code(&look), 1);
     assert!(stdout(&look).contains("computes Elu"), "{}", stdout(&look));

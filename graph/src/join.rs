@@ -88,9 +88,12 @@ fn share(graph: &mut Graph, boundary: usize) {
     }
     for value in behind {
         let candidates = known.get(&key(graph, value)).cloned().unwrap_or_default();
-        if let Some(equal) = candidates.into_iter().find(|c| graph.weight(*c) == graph.weight(value)) {
+        let equal = candidates.into_iter().find(|c| graph.weight(*c) == graph.weight(value));
+        if let Some(equal) = equal {
             graph.redirect(value, equal);
         }
+        // What was compared need not stay in memory.
+        [Some(value), equal].iter().flatten().filter_map(|v| graph.weight(*v)).for_each(Weight::release);
     }
 }
 
