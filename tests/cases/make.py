@@ -72,6 +72,7 @@ class Case:
     label: float = 1.0
     distill: float = 0.0
     magnitude: bool = False  # also write magnitude.safetensors
+    tables: str = "first"  # which blocks own a position table: first | all
     # data and training
     sizes: tuple = (3, 9, 6)  # batch, enc_seq, dec_seq
     pad_left: bool = False
@@ -132,9 +133,12 @@ def backbone_config(case):
 
 
 def build_backbone(case):
-    """A T5 with weights large enough that attention is not uniform and no block is close to the identity."""
     torch.manual_seed(case.seed)
-    model = T5ForConditionalGeneration(backbone_config(case)).eval()
+    return draw_weights(case, T5ForConditionalGeneration(backbone_config(case)).eval())
+
+
+def draw_weights(case, model):
+    """Weights large enough that attention is not uniform and no block is close to the identity."""
     if not case.tied:
         model.lm_head = nn.Linear(case.d_model, case.vocab, bias=False)
     for name, weight in model.named_parameters():
@@ -182,7 +186,8 @@ def run_backbone(model, batch):
         blocks = getattr(model, stack).block
         hooks.append(blocks[0].register_forward_pre_hook(keep(f"{stack}.embedding", lambda i, o: i[0])))
         for index, block in enumerate(blocks):
-            hooks.append(block.register_forward_hook(keep(f"{stack}.{index}", lambda i, o: o[0])))
+            pick = lambda i, o: o if torch.is_tensor(o) else o[0]
+            hooks.append(block.register_forward_hook(keep(f"{stack}.{index}", pick)))
     hooks.append(model.decoder.final_layer_norm.register_forward_hook(keep("decoder.normed", lambda i, o: o)))
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "decoder_input_ids")}
     with torch.no_grad():
@@ -201,7 +206,7 @@ def indexed(blocks, make):
 
 
 class RMSNorm(T5LayerNorm):
-    """T5's norm in the precision of its input; T5LayerNorm itself drops to fp32 on the way."""
+    """T5's norm in the precision of its input; the family's own norms drop to fp32 on the way."""
 
     def forward(self, x):
         return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
@@ -211,7 +216,7 @@ def in_fp64(module):
     """A copy whose weights and arithmetic are fp64."""
     module = copy.deepcopy(module).double()
     for part in module.modules():
-        if isinstance(part, T5LayerNorm):
+        if hasattr(part, "variance_epsilon"):
             part.__class__ = RMSNorm
     return module
 
@@ -233,7 +238,8 @@ class SideStack(nn.Module):
 
         self.side_first_downsample = down()
         self.side_downsamples = indexed(blocks, down)
-        self.side_block = indexed(blocks, lambda block: T5Block(side, block == blocks[0], layer_idx=block))
+        owners = blocks if case.tables == "all" else blocks[:1]
+        self.side_block = indexed(blocks, lambda block: T5Block(side, block in owners, layer_idx=block))
         self.final_side_layer_norm = T5LayerNorm(side.d_model, eps=side.layer_norm_epsilon)
         if case.gate == "learnable":
             gates = {str(block): nn.Parameter(torch.full((1,), case.alpha)) for block in blocks}
@@ -254,6 +260,8 @@ class SideStack(nn.Module):
             rung = self.side_downsamples[block](taps[f"{stack}.{block}"])
             gate = self.gate(block)
             state = state + rung if gate is None else gate * state + (1 - gate) * rung
+            if self.case.tables == "all":
+                position_bias = None
             state, position_bias, cross_bias = module(
                 state, mask, position_bias, encoder_states, encoder_mask, cross_bias
             )
