@@ -624,7 +624,7 @@ impl<'g> Walk<'_, 'g> {
     fn others(&mut self, anatomy: &Anatomy) {
         let graph = self.graph();
         let claimed = self.matcher.claimed();
-        for output in outputs(graph).filter(|o| *o != anatomy.head.logits) {
+        for output in outputs(graph).into_iter().filter(|o| *o != anatomy.head.logits) {
             let known = graph.producer_of(output).is_some_and(|(n, _)| claimed.contains(&n));
             if !known {
                 let name = graph.value(output).name.clone();
@@ -634,9 +634,12 @@ impl<'g> Walk<'_, 'g> {
     }
 }
 
-/// The outputs without keys and values for a cache, which have four axes: training needs none.
-fn outputs(graph: &Graph) -> impl Iterator<Item = ValueId> {
-    graph.outputs.iter().copied().filter(|v| graph.shape(*v).is_none_or(|s| s.len() != 4))
+/// The outputs without keys and values for a cache, which have four axes: training needs none. Where there are no others,
+/// they are no cache.
+fn outputs(graph: &Graph) -> Vec<ValueId> {
+    let is_cache = |v: &&ValueId| graph.shape(**v).is_some_and(|s| s.len() == 4);
+    let others: Vec<ValueId> = graph.outputs.iter().filter(|v| !is_cache(v)).copied().collect();
+    if others.is_empty() { graph.outputs.clone() } else { others }
 }
 
 /// Nodes on the longest way from the graph's inputs and constants to each value.

@@ -66,25 +66,27 @@ impl Trace {
     /// What is known of the node or value of that name in the graph that was explained.
     pub fn about(&self, graph: &Graph, name: &str) -> Option<NodeTrace> {
         let index = Index::new(self);
-        let by_name = || graph.node_ids().find(|id| graph.node(*id).name == name);
+        if let Some(id) = graph.node_ids().find(|id| graph.node(*id).name == name) {
+            return Some(index.node(graph, id));
+        }
+        // A node that stands for a fused operator's output is none of the graph, though that output is.
+        let own: HashSet<NodeId> = graph.node_ids().collect();
         let made = |value: ValueId| graph.producer_of(value).map(|(id, _)| id);
-        match (by_name(), graph.find(name)) {
-            (Some(id), _) => Some(index.node(graph, id)),
-            (None, Some(value)) => {
-                Some(made(value).map_or_else(|| index.value(graph, value), |id| index.node(graph, id)))
-            }
-            (None, None) => index.restated(name),
+        match graph.find(name).map(|value| (value, made(value))) {
+            Some((value, None)) => Some(index.value(graph, value)),
+            Some((_, Some(id))) if own.contains(&id) => Some(index.node(graph, id)),
+            _ => index.restated(name),
         }
     }
 
     /// Each attempt with its place and the patterns around it.
     fn visit<'t>(&'t self, mut see: impl FnMut(&str, &[&'static str], &'t Attempt)) {
         let mut all = |place: &str, attempts: &'t [Attempt]| {
-            let mut open: Vec<(Vec<&'static str>, &Attempt)> = attempts.iter().map(|a| (Vec::new(), a)).collect();
+            let mut open: Vec<(Vec<&'static str>, &Attempt)> = attempts.iter().rev().map(|a| (Vec::new(), a)).collect();
             while let Some((mut around, attempt)) = open.pop() {
                 around.push(attempt.pattern);
                 see(place, &around, attempt);
-                open.extend(attempt.tried.iter().map(|inner| (around.clone(), inner)));
+                open.extend(attempt.tried.iter().rev().map(|inner| (around.clone(), inner)));
             }
         };
         all("head", &self.head);
@@ -120,9 +122,13 @@ impl<'t> Index<'t> {
         let mut parts: HashMap<&str, Vec<Meeting>> = HashMap::new();
         let mut add = |name: &'t str, part: Meeting| {
             let known = parts.entry(name).or_default();
-            let better = known.iter().all(|k| k.place != part.place || k.known > part.known);
-            if better && known.len() < MAX_TOLD {
-                known.push(part);
+            let at = known.iter().position(|k| k.place == part.place && k.known <= part.known);
+            match at {
+                // Of patterns that were only tried at it, the inner one tells more than those around it.
+                Some(at) if (known[at].known, part.known) == (Known::Tried, Known::Tried) => known[at] = part,
+                Some(_) => {}
+                None if known.len() < MAX_TOLD => known.push(part),
+                None => {}
             }
         };
         trace.visit(|place, patterns, attempt| {

@@ -101,3 +101,27 @@ pub struct Begun {
     pub index: usize,
     outer: Option<u32>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_bounded() {
+        let mut graph = lstc_graph::Graph::new("", 17);
+        let value = graph.add_weight("w", lstc_graph::Weight::scalar_f32(0.0));
+        let record = Record::default();
+        let outer: Vec<Begun> = (0..MAX_DEPTH).filter_map(|_| record.begin("outer", value, None)).collect();
+        assert!(record.begin("too deep", value, None).is_none());
+        for begun in outer.into_iter().rev() {
+            record.end(begun, Ok("x".repeat(MAX_TEXT / 8)), Vec::new());
+        }
+        while let Some(begun) = record.begin("one of many", value, None) {
+            record.end(begun, Ok(String::new()), Vec::new());
+        }
+        let (entries, cut) = record.finish();
+        let text: usize = entries.iter().filter_map(|e| e.outcome.as_ref()?.as_ref().ok()).map(String::len).sum();
+        assert_eq!((entries.len(), cut), (MAX_ATTEMPTS, true));
+        assert!(text <= MAX_TEXT);
+    }
+}

@@ -67,7 +67,9 @@ pub fn unknown(model: &SourceModel, graph: &Graph, trace: &Trace, asked: &str) -
             n => format!("`{kind}`, `{kind}.0` to `{kind}.{}`", n - 1),
         });
     }
-    let mut hint = format!("places are {}, a block's sublayers as in `decoder.0.feed-forward`", places.join(", "));
+    let ended = if trace.towers.is_empty() { " (recognition did not get behind the LM head)" } else { "" };
+    let mut hint =
+        format!("places are {}{ended}, a block's sublayers as in `decoder.0.feed-forward`", places.join(", "));
     let near = nearest(graph, asked);
     if !near.is_empty() {
         hint.push_str(&format!("; the nearest names are {}", near.join(", ")));

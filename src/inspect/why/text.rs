@@ -38,7 +38,12 @@ impl fmt::Display for WhyReport {
                 }
                 everything(f, trace)?;
             }
-            Answer::Head(head) => attempts(f, 2, head, None, Detail::Open)?,
+            Answer::Head(head) => {
+                attempts(f, 2, head, None, Detail::Open)?;
+                // A model that is refused at a glance.
+                let untold = self.refusals.iter().filter(|_| head.is_empty());
+                untold.into_iter().try_for_each(|r| line(f, 2, "not tried", &r.to_string()))?;
+            }
             Answer::Towers(towers) => towers.iter().try_for_each(|t| tower(f, t))?,
             Answer::Blocks(blocks) => {
                 for found in blocks {
