@@ -239,6 +239,46 @@ fn inspect_tells_a_model_and_a_rewrite() {
 }
 
 #[test]
+fn inspect_tells_why() {
+    let model = case("refused/unknown_activation.onnx");
+    let why = |place: &[&str]| lstc(&[&["inspect", text(&model), "--why"], place].concat());
+    let all = why(&[]);
+    assert_eq!((code(&all), stderr(&all).as_str()), (1, ""));
+    for line in [
+        "cross-attention       matched: 3 heads of 8, scale 1, bias: a mask\n",
+        "activation      no: this is where, at `/model/decoder/block.1/layer.2/DenseReluDense/act/Relu` (Elu)\n",
+        "LM head                 matched: [32, 64], stored [in, out], scale 0.176777\n",
+    ] {
+        assert!(stdout(&all).contains(line), "{}", stdout(&all));
+    }
+    // What the hint of a refusal says works, and shows the same reason.
+    let refused = lstc(&["rewrite", text(&model), "-o", "nowhere"]);
+    let hint = format!("hint: `lstc inspect {} --why decoder.1` shows what was matched\n", text(&model));
+    assert!(stderr(&refused).ends_with(&hint), "{}", stderr(&refused));
+    let looked = lstc(&["inspect", text(&model)]);
+    assert!(stderr(&looked).ends_with(&hint), "{}", stderr(&looked));
+    let block = stdout(&why(&["decoder.1"]));
+    assert!(block.contains("\ndecoder.1\n") && block.contains("computes Elu"), "{block}");
+    let numbered = stdout(&why(&["decoder.1.2"]));
+    assert_eq!(numbered, stdout(&why(&["decoder.1.feed-forward"])));
+    let node = stdout(&why(&["/model/decoder/block.1/layer.2/DenseReluDense/act/Relu"]));
+    assert!(node.contains("decoder.1.feed-forward > feed-forward > plain > activation"), "{node}");
+    let json = why(&["decoder.1.feed-forward", "--format", "json"]);
+    let json = serde_json::from_slice::<serde_json::Value>(&json.stdout).expect("JSON");
+    assert_eq!(json["understood"], false);
+    assert_eq!(json["answer"]["sublayers"][0]["outcome"]["outcome"], "no");
+    let unknown = why(&["decoder.7"]);
+    assert_eq!(code(&unknown), 2);
+    assert!(stderr(&unknown).contains("`decoder.0` to `decoder.1`"), "{}", stderr(&unknown));
+    assert!(stderr(&why(&["DenseReluDense/act"])).contains("layer.2/DenseReluDense/act/Relu`"));
+    let page = lstc(&["inspect", text(&model), "--why", "head", "--format", "html"]);
+    assert_eq!((code(&page), stderr(&page).contains("--why gives text or JSON")), (2, true));
+    let sound = lstc(&["inspect", text(&case("two_and_three_blocks/model.onnx")), "--why", "encoder"]);
+    assert_eq!(code(&sound), 0);
+    assert!(stdout(&sound).contains("blocks 0 to 1\n"), "{}", stdout(&sound));
+}
+
+#[test]
 fn verify_holds_on_what_rewrite_writes() {
     for (name, flags) in [
         ("relu_torchscript", &[][..]),

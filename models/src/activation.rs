@@ -10,6 +10,10 @@ use crate::matcher::{Match, Matcher, Mismatch};
 impl Matcher<'_> {
     /// `y = f(x)`: f and x.
     pub fn activation(&self, value: ValueId) -> Match<(Activation, ValueId)> {
+        self.trying("activation", value, || self.activation_at(value))
+    }
+
+    fn activation_at(&self, value: ValueId) -> Match<(Activation, ValueId)> {
         let Some((id, node)) = self.node(value) else {
             let name = self.graph.value(value).name.clone();
             return Err(Mismatch {

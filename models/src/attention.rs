@@ -2,11 +2,12 @@
 
 use std::collections::HashSet;
 
-use lstc_graph::{DType, Dim, ValueId, Weight};
+use lstc_graph::{DType, Dim, Graph, ValueId, Weight, dim_text};
 
 use crate::anatomy::{Attention, AttentionKind, Bias, Buckets, Frozen, Linear, Relative};
 use crate::folded::{Unfolded, unfold};
 use crate::matcher::{Match, Matcher, Mismatch};
+use crate::trace::Found;
 
 /// Sums, scales and masks between a softmax and the product of queries and keys: more than any model has.
 const MAX_TERMS: usize = 64;
@@ -20,9 +21,19 @@ struct Heads {
     scale: f64,
 }
 
+impl Found for Heads {
+    fn words(&self, _: &Graph) -> String {
+        format!("{} heads of {}", dim_text(&self.heads), dim_text(&self.width))
+    }
+}
+
 impl Matcher<'_> {
     /// An attention sublayer's branch: the attention, and the value its queries are made of.
     pub fn attention(&self, branch: ValueId) -> Match<(Attention, ValueId)> {
+        self.trying("attention", branch, || self.attention_at(branch))
+    }
+
+    fn attention_at(&self, branch: ValueId) -> Match<(Attention, ValueId)> {
         let (o, merged) = self.linear(branch)?;
         let merge = self.expect(merged, &["Reshape"])?;
         let swap = self.expect(self.operand(merge, 0)?, &["Transpose"])?;
@@ -37,11 +48,12 @@ impl Matcher<'_> {
             return Err(self.mismatch(softmax, format!("expected a softmax over the keys, the last axis, not {axis}")));
         }
         let mut terms = MAX_TERMS;
-        let (scores, bias) = self.scores(self.operand(softmax, 0)?, &mut terms)?;
+        let summed = self.operand(softmax, 0)?;
+        let (scores, bias) = self.trying("scores", summed, || self.scores(summed, &mut terms))?;
         let product = self.expect(scores.0, &["MatMul"])?;
-        let q = self.heads(self.operand(product, 0)?, [0, 2, 1, 3])?;
-        let k = self.heads(self.operand(product, 1)?, [0, 2, 3, 1])?;
-        let v = self.heads(values, [0, 2, 1, 3])?;
+        let q = self.heads("queries", self.operand(product, 0)?, [0, 2, 1, 3])?;
+        let k = self.heads("keys", self.operand(product, 1)?, [0, 2, 3, 1])?;
+        let v = self.heads("values", values, [0, 2, 1, 3])?;
         if k.input != v.input {
             return Err(self.mismatch(product, "its keys and values are made of different inputs"));
         }
@@ -89,7 +101,8 @@ impl Matcher<'_> {
                     return Err(self.mismatch(node, "holds no product of queries and keys"));
                 };
                 let (found, earlier) = self.scores(scores, terms)?;
-                Ok((found, sum(earlier, self.bias(bias, terms)?)))
+                let bias = self.trying("bias", bias, || self.bias(bias, terms))?;
+                Ok((found, sum(earlier, bias)))
             }
             _ => {
                 let (factors, scale) = self.product(value);
@@ -132,7 +145,11 @@ impl Matcher<'_> {
     }
 
     /// A projection split into heads: `[batch, length, features]` to the wanted order of `[batch, length, head, width]`.
-    fn heads(&self, value: ValueId, wanted: [usize; 4]) -> Match<Heads> {
+    fn heads(&self, pattern: &'static str, value: ValueId, wanted: [usize; 4]) -> Match<Heads> {
+        self.trying(pattern, value, || self.heads_at(value, wanted))
+    }
+
+    fn heads_at(&self, value: ValueId, wanted: [usize; 4]) -> Match<Heads> {
         let mut order = [0, 1, 2, 3];
         let mut scale = 1.0;
         let mut value = self.resolve(value);
@@ -230,7 +247,7 @@ impl Matcher<'_> {
         if self.is_zero(value) {
             return Ok(None);
         }
-        if self.is_mask(value) {
+        if self.mask(value).is_ok() {
             return Ok(Some(Bias::Mask(value)));
         }
         match self.node(value) {
@@ -257,6 +274,10 @@ impl Matcher<'_> {
 
     /// A relative bias that the exporter folded into a constant.
     fn folded(&self, value: ValueId) -> Match<Relative> {
+        self.trying("folded bias", value, || self.folded_at(value))
+    }
+
+    fn folded_at(&self, value: ValueId) -> Match<Relative> {
         if let Some(Unfolded { table, rows, buckets }) = self.graph.weight(value).and_then(unfold) {
             return Ok(Relative { table: Frozen::Unfolded(table), rows, buckets: Buckets::Unfolded(buckets) });
         }
@@ -268,6 +289,10 @@ impl Matcher<'_> {
 
     /// `unsqueeze(transpose(table[buckets], [2, 0, 1]))`
     fn relative(&self, value: ValueId) -> Match<Relative> {
+        self.trying("position bias", value, || self.relative_at(value))
+    }
+
+    fn relative_at(&self, value: ValueId) -> Match<Relative> {
         let node = self.expect(value, &["Unsqueeze"])?;
         let swap = self.expect(self.operand(node, 0)?, &["Transpose"])?;
         if swap.attributes.get_ints("perm") != Some(&[2, 0, 1]) {
@@ -279,6 +304,17 @@ impl Matcher<'_> {
             return Err(self.mismatch(swap, "expected bucket indices [queries, keys] made of lengths alone"));
         }
         Ok(Relative { table, rows, buckets: Buckets::Value(buckets) })
+    }
+
+    /// A mask, by [`Matcher::is_mask`].
+    fn mask(&self, value: ValueId) -> Match<()> {
+        self.trying("mask", value, || {
+            if self.is_mask(value) {
+                return Ok(());
+            }
+            let node = self.peek(|| self.node(value)).map_or(&self.graph.value(value).name, |(_, n)| &n.name).clone();
+            Err(Mismatch { node, reason: "depends on learned numbers or on hidden states: it is no mask".to_owned() })
+        })
     }
 
     /// A value made of the model's inputs, shapes and small constants alone: no learned tensor, no hidden state.

@@ -19,6 +19,7 @@ mod product;
 mod quantised;
 mod recognise;
 mod restate;
+mod trace;
 
 pub use anatomy::{
     Activation, Anatomy, Attention, AttentionKind, Bias, Block, Buckets, FeedForward, Frozen, Head, Linear, Norm,
@@ -28,5 +29,9 @@ pub use families::{Family, Names, SpecialTokens, families};
 pub use frozen::Part;
 pub use inputs::{InputRole, ModelInput, model_inputs, unread_inputs};
 pub use quantised::Quantised;
-pub use recognise::{Refusal, Refused, recognise};
+pub use recognise::{Refusal, Refused, explain, recognise};
 pub use restate::RESTATED;
+pub use trace::{
+    Attempt, BlockTrace, FusedTrace, Known, Meeting, Nearest, NodeRef, NodeTrace, Operand, Outcome, Place, Reason,
+    SublayerGuess, SublayerTrace, TowerTrace, Trace,
+};

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use lstc_graph::{DType, Dim, Graph, Node, NodeId, ValueId, Weight};
 
 use crate::anatomy::Norm;
+use crate::trace::{Found, Record};
 
 /// Nodes of the largest product tree that is looked through.
 const MAX_PRODUCT: usize = 32;
@@ -26,14 +27,44 @@ pub type Match<T> = Result<T, Mismatch>;
 /// Looks at a graph, and remembers the nodes that the patterns that held are made of.
 pub struct Matcher<'g> {
     pub graph: &'g Graph,
-    trail: RefCell<Vec<NodeId>>,
+    /// Nodes, each with the attempt that claimed it, where attempts are recorded.
+    trail: RefCell<Vec<(NodeId, Option<u32>)>>,
+    record: Option<Record>,
     /// To what part of itself a constant may be off.
     precision: f64,
 }
 
 impl<'g> Matcher<'g> {
     pub fn new(graph: &'g Graph) -> Matcher<'g> {
-        Matcher { graph, trail: RefCell::default(), precision: precision(graph) }
+        Matcher { graph, trail: RefCell::default(), record: None, precision: precision(graph) }
+    }
+
+    /// As [`Matcher::new`], and records what is tried.
+    pub fn recording(graph: &'g Graph) -> Matcher<'g> {
+        Matcher { record: Some(Record::default()), ..Matcher::new(graph) }
+    }
+
+    pub fn record(&self) -> Option<&Record> {
+        self.record.as_ref()
+    }
+
+    pub fn into_record(self) -> Option<Record> {
+        self.record
+    }
+
+    /// Tries a pattern by name at `value`; what comes of it is recorded where that was asked for.
+    pub fn trying<T: Found>(&self, pattern: &'static str, value: ValueId, look: impl FnOnce() -> Match<T>) -> Match<T> {
+        let Some(record) = &self.record else { return look() };
+        let node = self.peek(|| self.node(value)).map(|(id, _)| id);
+        let Some(begun) = record.begin(pattern, value, node) else { return look() };
+        let mark = self.trail.borrow().len();
+        let result = look();
+        let trail = self.trail.borrow();
+        let own = |(id, by): &(NodeId, Option<u32>)| (by.map(|by| by as usize) == Some(begun.index)).then_some(*id);
+        let took = trail.get(mark..).unwrap_or_default().iter().filter_map(own).collect();
+        let outcome = result.as_ref().map(|found| found.words(self.graph)).map_err(Mismatch::clone);
+        record.end(begun, outcome, took);
+        result
     }
 
     /// Equal to the precision in which the model's exporter wrote constants.
@@ -43,7 +74,16 @@ impl<'g> Matcher<'g> {
 
     /// The nodes of every pattern that held.
     pub fn claimed(&self) -> HashSet<NodeId> {
-        self.trail.borrow().iter().copied().collect()
+        self.trail.borrow().iter().map(|(id, _)| *id).collect()
+    }
+
+    /// The nodes that were claimed outside of every recorded pattern, in order.
+    pub fn claimed_by_none(&self) -> Vec<NodeId> {
+        let mut nodes: Vec<NodeId> =
+            self.trail.borrow().iter().filter(|(_, by)| by.is_none()).map(|(id, _)| *id).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        nodes
     }
 
     /// Tries a pattern; the nodes of one that does not hold are forgotten.
@@ -65,7 +105,8 @@ impl<'g> Matcher<'g> {
     }
 
     pub fn claim(&self, node: NodeId) {
-        self.trail.borrow_mut().push(node);
+        let by = self.record.as_ref().and_then(Record::open);
+        self.trail.borrow_mut().push((node, by));
     }
 
     /// The node that makes `value`, behind whatever passes its operand on.
@@ -299,6 +340,10 @@ impl<'g> Matcher<'g> {
 
     /// A root-mean-square norm over the last axis: the norm and x.
     pub fn norm(&self, value: ValueId) -> Match<(Norm, ValueId)> {
+        self.trying("norm", value, || self.norm_at(value))
+    }
+
+    fn norm_at(&self, value: ValueId) -> Match<(Norm, ValueId)> {
         let fused = |n: &Node| n.is("RMSNormalization") || n.is("SimplifiedLayerNormalization");
         if let Some((id, node)) = self.node(value).filter(|(_, n)| fused(n)) {
             self.claim(id);

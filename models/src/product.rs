@@ -12,6 +12,10 @@ use crate::quantised::Quantised;
 impl Matcher<'_> {
     /// `y = x W`: the matrix and x.
     pub fn linear(&self, value: ValueId) -> Match<(Linear, ValueId)> {
+        self.trying("linear", value, || self.linear_at(value))
+    }
+
+    fn linear_at(&self, value: ValueId) -> Match<(Linear, ValueId)> {
         if let Some((id, node)) = self.node(value).filter(|(_, n)| n.domain == MICROSOFT && n.op == "MatMulNBits") {
             self.claim(id);
             return self.packed_product(node);
@@ -137,6 +141,10 @@ impl Matcher<'_> {
 
     /// `table[indices]`: the constant table of two axes, and the indices.
     pub fn rows(&self, value: ValueId) -> Match<(Frozen, ValueId)> {
+        self.trying("rows", value, || self.rows_at(value))
+    }
+
+    fn rows_at(&self, value: ValueId) -> Match<(Frozen, ValueId)> {
         let node = self.expect(value, &["Gather", "DequantizeLinear"])?;
         let gather = if node.is("Gather") { node } else { self.expect(self.operand(node, 0)?, &["Gather"])? };
         let (table, indices) = (self.resolve(self.operand(gather, 0)?), self.resolve(self.operand(gather, 1)?));

@@ -8,24 +8,53 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::ops::Range;
 
 use lstc_graph::{Dim, Graph, MICROSOFT, Node, NodeId, Origin, ValueId};
+use serde::Serialize;
 
 use crate::anatomy::{
     Anatomy, AttentionKind, Block, Frozen, Head, Orientation, Sublayer, SublayerKind, Tower, TowerKind,
 };
 use crate::families::families;
 use crate::matcher::{Match, Matcher, Mismatch};
-use crate::restate::restate;
+use crate::restate::{Fused, View, restate};
+use crate::trace::{BlockPlace, Places, Record, SublayerGuess as Guess, SublayerPlace, TowerPlace, Trace, assemble};
 
 /// One thing that was not understood.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Refusal {
     /// `block 3 of the decoder`, `the LM head`, ...
     pub place: String,
     /// The node's name; empty where no single node is to blame.
     pub node: String,
     pub reason: String,
+}
+
+const LM_HEAD: &str = "the LM head";
+
+impl Refusal {
+    /// The place of what is wrong with a block.
+    pub(crate) fn block(kind: TowerKind, index: usize) -> String {
+        format!("block {index} of the {kind}")
+    }
+
+    /// The place of what is wrong with a tower.
+    pub(crate) fn tower(kind: TowerKind) -> String {
+        format!("the {kind}")
+    }
+
+    /// Where a trace tells of it: `head`, `decoder`, `decoder.1`, or the name of a node or value.
+    pub fn query(&self) -> Option<String> {
+        let kind = |name: &str| ["encoder", "decoder"].into_iter().find(|kind| *kind == name);
+        let block = || {
+            let (index, name) = self.place.strip_prefix("block ")?.split_once(" of the ")?;
+            Some(format!("{}.{index}", kind(name)?))
+        };
+        let tower = || Some(kind(self.place.strip_prefix("the ")?)?.to_owned());
+        let head = || (self.place == LM_HEAD).then(|| "head".to_owned());
+        block().or_else(tower).or_else(head).or_else(|| Some(self.node.clone()).filter(|node| !node.is_empty()))
+    }
 }
 
 impl fmt::Display for Refusal {
@@ -49,35 +78,52 @@ pub struct Refused(pub Vec<Refusal>);
 /// # Errors
 /// Everything that was not understood; the graph is then as it was.
 pub fn recognise(graph: &mut Graph) -> Result<Anatomy, Refused> {
+    examine(graph, |graph| Matcher::new(graph)).0
+}
+
+/// As [`recognise`], and tells everything that was tried. The trace of a model that is refused at a glance, for its opset
+/// or an operator of an unknown domain, is empty.
+pub fn explain(graph: &mut Graph) -> (Result<Anatomy, Refused>, Trace) {
+    examine(graph, |graph| Matcher::recording(graph))
+}
+
+fn examine(graph: &mut Graph, matcher: for<'g> fn(&'g Graph) -> Matcher<'g>) -> (Result<Anatomy, Refused>, Trace) {
     let foreign = foreign(graph);
     if !foreign.is_empty() {
-        return Err(Refused(foreign));
+        return (Err(Refused(foreign)), Trace::default());
     }
-    let Some(view) = restate(graph) else { return walk(graph) };
-    let anatomy = walk(&view)?;
-    graph.annex(&view);
-    Ok(anatomy)
+    let Some(View { graph: view, fused }) = restate(graph) else { return walk(matcher(graph), &[]) };
+    let (found, trace) = walk(matcher(&view), &fused);
+    if found.is_ok() {
+        graph.annex(&view);
+    }
+    (found, trace)
 }
 
 /// Recognises the model that a graph of plain operators computes.
-fn walk(graph: &Graph) -> Result<Anatomy, Refused> {
-    let matcher = Matcher::new(graph);
+fn walk(matcher: Matcher, fused: &[Fused]) -> (Result<Anatomy, Refused>, Trace) {
+    let graph = matcher.graph;
     let mut walk = Walk {
         matcher: &matcher,
         depths: depths(graph),
         refusals: Vec::new(),
         stream: HashSet::new(),
         suspects: HashSet::new(),
+        places: Places::default(),
     };
     let anatomy = walk.model();
     if let Some(anatomy) = &anatomy {
         walk.strangers();
         walk.others(anatomy);
     }
-    match anatomy {
-        Some(anatomy) if walk.refusals.is_empty() => belongs(anatomy),
-        _ => Err(Refused(walk.refusals)),
-    }
+    let Walk { refusals, places, .. } = walk;
+    let found = match anatomy {
+        Some(anatomy) if refusals.is_empty() => belongs(anatomy),
+        _ => Err(Refused(refusals)),
+    };
+    let refusals = found.as_ref().err().map_or(&[][..], |refused| &refused.0);
+    let trace = assemble(matcher, &places, fused, refusals);
+    (found, trace)
 }
 
 /// The oldest opset whose operators the emitted graphs use.
@@ -151,6 +197,16 @@ struct Walk<'m, 'g> {
     stream: HashSet<ValueId>,
     /// Nodes of branches that were not understood.
     suspects: HashSet<NodeId>,
+    /// Where in the model the recorded attempts were made.
+    places: Places,
+}
+
+/// A step back along the stream between two of its points, and the attempts that it took.
+struct Stretch {
+    step: Step,
+    input: ValueId,
+    output: ValueId,
+    tried: Range<usize>,
 }
 
 /// What stands between two points of the residual stream.
@@ -160,17 +216,14 @@ enum Step {
     Stranger(Guess, Mismatch),
 }
 
-/// What a branch that is not understood looks like.
-#[derive(Clone, Copy, PartialEq)]
-enum Guess {
-    SelfAttention,
-    Cross,
-    FeedForward,
-    /// No matrix product at its end: no sublayer at all.
-    Other,
-}
-
 impl Step {
+    fn mismatch(&self) -> Option<Mismatch> {
+        match self {
+            Step::Stranger(_, mismatch) => Some(mismatch.clone()),
+            Step::Sublayer(_) => None,
+        }
+    }
+
     fn guess(&self) -> Guess {
         match self {
             Step::Stranger(guess, _) => *guess,
@@ -196,8 +249,15 @@ impl<'g> Walk<'_, 'g> {
         self.refuse(place, mismatch.node, mismatch.reason);
     }
 
+    /// Where the next attempt is recorded.
+    fn mark(&self) -> usize {
+        self.matcher.record().map_or(0, Record::mark)
+    }
+
     fn model(&mut self) -> Option<Anatomy> {
-        let (head, output) = self.head()?;
+        let head = self.head();
+        self.places.head = 0..self.mark();
+        let (head, output) = head?;
         let mut anatomy = Anatomy { family: "", towers: Vec::new(), head };
         let mut open = Some(output);
         while let Some(output) = open {
@@ -239,7 +299,7 @@ impl<'g> Walk<'_, 'g> {
         let mut found = Vec::new();
         let mut reasons = Vec::new();
         for output in outputs(self.graph()) {
-            match self.matcher.attempt(|| self.match_head(output)) {
+            match self.matcher.attempt(|| self.matcher.trying("LM head", output, || self.match_head(output))) {
                 Ok(head) => found.push(head),
                 Err(mismatch) => reasons.push((self.graph().value(output).name.clone(), mismatch)),
             }
@@ -248,11 +308,7 @@ impl<'g> Walk<'_, 'g> {
             for (head, _) in &found {
                 let name = self.graph().value(head.logits).name.clone();
                 let others = found.len() - 1;
-                self.refuse(
-                    "the LM head",
-                    name,
-                    format!("is one of several LM heads ({others} more): which to train?"),
-                );
+                self.refuse(LM_HEAD, name, format!("is one of several LM heads ({others} more): which to train?"));
             }
             return None;
         }
@@ -270,7 +326,7 @@ impl<'g> Walk<'_, 'g> {
                 } else {
                     format!("makes output `{output}`, which is no logits of an LM head: it {}", mismatch.reason)
                 };
-                self.refuse("the LM head", mismatch.node, reason);
+                self.refuse(LM_HEAD, mismatch.node, reason);
             }
         }
         found.pop()
@@ -308,19 +364,26 @@ impl<'g> Walk<'_, 'g> {
 
     /// Walks a tower back from its output.
     fn tower(&mut self, output: ValueId) -> Option<Tower> {
+        let (start, refused) = (self.mark(), self.refusals.len());
         let (final_norm, mut stream) = match self.matcher.attempt(|| self.matcher.norm(output)) {
             Ok(found) => found,
             Err(mismatch) => {
                 self.mismatch("the end of a tower", mismatch);
+                let place = TowerPlace { ended: self.refusals.last().cloned(), ..TowerPlace::new(output) };
+                self.places.towers.push(TowerPlace { final_norm: start..self.mark(), ..place });
                 return None;
             }
         };
         self.stream.extend([self.matcher.resolve(output), self.matcher.settle(output)]);
-        let mut steps: Vec<(Step, ValueId, ValueId)> = Vec::new();
+        let final_tried = start..self.mark();
+        let mut steps: Vec<Stretch> = Vec::new();
         let mut strangers = 0;
+        let mut mark;
         let embedding = loop {
             self.stream.extend([stream, self.matcher.resolve(stream)]);
+            mark = self.mark();
             let embedding = self.matcher.attempt(|| self.embedding(stream));
+            let stepped = self.mark();
             if let Ok(embedding) = embedding {
                 break Some((embedding, stream));
             }
@@ -342,7 +405,7 @@ impl<'g> Walk<'_, 'g> {
                         self.refuse("the residual stream", node, reason);
                         break None;
                     }
-                    steps.push((step, before, stream));
+                    steps.push(Stretch { step, input: before, output: stream, tried: stepped..self.mark() });
                     stream = before;
                 }
                 Err(mismatch) => {
@@ -352,15 +415,23 @@ impl<'g> Walk<'_, 'g> {
             }
         };
         steps.reverse();
-        let crosses = steps.iter().any(|(s, ..)| s.guess() == Guess::Cross);
+        let crosses = steps.iter().any(|s| s.step.guess() == Guess::Cross);
         let kind = if crosses { TowerKind::Decoder } else { TowerKind::Encoder };
+        let ended = embedding.is_none().then(|| self.refusals[refused..].last().cloned()).flatten();
+        self.places.towers.push(TowerPlace {
+            kind,
+            final_norm: final_tried,
+            embedding: mark..self.mark(),
+            ended,
+            ..TowerPlace::new(output)
+        });
         let blocks = self.blocks(kind, steps);
         let ((table, tokens), embedding) = embedding?;
         let width = table.dims(self.graph())[1];
         let shape = self.graph().shape(tokens).unwrap_or_default();
         let [batch, length] = <[Dim; 2]>::try_from(shape).ok().or_else(|| {
             let name = self.graph().value(tokens).name.clone();
-            self.refuse(format!("the {kind}"), name, "expected token indices [batch, length]");
+            self.refuse(Refusal::tower(kind), name, "expected token indices [batch, length]");
             None
         })?;
         Some(Tower { kind, width, tokens, table, embedding, blocks, final_norm, output, batch, length })
@@ -368,6 +439,10 @@ impl<'g> Walk<'_, 'g> {
 
     /// `table[tokens]`: the table and the tokens.
     fn embedding(&self, value: ValueId) -> Match<(Frozen, ValueId)> {
+        self.matcher.trying("embedding", value, || self.embedding_at(value))
+    }
+
+    fn embedding_at(&self, value: ValueId) -> Match<(Frozen, ValueId)> {
         let (table, tokens) = self.matcher.rows(value)?;
         if !self.graph().inputs.contains(&tokens) {
             let node = self.matcher.expect(value, &["Gather", "DequantizeLinear"])?;
@@ -461,31 +536,38 @@ impl<'g> Walk<'_, 'g> {
     }
 
     /// Steps grouped into blocks: a block begins at each self-attention.
-    fn blocks(&mut self, kind: TowerKind, steps: Vec<(Step, ValueId, ValueId)>) -> Vec<Block> {
+    fn blocks(&mut self, kind: TowerKind, steps: Vec<Stretch>) -> Vec<Block> {
         let mut wanted = vec![Guess::SelfAttention, Guess::FeedForward];
         if kind == TowerKind::Decoder {
             wanted.insert(1, Guess::Cross);
         }
         let mut blocks: Vec<Block> = Vec::new();
         let mut shapes: Vec<Vec<Guess>> = Vec::new();
-        for (step, input, output) in steps {
+        let mut places: Vec<BlockPlace> = Vec::new();
+        for Stretch { step, input, output, tried } in steps {
             let guess = step.guess();
             if guess == Guess::SelfAttention || blocks.is_empty() {
                 blocks.push(Block { input, output, sublayers: Vec::new() });
                 shapes.push(Vec::new());
+                places.push(BlockPlace { input, output, sublayers: Vec::new() });
             }
             let index = blocks.len() - 1;
             blocks[index].output = output;
+            places[index].output = output;
+            places[index].sublayers.push(SublayerPlace { guess, output, tried, mismatch: step.mismatch() });
             if guess != Guess::Other {
                 shapes[index].push(guess);
             }
             match step {
                 Step::Sublayer(sublayer) => blocks[index].sublayers.push(*sublayer),
-                Step::Stranger(_, mismatch) => self.mismatch(&format!("block {index} of the {kind}"), mismatch),
+                Step::Stranger(_, mismatch) => self.mismatch(&Refusal::block(kind, index), mismatch),
             }
         }
+        if let Some(tower) = self.places.towers.last_mut() {
+            tower.blocks = places;
+        }
         if blocks.is_empty() {
-            self.refuse(format!("the {kind}"), "", "has no blocks");
+            self.refuse(Refusal::tower(kind), "", "has no blocks");
         }
         for (index, shape) in shapes.into_iter().enumerate() {
             if shape == wanted {
@@ -496,12 +578,12 @@ impl<'g> Walk<'_, 'g> {
                 let first = self.graph().value(blocks[index].input).name.clone();
                 format!("no cross-attention found between `{first}` and `{last}`")
             } else {
-                let names: Vec<&str> = shape.iter().map(|g| guess_name(*g)).collect();
-                let wanted: Vec<&str> = wanted.iter().map(|g| guess_name(*g)).collect();
+                let names: Vec<&str> = shape.iter().map(|g| g.name()).collect();
+                let wanted: Vec<&str> = wanted.iter().map(|g| g.name()).collect();
                 format!("ends a block of {}, not of {}", names.join(", "), wanted.join(", "))
             };
             let node = if reason.starts_with("no ") { String::new() } else { last };
-            self.refuse(format!("block {index} of the {kind}"), node, reason);
+            self.refuse(Refusal::block(kind, index), node, reason);
         }
         blocks
     }
@@ -542,7 +624,7 @@ impl<'g> Walk<'_, 'g> {
     fn others(&mut self, anatomy: &Anatomy) {
         let graph = self.graph();
         let claimed = self.matcher.claimed();
-        for output in outputs(graph).filter(|o| *o != anatomy.head.logits) {
+        for output in outputs(graph).into_iter().filter(|o| *o != anatomy.head.logits) {
             let known = graph.producer_of(output).is_some_and(|(n, _)| claimed.contains(&n));
             if !known {
                 let name = graph.value(output).name.clone();
@@ -552,9 +634,12 @@ impl<'g> Walk<'_, 'g> {
     }
 }
 
-/// The outputs without keys and values for a cache, which have four axes: training needs none.
-fn outputs(graph: &Graph) -> impl Iterator<Item = ValueId> {
-    graph.outputs.iter().copied().filter(|v| graph.shape(*v).is_none_or(|s| s.len() != 4))
+/// The outputs without keys and values for a cache, which have four axes: training needs none. Where there are no others,
+/// they are no cache.
+fn outputs(graph: &Graph) -> Vec<ValueId> {
+    let is_cache = |v: &&ValueId| graph.shape(**v).is_some_and(|s| s.len() == 4);
+    let others: Vec<ValueId> = graph.outputs.iter().filter(|v| !is_cache(v)).copied().collect();
+    if others.is_empty() { graph.outputs.clone() } else { others }
 }
 
 /// Nodes on the longest way from the graph's inputs and constants to each value.
@@ -573,15 +658,6 @@ fn depths(graph: &Graph) -> Vec<u32> {
 /// True for a node all of whose operands are constants.
 fn constant_glue(graph: &Graph, id: NodeId) -> bool {
     graph.node(id).inputs.iter().flatten().all(|v| graph.weight(*v).is_some())
-}
-
-fn guess_name(guess: Guess) -> &'static str {
-    match guess {
-        Guess::SelfAttention => "self-attention",
-        Guess::Cross => "cross-attention",
-        Guess::FeedForward => "feed-forward",
-        Guess::Other => "something else",
-    }
 }
 
 /// True where a table `[rows, columns]` and a head's matrix hold the same numbers, transposed or not.

@@ -20,32 +20,60 @@ mod attention;
 mod position;
 mod quantised;
 
+use std::ops::Range;
+
 use lstc_graph::{Attributes, Builder, DType, Graph, MICROSOFT, Node, NodeId, Origin, ValueId};
 
 /// The origin of nodes that restate what the source computes.
 pub const RESTATED: Origin = Origin::pass("restate");
 
+/// The view of a graph, and what was done to each fused operator.
+pub struct View {
+    pub graph: Graph,
+    pub fused: Vec<Fused>,
+}
+
+/// A fused operator, and what became of it.
+pub struct Fused {
+    pub node: Node,
+    /// What it is in plain words.
+    pub rule: &'static str,
+    /// Indices of the values that the view has for it; or why it stays as it is.
+    pub values: Result<Range<usize>, &'static str>,
+}
+
 /// The graph without fused operators, under the same ids; `None` where it has none.
-pub fn restate(graph: &Graph) -> Option<Graph> {
+pub fn restate(graph: &Graph) -> Option<View> {
     let fused: Vec<NodeId> = graph.node_ids().filter(|id| is_fused(graph, graph.node(*id))).collect();
     if fused.is_empty() {
         return None;
     }
     let mut view = graph.clone();
+    let mut told = Vec::new();
     for id in fused {
         // In the view as it is by now: what this node reads may be restated already.
         let node = graph.node(id).clone();
+        let first = values(&view);
         let b = Builder::new(&mut view, RESTATED);
         b.scope(&node.name);
-        let made = match (node.op.as_str(), node.domain.as_str()) {
-            ("SkipSimplifiedLayerNormalization", _) => skip_norm(&b, &node),
-            ("FusedMatMul", _) => product(&b, &node),
-            ("RelativePositionBias", _) => position::bias(&b, &node),
-            ("MultiHeadAttention", _) => attention::multi_head(&b, &node),
-            ("Attention", _) => attention::attention(&b, &node),
-            _ if quantised::is_quantised(graph, &node) => quantised::of_floats(&b, graph, &node),
-            _ => softmax(&b, graph, &node),
+        const ATTENTION: &str = "heads, scores, masks, softmax and mix";
+        let (rule, made) = match (node.op.as_str(), node.domain.as_str()) {
+            ("SkipSimplifiedLayerNormalization", _) => ("a residual sum and its norm", skip_norm(&b, &node)),
+            ("FusedMatMul", _) => ("transpositions, a product and a scale", product(&b, &node)),
+            ("RelativePositionBias", _) => ("T5's buckets and the rows of a table", position::bias(&b, &node)),
+            ("MultiHeadAttention", _) => (ATTENTION, attention::multi_head(&b, &node)),
+            ("Attention", _) => (ATTENTION, attention::attention(&b, &node)),
+            _ if quantised::is_quantised(graph, &node) => {
+                ("the same on dequantised numbers", quantised::of_floats(&b, graph, &node))
+            }
+            _ => ("a softmax", softmax(&b, graph, &node)),
         };
+        let all = values(&view);
+        told.push(Fused {
+            node: node.clone(),
+            rule,
+            values: made.as_ref().map(|_| first..all).map_err(|reason| *reason),
+        });
         for (slot, value) in made.into_iter().flatten() {
             let (Some(old), Some((by, _))) = (node.output(slot), view.producer_of(value)) else { continue };
             view.refine_like(value, old);
@@ -53,11 +81,21 @@ pub fn restate(graph: &Graph) -> Option<Graph> {
             view.redirect(value, old);
         }
     }
-    Some(view)
+    Some(View { graph: view, fused: told })
 }
 
-/// The values that take the place of a node's outputs, by slot.
-type Made = Option<Vec<(usize, ValueId)>>;
+fn values(graph: &Graph) -> usize {
+    graph.value_ids().size_hint().0
+}
+
+/// The values that take the place of a node's outputs, by slot; or why the node stays as it is.
+type Made = Result<Vec<(usize, ValueId)>, &'static str>;
+
+const UNKNOWN_SHAPE: &str = "the shape of an operand is not known";
+
+fn operand(node: &Node, slot: usize) -> Result<ValueId, &'static str> {
+    node.input(slot).ok_or("an operand is absent")
+}
 
 fn is_fused(graph: &Graph, node: &Node) -> bool {
     const OWN: [&str; 4] =
@@ -71,38 +109,41 @@ fn is_fused(graph: &Graph, node: &Node) -> bool {
 /// `norm(x + skip)`: the norm, and the sum where the operator gives it.
 fn skip_norm(b: &Builder, node: &Node) -> Made {
     if node.input(3).is_some() || node.output(1).is_some() || node.output(2).is_some() {
-        return None; // a bias, or the mean and deviation of another norm
+        return Err("it adds a bias, or gives the mean and deviation of another norm");
     }
-    let sum = b.unshared("Add", &[node.input(0)?, node.input(1)?], Attributes::none(), 1)[0];
+    let sum = b.unshared("Add", &[operand(node, 0)?, operand(node, 1)?], Attributes::none(), 1)[0];
     let epsilon = node.attributes.get_float("epsilon").unwrap_or(1e-5);
     let attributes = Attributes::none().int("axis", -1).float("epsilon", epsilon);
-    let norm = b.unshared("SimplifiedLayerNormalization", &[sum, node.input(2)?], attributes, 1)[0];
-    Some(vec![(3, sum), (0, norm)])
+    let norm = b.unshared("SimplifiedLayerNormalization", &[sum, operand(node, 2)?], attributes, 1)[0];
+    Ok(vec![(3, sum), (0, norm)])
 }
 
 /// `alpha a' b'`, with the last two axes of each transposed where asked.
 fn product(b: &Builder, node: &Node) -> Made {
     let flag = |name: &str| node.attributes.get_int(name).unwrap_or(0) != 0;
     if flag("transBatchA") || flag("transBatchB") {
-        return None;
+        return Err("it transposes the batch axis");
     }
-    let operand = |slot: usize, swap: bool| {
-        let value = node.input(slot)?;
+    let side = |slot: usize, swap: bool| {
+        let value = operand(node, slot)?;
         if !swap {
-            return Some(value);
+            return Ok(value);
         }
-        let rank = b.shape(value)?.len() as i64;
-        let mut perm: Vec<i64> = (0..rank).collect();
-        (rank >= 2).then(|| perm.swap(rank as usize - 1, rank as usize - 2))?;
-        Some(b.transpose(value, &perm))
+        let rank = b.shape(value).ok_or(UNKNOWN_SHAPE)?.len();
+        let mut perm: Vec<i64> = (0..rank as i64).collect();
+        if rank < 2 {
+            return Err("it transposes an operand of fewer than two axes");
+        }
+        perm.swap(rank - 1, rank - 2);
+        Ok(b.transpose(value, &perm))
     };
-    let (x, y) = (operand(0, flag("transA"))?, operand(1, flag("transB"))?);
+    let (x, y) = (side(0, flag("transA"))?, side(1, flag("transB"))?);
     let alpha = node.attributes.get_float("alpha").unwrap_or(1.0);
     let product = b.unshared("MatMul", &[x, y], Attributes::none(), 1)[0];
     if alpha == 1.0 {
-        return Some(vec![(0, product)]);
+        return Ok(vec![(0, product)]);
     }
-    Some(vec![(0, b.unshared("Mul", &[product, constant_like(b, alpha, x)], Attributes::none(), 1)[0])])
+    Ok(vec![(0, b.unshared("Mul", &[product, constant_like(b, alpha, x)], Attributes::none(), 1)[0])])
 }
 
 /// A scalar of the element type of `like`; recognition looks through the cast.
@@ -111,8 +152,8 @@ fn constant_like(b: &Builder, value: f32, like: ValueId) -> ValueId {
 }
 
 fn softmax(b: &Builder, graph: &Graph, node: &Node) -> Made {
-    let x = exponentials(graph, node)?;
-    Some(vec![(0, b.unshared("Softmax", &[x], Attributes::none().int("axis", -1), 1)[0])])
+    let x = exponentials(graph, node).ok_or("it is no softmax over the last axis")?;
+    Ok(vec![(0, b.unshared("Softmax", &[x], Attributes::none().int("axis", -1), 1)[0])])
 }
 
 /// `exp(x - max(x)) / sum(exp(x - max(x)))` over the last axis: x.

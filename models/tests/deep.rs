@@ -9,7 +9,7 @@ use lstc_graph::onnx::proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto,
     ValueInfoProto, tensor_shape_proto, type_proto,
 };
-use lstc_models::recognise;
+use lstc_models::{explain, recognise};
 use prost::Message;
 
 const LIMIT: Duration = Duration::from_secs(1);
@@ -163,6 +163,10 @@ fn deep_graphs_are_refused() {
                 refused.0[refused.0.len() - 1].to_string().chars().take(160).collect::<String>()
             );
             assert!(took < LIMIT, "{what} {place}: {took:?}");
+            let start = Instant::now();
+            assert!(explain(&mut graph).0.is_err(), "{what} {place} must be refused when it is explained, too");
+            let told = start.elapsed();
+            assert!(told < LIMIT, "{what} {place} explained: {told:?}");
             longest = longest.max((took, what));
             count += 1;
         }

@@ -3,12 +3,12 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use lstc_graph::{dot, load};
 use serde::Serialize;
 
-use crate::inspect::{ModelReport, RewrittenReport, Sizes, html};
-use crate::report::{self, Exit, Format};
+use crate::inspect::{ModelReport, RewrittenReport, Sizes, WhyReport, html};
+use crate::report::{self, Exit, Format, Hinted};
 use crate::rewrite::SourceModel;
 use crate::rewrite::manifest::is_rewritten;
 
@@ -25,13 +25,19 @@ every value of the backbone that the side network reads, how far its gates are o
 takes, where the source is still there. The gates are those of --side, else those that training left in the \
 directory, else the initial ones.
 
---format html gives all of it as one page that needs nothing else, with a drawing of the ladder.",
+--format html gives all of it as one page that needs nothing else, with a drawing of the ladder.
+
+--why tells what recognition tried on a model, what held, and what did not and why: at a block (`decoder.1`), a \
+sublayer (`decoder.1.feed-forward`, or by its number), a tower, the `head`, or a node or value by its name; everything \
+in short where no place is given.",
     after_long_help = "\
 Examples:
   lstc inspect t5.onnx
   lstc inspect t5.onnx --batch 32 --source-length 512
   lstc inspect tuned/ --format json
   lstc inspect tuned/ --format html > ladder.html
+  lstc inspect t5.onnx --why decoder.1.cross-attention
+  lstc inspect t5.onnx --why '/model/decoder/block.1/layer.2/DenseReluDense/act/Mul'
   lstc inspect t5.onnx --format dot | dot -Tsvg > t5.svg"
 )]
 pub struct Inspect {
@@ -56,6 +62,10 @@ pub struct Inspect {
     #[arg(long, value_name = "FILE")]
     side: Option<PathBuf>,
 
+    /// What recognition tried at a place of a model, and why it held or did not; everywhere where no place is given
+    #[arg(long, value_name = "PLACE", num_args = 0..=1, default_missing_value = "")]
+    why: Option<String>,
+
     /// Form of the report; html is a page with a drawing, dot the graph in Graphviz's language
     #[arg(long, value_enum, default_value_t)]
     format: InspectFormat,
@@ -72,6 +82,9 @@ enum InspectFormat {
 
 impl Inspect {
     pub fn run(self) -> anyhow::Result<Exit> {
+        if let Some(asked) = &self.why {
+            return self.why(asked);
+        }
         if self.format == InspectFormat::Dot {
             return self.dot();
         }
@@ -91,6 +104,9 @@ impl Inspect {
         let model = ModelReport::new(&SourceModel::find(&self.path)?, sizes)?;
         model.warnings.iter().for_each(report::warning);
         self.give(&model, html::model)?;
+        if let Some(hint) = &model.hint {
+            report::note(format!("hint: {hint}"));
+        }
         Ok(if model.is_understood() { Exit::Done } else { Exit::No })
     }
 
@@ -100,6 +116,21 @@ impl Inspect {
             InspectFormat::Html => report::text(&page(report)),
             InspectFormat::Text | InspectFormat::Dot => report::data(report, Format::Text),
         }
+    }
+
+    fn why(&self, asked: &str) -> anyhow::Result<Exit> {
+        let format = match self.format {
+            InspectFormat::Text => Format::Text,
+            InspectFormat::Json => Format::Json,
+            InspectFormat::Html | InspectFormat::Dot => bail!("--why gives text or JSON: pass `--format text` or json"),
+        };
+        if let Some(directory) = self.rewritten() {
+            let error = anyhow!("--why is for a model, and `{}` is a rewritten one", directory.display());
+            return Err(Hinted::new(error, "name the model that it was made from").into());
+        }
+        let why = WhyReport::new(&SourceModel::find(&self.path)?, asked)?;
+        report::data(&why, format)?;
+        Ok(if why.understood { Exit::Done } else { Exit::No })
     }
 
     fn dot(&self) -> anyhow::Result<Exit> {

@@ -10,6 +10,7 @@ mod model;
 mod rewritten;
 mod tables;
 mod text;
+pub mod why;
 
 use std::collections::BTreeMap;
 
@@ -21,6 +22,7 @@ pub use ladder::{Head, Ladder, Rung, Stack, Tap};
 pub use memory::{Memory, Sizes};
 pub use model::ModelReport;
 pub use rewritten::{Prediction, RewrittenReport};
+pub use why::WhyReport;
 
 use crate::rewrite::manifest::PortSummary;
 

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::gates::Alphas;
 use super::ladder::Ladder;
-use super::{Memory, Sizes, Weights, by_group, port};
+use super::{Memory, Sizes, Weights, by_group, port, why};
 use crate::report::Bytes;
 use crate::rewrite::manifest::{ModelSummary, PortSummary, TapSummary, TowerSummary, taps};
 use crate::rewrite::{SourceModel, odd_inputs};
@@ -43,6 +43,9 @@ pub struct ModelReport {
     pub warnings: Vec<String>,
     /// Why the model is refused.
     pub refusals: Vec<String>,
+    /// What shows more of the first refusal.
+    #[serde(skip)]
+    pub hint: Option<String>,
 }
 
 /// Reduction factors for the prediction: the first that leaves something of every width.
@@ -72,6 +75,7 @@ impl ModelReport {
             memory: None,
             warnings: Vec::new(),
             refusals: Vec::new(),
+            hint: None,
         };
         match recognise(&mut graph) {
             Ok(anatomy) => {
@@ -92,7 +96,10 @@ impl ModelReport {
                 }
                 report.model = Some(summary);
             }
-            Err(refused) => report.refusals = refused.0.iter().map(ToString::to_string).collect(),
+            Err(refused) => {
+                report.refusals = refused.0.iter().map(ToString::to_string).collect();
+                report.hint = why::hint(model, &refused);
+            }
         }
         Ok(report)
     }

@@ -16,6 +16,7 @@ use lstc_graph::{DataFiles, DataWriter, Graph, Means, Saved, encode, load};
 use lstc_models::{Anatomy, recognise, unread_inputs};
 use lstc_passes::{Artifacts, Module, Options, PassError, Timing, artifacts, ladder_side_tuning};
 
+use crate::inspect::why;
 use crate::side;
 use crate::train::Started;
 pub use companions::TOKENIZER;
@@ -97,14 +98,16 @@ pub struct NotUnderstood {
 }
 
 impl NotUnderstood {
-    /// What to do about a model that is another one than lstc reads.
+    /// What to do about it: which models lstc reads, where this is another one, and what shows more.
     pub fn hint(&self) -> Option<String> {
         let whole = self.refused.0.iter().any(|r| r.place == "the LM head" || r.place == "the model");
-        whole.then(|| {
+        let about = whole.then(|| {
             "lstc reads a T5ForConditionalGeneration: one file from input_ids, attention_mask and decoder_input_ids to \
              logits, or an encoder's and a decoder's file, or the folder that holds them"
                 .to_owned()
-        })
+        });
+        let hints: Vec<String> = about.into_iter().chain(why::hint(&self.model, &self.refused)).collect();
+        (!hints.is_empty()).then(|| hints.join("; "))
     }
 }
 

@@ -2,7 +2,9 @@
 
 use lstc_graph::{Attributes, Builder, DType, Dim, Node, ValueId, Weight};
 
-use super::{Made, constant_like};
+use super::{Made, UNKNOWN_SHAPE, constant_like, operand};
+
+const CACHE: &str = "it reads or gives a cache of keys and values, or its scores";
 
 /// What the attention operators have in common.
 struct Core {
@@ -25,46 +27,47 @@ pub(super) fn attention(b: &Builder, node: &Node) -> Made {
     let int = |name: &str| node.attributes.get_int(name).unwrap_or(0);
     let softcap = node.attributes.get_float("softcap").unwrap_or(0.0);
     let single = node.outputs.iter().skip(1).all(Option::is_none);
-    if !absent(4) || !absent(5) || !absent(6) || softcap != 0.0 || !single {
-        return None;
+    if !absent(4) || !absent(5) || !absent(6) || !single {
+        return Err(CACHE);
     }
-    let [q, k, v] = [node.input(0)?, node.input(1)?, node.input(2)?];
-    let merge = b.shape(q)?.len() == 3;
+    if softcap != 0.0 {
+        return Err("it caps the scores softly");
+    }
+    let [q, k, v] = [operand(node, 0)?, operand(node, 1)?, operand(node, 2)?];
+    let merge = b.shape(q).ok_or(UNKNOWN_SHAPE)?.len() == 3;
     let (q_heads, kv_heads) = (int("q_num_heads"), int("kv_num_heads"));
     if merge && (q_heads <= 0 || q_heads != kv_heads) {
-        return None; // grouped queries
+        return Err("its queries share keys and values in groups, or the number of heads is absent");
     }
     let split = |x: ValueId| if merge { split_heads(b, x, q_heads) } else { x };
     let [q, k, v] = [split(q), split(k), split(v)];
-    let width = match b.shape(q)?.last()? {
-        Dim::Value(width) if *width > 0 => *width as f32,
-        _ => return None,
-    };
+    let width = head_width(b, q)?;
     let scale = node.attributes.get_float("scale").unwrap_or(width.sqrt().recip());
     let biases = node.input(3).map(|mask| additive(b, mask, q)).into_iter().collect();
     let core = Core { q, k, v, scale, biases, causal: int("is_causal") != 0, merge };
-    Some(vec![(0, emit(b, &core)?)])
+    Ok(vec![(0, emit(b, &core)?)])
 }
 
 /// ONNX Runtime's `MultiHeadAttention` on separate queries, keys and values, without a cache.
 pub(super) fn multi_head(b: &Builder, node: &Node) -> Made {
     let absent = |slot: usize| node.input(slot).is_none();
     let single = node.outputs.iter().skip(1).all(Option::is_none);
-    if !absent(3) || !(6..10).all(absent) || !single {
-        return None;
+    if !absent(3) {
+        return Err("it adds a bias to queries, keys and values");
     }
-    let heads = node.attributes.get_int("num_heads").filter(|h| *h > 0)?;
-    let [q, k, v] = [node.input(0)?, node.input(1)?, node.input(2)?];
-    let split = |x: ValueId| match b.shape(x)?.len() {
-        3 => Some(split_heads(b, x, heads)),
-        4 => Some(x),
-        _ => None,
+    if !(6..10).all(absent) || !single {
+        return Err(CACHE);
+    }
+    let heads = node.attributes.get_int("num_heads").filter(|h| *h > 0).ok_or("the number of heads is absent")?;
+    let packed = "queries, keys and values are not separate";
+    let [q, k, v] = [operand(node, 0)?, node.input(1).ok_or(packed)?, node.input(2).ok_or(packed)?];
+    let split = |x: ValueId| match b.shape(x).ok_or(UNKNOWN_SHAPE)?.len() {
+        3 => Ok(split_heads(b, x, heads)),
+        4 => Ok(x),
+        _ => Err(packed),
     };
     let [q, k, v] = [split(q)?, split(k)?, split(v)?];
-    let width = match b.shape(q)?.last()? {
-        Dim::Value(width) if *width > 0 => *width as f32,
-        _ => return None,
-    };
+    let width = head_width(b, q)?;
     // A scale of 0 stands for the default.
     let scale = node.attributes.get_float("scale").filter(|s| *s != 0.0).unwrap_or(width.sqrt().recip());
     let mut biases: Vec<ValueId> = node.input(5).into_iter().collect();
@@ -73,7 +76,15 @@ pub(super) fn multi_head(b: &Builder, node: &Node) -> Made {
         biases.push(padding_bias(b, padding, fill, q)?);
     }
     let causal = node.attributes.get_int("unidirectional").unwrap_or(0) != 0;
-    Some(vec![(0, emit(b, &Core { q, k, v, scale, biases, causal, merge: true })?)])
+    Ok(vec![(0, emit(b, &Core { q, k, v, scale, biases, causal, merge: true })?)])
+}
+
+/// The last size of queries split into heads.
+fn head_width(b: &Builder, q: ValueId) -> Result<f32, &'static str> {
+    match b.shape(q).ok_or(UNKNOWN_SHAPE)?.last() {
+        Some(Dim::Value(width)) if *width > 0 => Ok(*width as f32),
+        _ => Err("the width of a head is not constant"),
+    }
 }
 
 /// `[batch, length, heads * width]` as `[batch, heads, length, width]`.
@@ -98,10 +109,11 @@ fn additive(b: &Builder, mask: ValueId, like: ValueId) -> ValueId {
 }
 
 /// `[batch, keys]`, 0 for padding, as an additive `[batch, 1, 1, keys]`.
-fn padding_bias(b: &Builder, padding: ValueId, fill: f32, like: ValueId) -> Option<ValueId> {
-    let [batch, keys] = <[Dim; 2]>::try_from(b.shape(padding)?).ok()?;
+fn padding_bias(b: &Builder, padding: ValueId, fill: f32, like: ValueId) -> Result<ValueId, &'static str> {
+    let shape = b.shape(padding).ok_or(UNKNOWN_SHAPE)?;
+    let [batch, keys] = <[Dim; 2]>::try_from(shape).map_err(|_| "its padding mask is not [batch, keys]")?;
     let kept = b.shaped(b.unsqueeze(b.unsqueeze(padding, 1), 1), &[batch, Dim::Value(1), Dim::Value(1), keys]);
-    Some(additive_fill(b, b.cast(kept, DType::Bool), fill, like))
+    Ok(additive_fill(b, b.cast(kept, DType::Bool), fill, like))
 }
 
 fn additive_fill(b: &Builder, mask: ValueId, fill: f32, like: ValueId) -> ValueId {
@@ -124,7 +136,7 @@ fn causal_bias(b: &Builder, q: ValueId, k: ValueId) -> ValueId {
 }
 
 /// The operator's output.
-fn emit(b: &Builder, core: &Core) -> Option<ValueId> {
+fn emit(b: &Builder, core: &Core) -> Result<ValueId, &'static str> {
     let k = b.transpose(core.k, &[0, 1, 3, 2]);
     let mut scores = b.unshared("MatMul", &[core.q, k], Attributes::none(), 1)[0];
     if core.scale != 1.0 {
@@ -137,11 +149,12 @@ fn emit(b: &Builder, core: &Core) -> Option<ValueId> {
     let probabilities = b.unshared("Softmax", &[scores], Attributes::none().int("axis", -1), 1)[0];
     let mixed = b.unshared("MatMul", &[probabilities, core.v], Attributes::none(), 1)[0];
     if !core.merge {
-        return Some(mixed);
+        return Ok(mixed);
     }
     let merged = b.transpose(mixed, &[0, 2, 1, 3]);
-    let [batch, heads, length, width] = <[Dim; 4]>::try_from(b.shape(core.q)?).ok()?;
+    let [batch, heads, length, width] =
+        <[Dim; 4]>::try_from(b.shape(core.q).ok_or(UNKNOWN_SHAPE)?).map_err(|_| UNKNOWN_SHAPE)?;
     let shape = b.constant(Weight::from_i64(&[3], &[0, 0, -1]));
     let flat = b.unshared("Reshape", &[merged, shape], Attributes::none(), 1)[0];
-    Some(b.shaped(flat, &[batch, length, (heads * width).simplify()]))
+    Ok(b.shaped(flat, &[batch, length, (heads * width).simplify()]))
 }

@@ -2,22 +2,25 @@
 
 use lstc_graph::{Attributes, Builder, DType, Dim, Node, ValueId, Weight};
 
-use super::Made;
+use super::{Made, operand};
 
 /// `[1, heads, queries, keys]` from a table whose numbers lie head by head, and two lengths.
 pub(super) fn bias(b: &Builder, node: &Node) -> Made {
-    let [table, queries, keys] = [node.input(0)?, node.input(1)?, node.input(2)?];
+    let [table, queries, keys] = [operand(node, 0)?, operand(node, 1)?, operand(node, 2)?];
     // The operator declares [buckets, heads], and reads [heads, buckets].
-    let (rows, heads, values) = b.read(|graph| {
+    let values = b.read(|graph| {
         let weight = graph.weight(table)?;
         let [rows, heads] = *weight.dims() else { return None };
         Some((rows, heads, weight.to_f32()?))
-    })?;
+    });
+    let (rows, heads, values) = values.ok_or("its table is no constant of two axes")?;
     let by_row: Vec<f32> = (0..rows * heads).map(|i| values[i % heads * rows + i / heads]).collect();
     let table = b.constant(Weight::from_f32(&[rows, heads], &by_row));
     let both = node.attributes.get_int("is_bidirectional").unwrap_or(0) != 0;
-    let max_distance = node.attributes.get_int("max_distance").filter(|d| *d > 0)?;
-    let buckets = buckets(b, [queries, keys], rows as i64, max_distance, both)?;
+    let max_distance =
+        node.attributes.get_int("max_distance").filter(|d| *d > 0).ok_or("it has no largest distance")?;
+    let buckets = buckets(b, [queries, keys], rows as i64, max_distance, both);
+    let buckets = buckets.ok_or("it has too few buckets for its largest distance")?;
     let picked = b.op("Gather", &[table, buckets], Attributes::none().int("axis", 0));
     let by_head = b.transpose(picked, &[2, 0, 1]);
     let axes = Attributes::none();
@@ -26,7 +29,7 @@ pub(super) fn bias(b: &Builder, node: &Node) -> Made {
     } else {
         b.unshared("Unsqueeze", &[by_head], axes.ints("axes", &[0]), 1)[0]
     };
-    Some(vec![(0, bias)])
+    Ok(vec![(0, bias)])
 }
 
 /// Bucket indices, i64 `[queries, keys]`: exact up to half of the buckets of a direction, logarithmic from there to

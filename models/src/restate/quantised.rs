@@ -3,7 +3,9 @@
 
 use lstc_graph::{Attributes, Builder, Graph, MICROSOFT, Node, NodeId, ValueId};
 
-use super::Made;
+use super::{Made, operand};
+
+const NOT_QUANTISED_HERE: &str = "its left operand is not quantised from floats by a DynamicQuantizeLinear";
 
 /// True for a node that ends a quantised product, or moves quantised numbers.
 pub(super) fn is_quantised(graph: &Graph, node: &Node) -> bool {
@@ -60,17 +62,19 @@ pub(super) fn of_floats(b: &Builder, graph: &Graph, node: &Node) -> Made {
     match node.op.as_str() {
         _ if is_move(graph, node) => {
             // What is moved was restated before: it is quantised from floats.
-            let x = node.input(0)?;
+            let x = operand(node, 0)?;
             let parts = b.read(|view| {
                 let quantise = view.node(view.producer_of(x)?.0);
                 quantise.is("QuantizeLinear").then(|| quantise.inputs.clone())
-            })?;
-            let float = dequantise(b, Some(x), *parts.get(1)?, parts.get(2).copied().flatten())?;
+            });
+            let parts = parts.ok_or("what it moves is not quantised from floats")?;
+            let at = |slot: usize| parts.get(slot).copied().flatten();
+            let float = dequantise(b, Some(x), at(1), at(2))?;
             let operands: Vec<ValueId> =
                 std::iter::once(float).chain(node.inputs[1..].iter().copied().flatten()).collect();
             let moved = b.unshared(&node.op, &operands, node.attributes.clone(), 1)[0];
             let parts: Vec<ValueId> = std::iter::once(moved).chain(parts[1..].iter().copied().flatten()).collect();
-            Some(vec![(0, b.unshared("QuantizeLinear", &parts, Attributes::none(), 1)[0])])
+            Ok(vec![(0, b.unshared("QuantizeLinear", &parts, Attributes::none(), 1)[0])])
         }
         "DequantizeLinear" => {
             let moves = moved_before(graph, node)?;
@@ -84,26 +88,27 @@ pub(super) fn of_floats(b: &Builder, graph: &Graph, node: &Node) -> Made {
             Some(vec![(0, value)])
         }
         "QLinearMatMul" => {
-            let operand = |i: usize| dequantise(b, node.input(i), node.input(i + 1), node.input(i + 2));
-            let product = matmul(b, operand(0)?, operand(3)?);
-            let parts = [product, node.input(6)?, node.input(7)?];
-            Some(vec![(0, b.unshared("QuantizeLinear", &parts, Attributes::none(), 1)[0])])
+            let side = |i: usize| dequantise(b, node.input(i), node.input(i + 1), node.input(i + 2));
+            let product = matmul(b, side(0)?, side(3)?);
+            let parts = [product, operand(node, 6)?, operand(node, 7)?];
+            Ok(vec![(0, b.unshared("QuantizeLinear", &parts, Attributes::none(), 1)[0])])
         }
         "DynamicQuantizeMatMul" if node.input(4).is_none() => {
             let weight = dequantise(b, node.input(1), node.input(2), node.input(3))?;
-            Some(vec![(0, matmul(b, node.input(0)?, weight))])
+            Ok(vec![(0, matmul(b, operand(node, 0)?, weight))])
         }
         "MatMulIntegerToFloat" if node.input(6).is_none() => {
-            let x = before(graph, node.input(0)?, node.input(2)?)?;
+            let x = before(graph, operand(node, 0)?, operand(node, 2)?).ok_or(NOT_QUANTISED_HERE)?;
             let weight = dequantise(b, node.input(1), node.input(3), node.input(5))?;
-            Some(vec![(0, matmul(b, x, weight))])
+            Ok(vec![(0, matmul(b, x, weight))])
         }
         "Mul" => {
-            let IntegerProduct { x, integers, scale, zero } = integer_product(graph, node)?;
+            let product = integer_product(graph, node).ok_or(NOT_QUANTISED_HERE)?;
+            let IntegerProduct { x, integers, scale, zero } = product;
             let weight = dequantise(b, Some(integers), Some(scale), zero)?;
-            Some(vec![(0, matmul(b, x, weight))])
+            Ok(vec![(0, matmul(b, x, weight))])
         }
-        _ => None,
+        _ => Err("it adds a bias to the product"),
     }
 }
 
@@ -116,9 +121,10 @@ fn dequantise(
     integers: Option<ValueId>,
     scale: Option<ValueId>,
     zero: Option<ValueId>,
-) -> Option<ValueId> {
-    let parts: Vec<ValueId> = [Some(integers?), Some(scale?), zero].into_iter().flatten().collect();
-    Some(b.op("DequantizeLinear", &parts, Attributes::none().int("axis", 1)))
+) -> Result<ValueId, &'static str> {
+    let (Some(integers), Some(scale)) = (integers, scale) else { return Err("an operand is absent") };
+    let parts: Vec<ValueId> = [Some(integers), Some(scale), zero].into_iter().flatten().collect();
+    Ok(b.op("DequantizeLinear", &parts, Attributes::none().int("axis", 1)))
 }
 
 /// What `DynamicQuantizeLinear` quantised into `integers` with `scale`.

@@ -1,0 +1,106 @@
+//! Why a model is understood or not: what recognition tried at the place that is asked for, what held, and what did not.
+
+mod query;
+mod text;
+
+use std::path::PathBuf;
+
+use lstc_models::{Attempt, BlockTrace, NodeTrace, Refusal, SublayerTrace, TowerKind, TowerTrace, Trace, explain};
+use serde::Serialize;
+
+use crate::rewrite::SourceModel;
+pub use query::hint;
+use query::{Query, unknown};
+
+/// What recognition tried at one place of a model.
+#[derive(Debug, Serialize)]
+pub struct WhyReport {
+    /// One file, or the encoder's and the decoder's.
+    pub files: Vec<PathBuf>,
+    pub understood: bool,
+    /// Why the model is refused, whatever was asked for.
+    pub refusals: Vec<Refusal>,
+    /// What was asked for; empty for everything.
+    pub query: String,
+    pub answer: Answer,
+    /// More was tried than is told.
+    pub cut: bool,
+}
+
+/// What was asked for. Of towers of one kind a model that is refused may have several.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Answer {
+    Everything(Trace),
+    Head(Vec<Attempt>),
+    Towers(Vec<TowerTrace>),
+    Blocks(Vec<Within<BlockTrace>>),
+    Sublayers(Vec<Within<SublayerTrace>>),
+    Node(Box<NodeTrace>),
+}
+
+/// A part of a tower, with what it is called.
+#[derive(Debug, Serialize)]
+pub struct Within<T> {
+    /// `decoder.1`, `decoder.1.feed-forward`
+    pub place: String,
+    #[serde(flatten)]
+    pub part: T,
+}
+
+impl WhyReport {
+    /// Looks for what `asked` says in what recognition tries on a model.
+    ///
+    /// # Errors
+    /// What is wrong with the file; something that is not there to be asked for. A model that is refused is no error.
+    pub fn new(model: &SourceModel, asked: &str) -> anyhow::Result<WhyReport> {
+        let mut graph = model.read()?;
+        let (found, trace) = explain(&mut graph);
+        let cut = trace.cut;
+        // A name of the model's own goes before what it looks like.
+        let node = || trace.about(&graph, asked).map(|node| Answer::Node(Box::new(node)));
+        let answer = match Query::parse(asked).and_then(|query| answer(&trace, query)).or_else(node) {
+            Some(answer) => answer,
+            None => return Err(unknown(model, &graph, &trace, asked)),
+        };
+        let refusals = found.err().map(|refused| refused.0).unwrap_or_default();
+        Ok(WhyReport {
+            files: model.files().to_vec(),
+            understood: refusals.is_empty(),
+            refusals,
+            query: asked.to_owned(),
+            answer,
+            cut,
+        })
+    }
+}
+
+/// What a trace tells of a place; `None` where it has no such place.
+fn answer(trace: &Trace, query: Query) -> Option<Answer> {
+    let towers = |kind: TowerKind| trace.towers.iter().filter(move |t| t.kind == kind);
+    let blocks = |kind: TowerKind, index: usize| towers(kind).filter_map(move |t| t.blocks.get(index));
+    let some = |is_empty: bool, answer: Answer| (!is_empty).then_some(answer);
+    match query {
+        Query::Everything => Some(Answer::Everything(trace.clone())),
+        Query::Head => Some(Answer::Head(trace.head.clone())),
+        Query::Tower(kind) => {
+            let found: Vec<TowerTrace> = towers(kind).cloned().collect();
+            some(found.is_empty(), Answer::Towers(found))
+        }
+        Query::Block(kind, index) => {
+            let within = |part: &BlockTrace| Within { place: format!("{kind}.{index}"), part: part.clone() };
+            let found: Vec<_> = blocks(kind, index).map(within).collect();
+            some(found.is_empty(), Answer::Blocks(found))
+        }
+        Query::Sublayer(kind, index, which) => {
+            let is_meant = |(at, s): &(usize, &SublayerTrace)| which == s.kind.name() || which.parse() == Ok(*at);
+            let within = |(_, part): (usize, &SublayerTrace)| {
+                let place = format!("{kind}.{index}.{}", part.kind.name());
+                Within { place, part: part.clone() }
+            };
+            let sublayers = blocks(kind, index).flat_map(|b| b.sublayers.iter().enumerate());
+            let found: Vec<_> = sublayers.filter(is_meant).map(within).collect();
+            some(found.is_empty(), Answer::Sublayers(found))
+        }
+    }
+}

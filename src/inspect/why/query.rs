@@ -1,0 +1,120 @@
+//! What can be asked for: a place in the model, or a node or value by its name.
+
+use anyhow::anyhow;
+use lstc_graph::Graph;
+use lstc_models::{Refused, TowerKind, Trace};
+
+use crate::report::Hinted;
+use crate::rewrite::SourceModel;
+
+/// A place in a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Query {
+    Everything,
+    Head,
+    Tower(TowerKind),
+    Block(TowerKind, usize),
+    /// A sublayer by its kind or its number.
+    Sublayer(TowerKind, usize, String),
+}
+
+impl Query {
+    /// Reads a place as in `decoder.1.feed-forward`; `None` for what cannot be one.
+    pub fn parse(text: &str) -> Option<Query> {
+        let kind = |name: &str| [TowerKind::Encoder, TowerKind::Decoder].into_iter().find(|k| k.name() == name);
+        match text.split('.').collect::<Vec<_>>()[..] {
+            [""] => Some(Query::Everything),
+            ["head"] => Some(Query::Head),
+            [tower] => Some(Query::Tower(kind(tower)?)),
+            [tower, block] => Some(Query::Block(kind(tower)?, block.parse().ok()?)),
+            [tower, block, sublayer] => Some(Query::Sublayer(kind(tower)?, block.parse().ok()?, sublayer.to_owned())),
+            _ => None,
+        }
+    }
+}
+
+/// The command that shows what was matched at the first place that is refused.
+pub fn hint(model: &SourceModel, refused: &Refused) -> Option<String> {
+    let query = refused.0.iter().find_map(|refusal| refusal.query())?;
+    let files: Vec<String> = model.files().iter().map(|p| word(&p.to_string_lossy())).collect();
+    Some(format!("`lstc inspect {} --why {}` shows what was matched", files.join(" "), word(&query)))
+}
+
+/// Text as one word of a shell.
+fn word(text: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+:,=@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+/// Names this many bytes long and longer are not compared with what was asked for.
+const LONGEST: usize = 256;
+
+/// Names that are offered instead.
+const OFFERED: usize = 5;
+
+/// Something was asked for that is not there.
+pub fn unknown(model: &SourceModel, graph: &Graph, trace: &Trace, asked: &str) -> anyhow::Error {
+    let error = anyhow!("`{model}` has no place, node or value `{asked}`");
+    let mut places = vec!["`head`".to_owned()];
+    for tower in &trace.towers {
+        let kind = tower.kind;
+        places.push(match tower.blocks.len() {
+            0 => format!("`{kind}`"),
+            1 => format!("`{kind}`, `{kind}.0`"),
+            n => format!("`{kind}`, `{kind}.0` to `{kind}.{}`", n - 1),
+        });
+    }
+    let ended = if trace.towers.is_empty() { " (recognition did not get behind the LM head)" } else { "" };
+    let mut hint =
+        format!("places are {}{ended}, a block's sublayers as in `decoder.0.feed-forward`", places.join(", "));
+    let near = nearest(graph, asked);
+    if !near.is_empty() {
+        hint.push_str(&format!("; the nearest names are {}", near.join(", ")));
+    }
+    Hinted::new(error, hint).into()
+}
+
+/// The names of nodes and values that are most like a text: those that hold it first.
+fn nearest(graph: &Graph, asked: &str) -> Vec<String> {
+    let nodes = graph.node_ids().map(|id| graph.node(id).name.as_str());
+    let values = graph.inputs.iter().chain(&graph.outputs).map(|v| graph.value(*v).name.as_str());
+    let lower = asked.to_lowercase();
+    let mut ranked: Vec<(bool, f64, &str)> = nodes
+        .chain(values)
+        .filter(|name| name.len() < LONGEST && asked.len() < LONGEST)
+        .map(|name| (name.to_lowercase().contains(&lower), strsim::jaro(name, asked), name))
+        .filter(|(holds, likeness, _)| *holds || *likeness > 0.7)
+        .collect();
+    ranked.sort_by(|a, b| b.0.cmp(&a.0).then(b.1.total_cmp(&a.1)).then(a.2.cmp(b.2)));
+    ranked.dedup_by_key(|(.., name)| *name);
+    ranked.into_iter().take(OFFERED).map(|(.., name)| format!("`{name}`")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_read_and_names_are_not() {
+        let sublayer = |which: &str| Some(Query::Sublayer(TowerKind::Decoder, 1, which.to_owned()));
+        assert_eq!(Query::parse(""), Some(Query::Everything));
+        assert_eq!(Query::parse("encoder"), Some(Query::Tower(TowerKind::Encoder)));
+        assert_eq!(Query::parse("decoder.12"), Some(Query::Block(TowerKind::Decoder, 12)));
+        assert_eq!(Query::parse("decoder.1.2"), sublayer("2"));
+        assert_eq!(Query::parse("decoder.1.cross-attention"), sublayer("cross-attention"));
+        for name in ["/model/decoder/block.1/Mul", "decoder.block.1.Mul", "Decoder", "decoder.-1", "Add_812"] {
+            assert_eq!(Query::parse(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn words_survive_a_shell() {
+        assert_eq!(word("/model/block.1/Mul"), "/model/block.1/Mul");
+        assert_eq!(word("a b"), "'a b'");
+        assert_eq!(word("it's"), r"'it'\''s'");
+        assert_eq!(word(""), "''");
+    }
+}
