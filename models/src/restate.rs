@@ -10,14 +10,12 @@
 //! | `SkipSimplifiedLayerNormalization` | the residual sum, and its norm |
 //! | `FusedMatMul` | transpositions, a product, a scale |
 //! | `Attention` (opset 23), `MultiHeadAttention` | heads, scores, masks, softmax, mix |
-//! | `RelativePositionBias` | T5's buckets, and a table's rows |
 //! | exponentials over their sum | `Softmax` |
 //! | products of integers, as ONNX Runtime's quantisation leaves them | a product with a dequantised matrix |
 //!
 //! **Invariant:** an operator in a form that is not understood stays as it is, and is refused where it matters.
 
 mod attention;
-mod position;
 mod quantised;
 
 use std::ops::Range;
@@ -60,7 +58,6 @@ pub fn restate(graph: &Graph) -> Option<View> {
         let (rule, made) = match (node.op.as_str(), node.domain.as_str()) {
             ("SkipSimplifiedLayerNormalization", _) => ("a residual sum and its norm", skip_norm(&b, &node)),
             ("FusedMatMul", _) => ("transpositions, a product and a scale", product(&b, &node)),
-            ("RelativePositionBias", _) => ("T5's buckets and the rows of a table", position::bias(&b, &node)),
             ("MultiHeadAttention", _) => (ATTENTION, attention::multi_head(&b, &node)),
             ("Attention", _) => (ATTENTION, attention::attention(&b, &node)),
             _ if quantised::is_quantised(graph, &node) => {
@@ -98,8 +95,7 @@ fn operand(node: &Node, slot: usize) -> Result<ValueId, &'static str> {
 }
 
 fn is_fused(graph: &Graph, node: &Node) -> bool {
-    const OWN: [&str; 4] =
-        ["SkipSimplifiedLayerNormalization", "FusedMatMul", "RelativePositionBias", "MultiHeadAttention"];
+    const OWN: [&str; 3] = ["SkipSimplifiedLayerNormalization", "FusedMatMul", "MultiHeadAttention"];
     node.domain == MICROSOFT && OWN.contains(&node.op.as_str())
         || node.is("Attention")
         || quantised::is_quantised(graph, node)

@@ -24,7 +24,7 @@ struct Step {
 /// Short enough that few a ReLU has its kink in between; what those few leave is within the relative error.
 const EXACT: Step = Step { h: 1e-7, relative: 5e-4 };
 /// For graphs with an f32 Erf, whose rounding a short step would measure.
-const ROUNDED: Step = Step { h: 1e-2, relative: 2e-2 };
+const ROUNDED: Step = Step { h: 1e-3, relative: 2e-2 };
 /// Error relative to the loss that rounding may leave.
 const ABSOLUTE: f64 = 1e-7;
 

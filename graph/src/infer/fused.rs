@@ -72,15 +72,6 @@ pub(super) fn facts(node: &Node, inputs: &[Option<SymTensor>], symbols: &mut Sym
             let [batch, length, _] = <[Dim; 3]>::try_from(q).ok()?;
             shape(vec![batch, length, width])
         }
-        "RelativePositionBias" => {
-            let heads = dims(0)?.get(1)?.clone();
-            let mut length = |slot: usize| match inputs.get(slot).and_then(|v| v.as_ref()?.values()?.first().cloned()) {
-                Some(length) => length,
-                None => symbols.gen_positive(),
-            };
-            let (queries, keys) = (length(1), length(2));
-            shape(vec![Dim::Value(1), heads, queries, keys])
-        }
         _ => None,
     }
 }
@@ -103,7 +94,6 @@ pub(super) fn dtype(node: &Node, slot: usize, of: impl Fn(usize) -> Option<DType
             | "DynamicQuantizeMatMul"
             | "MatMulNBits"
             | "MultiHeadAttention"
-            | "RelativePositionBias",
             _,
         ) => of(0),
         _ => None,

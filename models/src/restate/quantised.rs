@@ -77,15 +77,15 @@ pub(super) fn of_floats(b: &Builder, graph: &Graph, node: &Node) -> Made {
             Ok(vec![(0, b.unshared("QuantizeLinear", &parts, Attributes::none(), 1)[0])])
         }
         "DequantizeLinear" => {
-            let moves = moved_before(graph, node)?;
-            let first = graph.node(*moves.last()?).input(0)?;
+            let moves = moved_before(graph, node).unwrap_or_default();
+            let first = moves.last().and_then(|id| graph.node(*id).input(0)).ok_or("an operand is absent")?;
             let mut value = dequantise(b, Some(first), node.input(1), node.input(2))?;
             for mover in moves.iter().rev().map(|id| graph.node(*id)) {
                 let operands: Vec<ValueId> =
                     std::iter::once(value).chain(mover.inputs[1..].iter().copied().flatten()).collect();
                 value = b.unshared(&mover.op, &operands, mover.attributes.clone(), 1)[0];
             }
-            Some(vec![(0, value)])
+            Ok(vec![(0, value)])
         }
         "QLinearMatMul" => {
             let side = |i: usize| dequantise(b, node.input(i), node.input(i + 1), node.input(i + 2));
