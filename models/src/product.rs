@@ -88,7 +88,11 @@ impl Matcher<'_> {
 
     /// One of the parts that a product with several matrices side by side is split into.
     fn part_of_product(&self, split: &Node, value: ValueId) -> Match<(Linear, ValueId)> {
-        let (whole, x) = self.linear(self.operand(split, 0)?)?;
+        let product = self.operand(split, 0)?;
+        if self.node(product).is_some_and(|(_, n)| n.is("Split")) {
+            return Err(self.mismatch(split, "splits a part of a product further"));
+        }
+        let (whole, x) = self.linear(product)?;
         let last = self.rank(self.operand(split, 0)?).map_or(-1, |r| r as i64 - 1);
         let axis = split.attributes.get_int("axis").unwrap_or(0);
         let written = split.input(1).and_then(|v| self.ints(v));

@@ -173,3 +173,16 @@ fn deep_graphs_are_refused() {
     }
     println!("{count} graphs of {LENGTH} nodes and more, the longest in {longest:.2?}");
 }
+
+#[test]
+fn splits_of_splits_are_refused() {
+    let mut nodes = vec![node("MatMul", &["x", "w"], "product")];
+    nodes.extend(chain(20_000, "Split", &["_"]));
+    nodes[1].input[0] = "product".to_owned();
+    nodes.push(node("Identity", &["from"], "y"));
+    let graph = load_bytes(model(nodes).encode_to_vec().into(), "deep.onnx".as_ref());
+    let mut graph = graph.unwrap_or_else(|e| panic!("{e}"));
+    let refused = recognise(&mut graph).expect_err("it must be refused");
+    assert!(refused.to_string().contains("splits a part of a product further"), "{refused}");
+    assert!(explain(&mut graph).0.is_err());
+}

@@ -156,12 +156,17 @@ impl<'t> Index<'t> {
             let place = "residual stream".to_owned();
             add(&node.name, Meeting { known: Known::Stream, place, patterns: Vec::new(), outcome: None });
         }
+        let failed: HashSet<String> =
+            trace.sublayers().filter(|(_, s)| !s.outcome.is_match()).map(|(place, _)| place).collect();
         let fused = trace.fused.iter().map(|f| (f.node.name.as_str(), f)).collect();
         for known in parts.values_mut() {
-            // Around a pattern that took the node lie others that were tried at it too, and hold as well.
-            let taken = known.iter().any(|k| k.known == Known::Took);
+            // Where one pattern took the node, others that were tried at it tell nothing: they lie around that one, or
+            // were the wrong ones.
+            let took = |k: &Meeting| k.known == Known::Took && k.outcome.as_ref().is_some_and(Outcome::is_match);
+            let places: HashSet<String> = known.iter().filter(|k| took(k)).map(|k| k.place.clone()).collect();
             let around = |k: &Meeting| k.known == Known::Tried && k.outcome.as_ref().is_some_and(Outcome::is_match);
-            known.retain(|k| !(taken && around(k)));
+            let wrong = |k: &Meeting| k.known == Known::Blamed && !k.patterns.is_empty();
+            known.retain(|k| !(places.contains(&k.place) && (around(k) || wrong(k) && !failed.contains(&k.place))));
             known.sort_by_key(|part| part.known);
         }
         Index { trace, parts, fused }
