@@ -576,7 +576,7 @@ fn every_emitted_operator_has_a_kernel() {
         let own = Config::read(&folder.join("lst.yaml")).expect("a configuration").options();
         for (variation, options) in variations(&own) {
             let place = format!("{}, {variation}", folder.display());
-            let (module, _) = compile(&folder.join("model.onnx"), options, None, |_, _| ())
+            let (module, _) = compile(folder.join("model.onnx"), options, None, |_, _| ())
                 .unwrap_or_else(|e| panic!("{place}: {e:?}"));
             let made: Artifacts = artifacts(&module);
             collect(&module.graph, &mut seen);

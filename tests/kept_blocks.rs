@@ -87,7 +87,7 @@ fn towers_choose_for_themselves_whatever_the_initial_values() {
     options.method.reduction = 4;
     options.method.init = Init::Random;
     options.method.keep_blocks = Some(KeepBlocks::ByTower([(TowerName::Decoder, 1)].into()));
-    let (module, _) = compile(&model(), options, None, |_, _| ()).unwrap_or_else(|e| panic!("{e:?}"));
+    let (module, _) = compile(model(), options, None, |_, _| ()).unwrap_or_else(|e| panic!("{e:?}"));
     let kept: Vec<usize> = module.plan.towers.iter().map(|t| t.kept.len()).collect();
     assert_eq!((kept, module.plan.choices.len()), (vec![2, 1], 1));
 }
@@ -98,7 +98,7 @@ fn a_choice_that_cannot_be_is_refused() {
         let mut options = Options::default();
         options.method.reduction = 4;
         change(&mut options.method);
-        match compile(&model(), options, None, |_, _| ()) {
+        match compile(model(), options, None, |_, _| ()) {
             Ok(_) => panic!("it is taken"),
             Err(error) => format!("{error:#}"),
         }

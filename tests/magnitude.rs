@@ -19,7 +19,7 @@ fn kept_indices_and_weights_are_the_transcriptions() {
         options.method.init = Init::Magnitude;
         let reduction = options.method.reduction;
         let (module, _) =
-            compile(&case.join("model.onnx"), options, Some("prune"), |_, _| ()).unwrap_or_else(|e| panic!("{e:?}"));
+            compile(case.join("model.onnx"), options, Some("prune"), |_, _| ()).unwrap_or_else(|e| panic!("{e:?}"));
         let bytes = std::fs::read(case.join("magnitude.safetensors")).expect("the expectation is committed");
         let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
 

@@ -275,7 +275,7 @@ impl Training {
         let mut options = Config::read(&case.join("lst.yaml")).expect("a configuration").options();
         options.method.dropout = dropout;
         let (module, _) =
-            compile(&case.join("model.onnx"), options, None, |_, _| ()).unwrap_or_else(|e| panic!("{e:?}"));
+            compile(case.join("model.onnx"), options, None, |_, _| ()).unwrap_or_else(|e| panic!("{e:?}"));
         let point = side::load(&case.join("side.safetensors")).expect("the case's side network");
         let gradients = point.keys().map(|n| format!("{n}.grad"));
         let outputs = std::iter::once("loss".to_owned()).chain(gradients).collect();

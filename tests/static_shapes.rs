@@ -51,7 +51,7 @@ fn rewritten(case: &str, sizes: Sizes, output: &Path) -> Written {
 
 /// Why a model cannot be rewritten with these sizes.
 fn refusal(case: &str, sizes: Sizes) -> String {
-    match compile(&model(case), options(sizes), None, |_, _| ()) {
+    match compile(model(case), options(sizes), None, |_, _| ()) {
         Ok(_) => panic!("{case} is rewritten"),
         Err(error) => format!("{error:#}"),
     }
@@ -169,7 +169,7 @@ fn a_constant_that_is_not_what_the_source_computes_is_found() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let tuned = folder.path().join("tuned");
     rewritten("relu_torchscript", SIZES, &tuned);
-    let compiled = compile(&model("relu_torchscript"), options(SIZES), None, |_, _| ());
+    let compiled = compile(model("relu_torchscript"), options(SIZES), None, |_, _| ());
     let (mut module, _) = compiled.unwrap_or_else(|e| panic!("{e:?}"));
     let is_index = |v: &ValueId| module.graph.weight(*v).is_some_and(|w| w.dims() == [13, 13] && !w.dtype().is_float());
     let buckets = module.cut.iter().copied().find(is_index).expect("the encoder's buckets are folded");

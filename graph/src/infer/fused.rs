@@ -93,7 +93,7 @@ pub(super) fn dtype(node: &Node, slot: usize, of: impl Fn(usize) -> Option<DType
             | "FusedMatMul"
             | "DynamicQuantizeMatMul"
             | "MatMulNBits"
-            | "MultiHeadAttention"
+            | "MultiHeadAttention",
             _,
         ) => of(0),
         _ => None,
