@@ -389,6 +389,16 @@ impl Graph {
         }
     }
 
+    /// As [`Graph::redirect`] for many at once, each value to what stands beside it, which is none of them itself.
+    pub fn redirect_all(&mut self, moved: &HashMap<ValueId, ValueId>) {
+        let read = self.nodes.iter_mut().flatten().flat_map(|node| node.inputs.iter_mut().flatten());
+        for value in read.chain(&mut self.outputs) {
+            if let Some(new) = moved.get(value) {
+                *value = *new;
+            }
+        }
+    }
+
     /// What is known of `from` is known of `to` where nothing is yet.
     pub fn refine_like(&mut self, from: ValueId, to: ValueId) {
         let known = self.values[from.index()].clone();

@@ -3,12 +3,16 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use rten_shape_inference::SymTensor;
+
 use crate::dtype::DType;
+use crate::infer::Dim;
 use crate::ir::{Graph, Node, NodeId, Source, Value, ValueId};
 use crate::weight::Weight;
 
 /// Joins two graphs. Each pair of `wires` is an input of `second` and the value of `first` that it becomes. Outputs are
-/// those of the second; large weights that both hold are one in the result, by content.
+/// those of the second; large weights that both hold are one in the result, by content. A symbolic size of the second is
+/// one of the first's where a wire says so, whatever its name: names of sizes are each file's own.
 ///
 /// # Errors
 /// Graphs of different opsets; an input of the second whose name the first has too; shapes that do not fit.
@@ -26,6 +30,7 @@ pub fn join(first: Graph, second: &Graph, wires: &[(ValueId, ValueId)]) -> Resul
     }
     joined.ir_version = joined.ir_version.max(second.ir_version);
     joined.functions.extend(second.functions.iter().cloned());
+    let sizes = Sizes::new(&joined, second, wires);
     let first_values = joined.values.len();
     let offset = joined.nodes.len() as u32;
     let mut place: HashMap<ValueId, ValueId> = wires.iter().copied().collect();
@@ -38,13 +43,13 @@ pub fn join(first: Graph, second: &Graph, wires: &[(ValueId, ValueId)]) -> Resul
             Source::Node(NodeId(node), slot) => Source::Node(NodeId(node + offset), slot),
             other => other,
         };
-        place.insert(id, joined.add_value(&name, source, dtype, fact));
+        place.insert(id, joined.add_value(&name, source, dtype, sizes.moved(fact)));
     }
     let moved = |values: &[Option<ValueId>]| values.iter().map(|v| v.map(|v| place[&v])).collect();
-    let mut names: HashSet<String> = joined.nodes.iter().flatten().map(|n| n.name.clone()).collect();
+    let mut names = Names::of(&joined);
     for node in &second.nodes {
         joined.nodes.push(node.as_ref().map(|node| Node {
-            name: unused(&node.name, &mut names),
+            name: names.unused(&node.name),
             inputs: moved(&node.inputs),
             outputs: moved(&node.outputs),
             ..node.clone()
@@ -59,15 +64,78 @@ pub fn join(first: Graph, second: &Graph, wires: &[(ValueId, ValueId)]) -> Resul
     Ok(joined)
 }
 
-/// A node's name, or the same with a number where another node has it: ONNX Runtime refuses two of one name.
-fn unused(name: &str, names: &mut HashSet<String>) -> String {
-    let mut free = name.to_owned();
-    let mut count = 0;
-    while !names.insert(free.clone()) {
-        count += 1;
-        free = format!("{name}_{count}");
+/// The names of nodes: ONNX Runtime refuses two of one name.
+struct Names {
+    taken: HashSet<String>,
+    /// The last number that was tried behind a name.
+    last: HashMap<String, usize>,
+}
+
+impl Names {
+    fn of(graph: &Graph) -> Names {
+        let taken = graph.nodes.iter().flatten().map(|n| n.name.clone()).collect();
+        Names { taken, last: HashMap::new() }
     }
-    free
+
+    /// A name, or the same with a number where another node has it.
+    fn unused(&mut self, name: &str) -> String {
+        let mut free = name.to_owned();
+        while !self.taken.insert(free.clone()) {
+            let count = self.last.entry(name.to_owned()).or_insert(0);
+            *count += 1;
+            free = format!("{name}_{count}");
+        }
+        free
+    }
+}
+
+/// What the second graph's symbolic sizes are in the joined one.
+struct Sizes(HashMap<String, Dim>);
+
+impl Sizes {
+    fn new(first: &Graph, second: &Graph, wires: &[(ValueId, ValueId)]) -> Sizes {
+        let mut sizes: HashMap<String, Dim> = HashMap::new();
+        for (input, value) in wires {
+            let shapes = second.shape(*input).zip(first.shape(*value));
+            for (theirs, ours) in shapes.into_iter().flat_map(|(theirs, ours)| theirs.into_iter().zip(ours)) {
+                if let (Dim::Var(symbol), Dim::Var(_) | Dim::Value(_)) = (theirs, &ours) {
+                    sizes.entry(symbol.name.clone()).or_insert(ours);
+                }
+            }
+        }
+        let (mut taken, own) = (symbols(first), symbols(second));
+        let mut own: Vec<&String> = own.iter().filter(|name| !sizes.contains_key(*name)).collect();
+        own.sort_unstable();
+        let others: Vec<&String> = own.iter().copied().filter(|name| !taken.contains(*name)).collect();
+        let clashing: Vec<String> = own.iter().filter(|name| taken.contains(**name)).map(|s| (*s).clone()).collect();
+        taken.extend(others.into_iter().cloned());
+        for name in clashing {
+            let numbered = (1..).map(|n| format!("{name}_{n}")).find(|n| !taken.contains(n));
+            let numbered = numbered.expect("some number is free");
+            taken.insert(numbered.clone());
+            sizes.insert(name, Dim::pos_var(&numbered));
+        }
+        Sizes(sizes)
+    }
+
+    /// A fact of the second graph in the joined one. Expressions of sizes are left to inference.
+    fn moved(&self, fact: SymTensor) -> SymTensor {
+        let Some(shape) = fact.shape().filter(|_| fact.values().is_none()) else { return fact };
+        let moved = |dim: Dim| match &dim {
+            Dim::Var(symbol) => self.0.get(&symbol.name).cloned().unwrap_or(dim),
+            _ => dim,
+        };
+        SymTensor::from_shape(shape.map(moved).collect())
+    }
+}
+
+/// The names of the sizes of a graph's values.
+fn symbols(graph: &Graph) -> HashSet<String> {
+    let name = |dim: Dim| match dim {
+        Dim::Var(symbol) => Some(symbol.name.clone()),
+        _ => None,
+    };
+    graph.value_ids().filter_map(|v| graph.shape(v)).flatten().filter_map(name).collect()
 }
 
 /// Weights below this size are not worth a comparison.
@@ -86,15 +154,17 @@ fn share(graph: &mut Graph, boundary: usize) {
     for value in before {
         known.entry(key(graph, value)).or_default().push(value);
     }
+    let mut moved = HashMap::new();
     for value in behind {
         let candidates = known.get(&key(graph, value)).cloned().unwrap_or_default();
         let equal = candidates.into_iter().find(|c| graph.weight(*c) == graph.weight(value));
         if let Some(equal) = equal {
-            graph.redirect(value, equal);
+            moved.insert(value, equal);
         }
         // What was compared need not stay in memory.
         [Some(value), equal].iter().flatten().filter_map(|v| graph.weight(*v)).for_each(Weight::release);
     }
+    graph.redirect_all(&moved);
 }
 
 /// A hash of some of a weight's bytes: what tells most unequal weights apart without reading them.

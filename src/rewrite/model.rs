@@ -214,9 +214,11 @@ fn shared_mask(encoder: &Graph, decoder: &Graph, hidden: ValueId) -> Option<(Val
     let length = decoder.shape(hidden)?.get(1)?.clone();
     let is_mask =
         |graph: &Graph, v: &ValueId| !tokens(graph).contains(v) && graph.shape(*v).is_some_and(|s| s.len() == 2);
+    // Where the decoder's tokens have that length too, it tells no mask of theirs from one of the encoder's.
+    let tells = !tokens(decoder).into_iter().any(|v| decoder.shape(v).is_some_and(|s| s.get(1) == Some(&length)));
     let over_hidden = |v: &ValueId| {
         let named = decoder.value(*v).name == "encoder_attention_mask";
-        let same = decoder.shape(*v).is_some_and(|s| matches!(s[1], Dim::Var(_)) && s[1] == length);
+        let same = tells && decoder.shape(*v).is_some_and(|s| matches!(s[1], Dim::Var(_)) && s[1] == length);
         is_mask(decoder, v) && (named || same)
     };
     let theirs: Vec<ValueId> = decoder.inputs.iter().copied().filter(over_hidden).collect();
