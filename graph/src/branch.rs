@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 
+use crate::dtype::DType;
 use crate::onnx::proto::{GraphProto, NodeProto, ValueInfoProto, type_proto};
 
 /// The graph with such an `If` resolved; inputs that only the other branch reads go too.
@@ -51,16 +52,19 @@ pub fn without_cache(graph: &GraphProto) -> Cow<'_, GraphProto> {
         }
     }
     let read: HashSet<&str> = flat.node.iter().flat_map(|n| &n.input).map(String::as_str).collect();
-    let unread: Vec<String> =
+    let unread: HashSet<String> =
         inputs.iter().filter(|name| !read.contains(*name)).map(|name| (*name).to_owned()).collect();
-    flat.input.retain(|i| !unread.iter().any(|name| name == i.name()));
+    flat.input.retain(|i| !unread.contains(i.name()));
     Cow::Owned(flat)
 }
 
-/// Keys and values of earlier steps have four axes, as no other input of a language model has.
+/// Keys and values of earlier steps are floats of four axes, as no other input of a language model is.
 fn is_cache(input: &ValueInfoProto) -> bool {
     match input.r#type.as_ref().and_then(|t| t.value.as_ref()) {
-        Some(type_proto::Value::TensorType(tensor)) => tensor.shape.as_ref().is_some_and(|s| s.dim.len() == 4),
+        Some(type_proto::Value::TensorType(tensor)) => {
+            let is_float = DType::from_onnx(tensor.elem_type()).is_some_and(DType::is_float);
+            is_float && tensor.shape.as_ref().is_some_and(|s| s.dim.len() == 4)
+        }
         _ => false,
     }
 }
