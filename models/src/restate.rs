@@ -18,6 +18,7 @@
 mod attention;
 mod quantised;
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use lstc_graph::{Attributes, Builder, DType, Graph, MICROSOFT, Node, NodeId, Origin, ValueId};
@@ -48,6 +49,7 @@ pub fn restate(graph: &Graph) -> Option<View> {
     }
     let mut view = graph.clone();
     let mut told = Vec::new();
+    let mut moved = HashMap::new();
     for id in fused {
         // In the view as it is by now: what this node reads may be restated already.
         let node = graph.node(id).clone();
@@ -75,9 +77,10 @@ pub fn restate(graph: &Graph) -> Option<View> {
             let (Some(old), Some((by, _))) = (node.output(slot), view.producer_of(value)) else { continue };
             view.refine_like(value, old);
             view.remake(old, by);
-            view.redirect(value, old);
+            moved.insert(value, old);
         }
     }
+    view.redirect_all(&moved);
     Some(View { graph: view, fused: told })
 }
 
@@ -108,7 +111,7 @@ fn skip_norm(b: &Builder, node: &Node) -> Made {
         return Err("it adds a bias, or gives the mean and deviation of another norm");
     }
     let sum = b.unshared("Add", &[operand(node, 0)?, operand(node, 1)?], Attributes::none(), 1)[0];
-    let epsilon = node.attributes.get_float("epsilon").unwrap_or(1e-5);
+    let epsilon = node.attributes.get_float("epsilon").unwrap_or(1e-12);
     let attributes = Attributes::none().int("axis", -1).float("epsilon", epsilon);
     let norm = b.unshared("SimplifiedLayerNormalization", &[sum, operand(node, 2)?], attributes, 1)[0];
     Ok(vec![(3, sum), (0, norm)])
@@ -152,19 +155,26 @@ fn softmax(b: &Builder, graph: &Graph, node: &Node) -> Made {
     Ok(vec![(0, b.unshared("Softmax", &[x], Attributes::none().int("axis", -1), 1)[0])])
 }
 
+/// Copies and casts in a row that are looked through, between the parts of a softmax.
+const MAX_COPIES: usize = 16;
+
 /// `exp(x - max(x)) / sum(exp(x - max(x)))` over the last axis: x.
 fn exponentials(graph: &Graph, node: &Node) -> Option<ValueId> {
+    let is_float = |v: ValueId| graph.value(v).dtype.is_some_and(DType::is_float);
     let maker = |v: ValueId| {
         let mut value = v;
-        loop {
+        for _ in 0..MAX_COPIES {
             let node = graph.node(graph.producer_of(value)?.0);
             match node.input(0) {
-                Some(inner) if node.is("Cast") || node.is("Identity") => value = inner,
+                Some(inner) if node.is("Cast") && is_float(inner) && is_float(value) => value = inner,
+                Some(inner) if node.is("Identity") => value = inner,
                 _ => return Some((value, node)),
             }
         }
+        None
     };
     let over_last = |n: &Node| {
+        (n.attributes.get_int("keepdims").unwrap_or(1) != 0).then_some(())?;
         let axes = n.attributes.get_ints("axes").map(<[i64]>::to_vec);
         let axes = axes.or_else(|| graph.weight(n.input(1)?)?.to_i64())?;
         let last = graph.shape(n.input(0)?).map_or(-1, |s| s.len() as i64 - 1);

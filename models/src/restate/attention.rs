@@ -76,6 +76,11 @@ pub(super) fn multi_head(b: &Builder, node: &Node) -> Made {
         biases.push(padding_bias(b, padding, fill, q)?);
     }
     let causal = node.attributes.get_int("unidirectional").unwrap_or(0) != 0;
+    let length = |x: ValueId| b.shape(x).and_then(|s| s.get(2).cloned());
+    if causal && length(q) != length(k) {
+        // Which of the queries' and keys' positions are the same is not the operator's to say.
+        return Err("it is causal over unequal numbers of queries and keys");
+    }
     Ok(vec![(0, emit(b, &Core { q, k, v, scale, biases, causal, merge: true })?)])
 }
 

@@ -98,7 +98,7 @@ pub(super) fn of_floats(b: &Builder, graph: &Graph, node: &Node) -> Made {
             Ok(vec![(0, matmul(b, operand(node, 0)?, weight))])
         }
         "MatMulIntegerToFloat" if node.input(6).is_none() => {
-            let x = before(graph, operand(node, 0)?, operand(node, 2)?).ok_or(NOT_QUANTISED_HERE)?;
+            let x = before(graph, operand(node, 0)?, operand(node, 2)?, node.input(4)).ok_or(NOT_QUANTISED_HERE)?;
             let weight = dequantise(b, node.input(1), node.input(3), node.input(5))?;
             Ok(vec![(0, matmul(b, x, weight))])
         }
@@ -127,11 +127,12 @@ fn dequantise(
     Ok(b.op("DequantizeLinear", &parts, Attributes::none().int("axis", 1)))
 }
 
-/// What `DynamicQuantizeLinear` quantised into `integers` with `scale`.
-fn before(graph: &Graph, integers: ValueId, scale: ValueId) -> Option<ValueId> {
+/// What `DynamicQuantizeLinear` quantised into `integers` with `scale` and the zero point.
+fn before(graph: &Graph, integers: ValueId, scale: ValueId, zero: Option<ValueId>) -> Option<ValueId> {
     let (id, 0) = graph.producer_of(integers)? else { return None };
     let node = graph.node(id);
-    (node.is("DynamicQuantizeLinear") && node.output(1) == Some(scale)).then(|| node.input(0))?
+    let undone = zero.is_some() && node.output(2) == zero && node.output(1) == Some(scale);
+    (node.is("DynamicQuantizeLinear") && undone).then(|| node.input(0))?
 }
 
 struct IntegerProduct {
@@ -149,9 +150,8 @@ fn integer_product(graph: &Graph, node: &Node) -> Option<IntegerProduct> {
         let product = maker(maker(cast, "Cast")?.input(0)?, "MatMulInteger")?;
         let scales = maker(scales, "Mul")?;
         let (s, t) = (scales.input(0)?, scales.input(1)?);
-        let integers = product.input(0)?;
-        let (x, scale) =
-            before(graph, integers, s).map(|x| (x, t)).or_else(|| Some((before(graph, integers, t)?, s)))?;
+        let quantised = |scale| before(graph, product.input(0)?, scale, product.input(2));
+        let (x, scale) = quantised(s).map(|x| (x, t)).or_else(|| Some((quantised(t)?, s)))?;
         Some(IntegerProduct { x, integers: product.input(1)?, scale, zero: product.input(3) })
     })
 }
