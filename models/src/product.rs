@@ -16,13 +16,18 @@ impl Matcher<'_> {
     }
 
     fn linear_at(&self, value: ValueId) -> Match<(Linear, ValueId)> {
-        if let Some((id, node)) = self.node(value).filter(|(_, n)| n.domain == MICROSOFT && n.op == "MatMulNBits") {
-            self.claim(id);
-            return self.packed_product(node);
-        }
         if let Some((id, node)) = self.node(value).filter(|(_, n)| n.is("Split")) {
             self.claim(id);
             return self.part_of_product(node, self.resolve(value));
+        }
+        self.whole_product(value)
+    }
+
+    /// A product that is no part of another.
+    fn whole_product(&self, value: ValueId) -> Match<(Linear, ValueId)> {
+        if let Some((id, node)) = self.node(value).filter(|(_, n)| n.domain == MICROSOFT && n.op == "MatMulNBits") {
+            self.claim(id);
+            return self.packed_product(node);
         }
         let node = self.expect(value, &["MatMul"])?;
         let (x, w) = (self.operand(node, 0)?, self.operand(node, 1)?);
@@ -92,14 +97,17 @@ impl Matcher<'_> {
         if self.node(product).is_some_and(|(_, n)| n.is("Split")) {
             return Err(self.mismatch(split, "splits a part of a product further"));
         }
-        let (whole, x) = self.linear(product)?;
+        let (whole, x) = self.whole_product(product)?;
         let last = self.rank(self.operand(split, 0)?).map_or(-1, |r| r as i64 - 1);
         let axis = split.attributes.get_int("axis").unwrap_or(0);
-        let written = split.input(1).and_then(|v| self.ints(v));
-        let written = written.or_else(|| split.attributes.get_ints("split").map(<[i64]>::to_vec));
         let parts = split.outputs.len();
-        let sizes = written.unwrap_or_else(|| vec![whole.outputs.div_ceil(parts) as i64; parts]);
-        let sizes: Option<Vec<usize>> = sizes.into_iter().map(|s| usize::try_from(s).ok()).collect();
+        let sizes = match (split.input(1), split.attributes.get_ints("split")) {
+            (Some(sizes), _) => self.ints(sizes),
+            (None, Some(sizes)) => Some(sizes.to_vec()),
+            (None, None) => Some(vec![whole.outputs.div_ceil(parts) as i64; parts]),
+        };
+        let sizes: Option<Vec<usize>> =
+            sizes.and_then(|sizes| sizes.into_iter().map(|s| usize::try_from(s).ok()).collect());
         let slot = split.outputs.iter().position(|o| *o == Some(value));
         match (sizes, slot) {
             (Some(sizes), Some(slot))

@@ -75,7 +75,8 @@ impl Quantised {
             return Err(format!("has {bits} bits in blocks of {block}, which lstc cannot read"));
         }
         let blocks = k.div_ceil(block);
-        let wanted = n.checked_mul(blocks).and_then(|b| b.checked_mul(block * bits / 8));
+        let bytes = block.checked_mul(bits).map(|bits| bits / 8);
+        let wanted = bytes.and_then(|bytes| n.checked_mul(blocks)?.checked_mul(bytes));
         if integers.dtype().size() != 1 || Some(integers.elements()) != wanted || scales.elements() != n * blocks {
             let (found, scales) = (integers.dims(), scales.elements());
             return Err(format!("holds {found:?} bytes and {scales} scales, which do not fit [{n}, {k}]"));
@@ -213,5 +214,7 @@ mod tests {
         let zeros = bytes(DType::U8, &[1], &[0x10]);
         let found = values(Quantised::packed(&integers, &scales, Some(&zeros), [1, 20], 4, 16));
         assert_eq!((&found[..2], &found[16..18]), (&[1.0, 2.0][..], &[12.0, 28.0][..]));
+        let (nothing, scale) = (bytes(DType::U8, &[0], &[]), Weight::from_f32(&[1], &[1.0]));
+        assert!(Quantised::packed(&nothing, &scale, None, [1, 20], 4, 1 << 62).is_err());
     }
 }
