@@ -10,11 +10,11 @@ use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
 
-use lstc_graph::{Dim, Graph, MICROSOFT, Node, NodeId, Origin, ValueId};
+use lstc_graph::{Dim, Graph, MICROSOFT, Node, NodeId, Origin, ValueId, Weight};
 use serde::Serialize;
 
 use crate::anatomy::{
-    Anatomy, AttentionKind, Block, Frozen, Head, Orientation, Sublayer, SublayerKind, Tower, TowerKind,
+    Anatomy, AttentionKind, Block, Frozen, Head, Norm, Orientation, Sublayer, SublayerKind, Tower, TowerKind,
 };
 use crate::families::families;
 use crate::matcher::{Match, Matcher, Mismatch};
@@ -113,6 +113,7 @@ fn walk(matcher: Matcher, fused: &[Fused]) -> (Result<Anatomy, Refused>, Trace) 
     };
     let anatomy = walk.model();
     if let Some(anatomy) = &anatomy {
+        walk.misfits(anatomy);
         walk.strangers();
         walk.others(anatomy);
     }
@@ -311,6 +312,9 @@ impl<'g> Walk<'_, 'g> {
                 self.refuse(LM_HEAD, name, format!("is one of several LM heads ({others} more): which to train?"));
             }
             return None;
+        }
+        if found.is_empty() && reasons.is_empty() {
+            self.refuse("the LM head", "", "is none: all outputs have four axes, as keys and values for a cache have");
         }
         if found.is_empty() {
             for (output, mismatch) in reasons {
@@ -586,6 +590,50 @@ impl<'g> Walk<'_, 'g> {
             self.refuse(Refusal::block(kind, index), node, reason);
         }
         blocks
+    }
+
+    /// Refuses weights that do not fit the width of their residual stream, which shapes that are not known may hide.
+    fn misfits(&mut self, anatomy: &Anatomy) {
+        let graph = self.graph();
+        let mut found: Vec<(String, String)> = Vec::new();
+        let mut check = |place: &str, what: &str, size: usize, width: usize| {
+            if size != width {
+                found.push((place.to_owned(), format!("{what} {size} features of a stream that is {width} wide")));
+            }
+        };
+        let gains = |norm: &Norm| graph.weight(norm.weight).map_or(0, Weight::elements);
+        for (index, tower) in anatomy.towers.iter().enumerate() {
+            let width = tower.width;
+            for (number, block) in tower.blocks.iter().enumerate() {
+                let place = &format!("block {number} of the {}", tower.kind);
+                for Sublayer { norm, kind } in &block.sublayers {
+                    check(place, "a norm weighs", gains(norm), width);
+                    match kind {
+                        SublayerKind::Attention(a) => {
+                            let crosses = a.kind == AttentionKind::Cross;
+                            let before = if crosses { index.checked_sub(1) } else { Some(index) };
+                            let context = before.map_or(width, |i| anatomy.towers[i].width);
+                            check(place, "queries read", a.q.inputs, width);
+                            check(place, "keys read", a.k.inputs, context);
+                            check(place, "values read", a.v.inputs, context);
+                            check(place, "an attention makes", a.o.outputs, width);
+                        }
+                        SublayerKind::FeedForward(f) => {
+                            f.inner.iter().for_each(|l| check(place, "a feed-forward layer reads", l.inputs, width));
+                            f.inner.iter().for_each(|l| {
+                                check(place, "a feed-forward layer's inner matrix makes", l.outputs, f.outer.inputs);
+                            });
+                            check(place, "a feed-forward layer makes", f.outer.outputs, width);
+                        }
+                    }
+                }
+            }
+            check(&format!("the {}", tower.kind), "the final norm weighs", gains(&tower.final_norm), width);
+        }
+        check("the LM head", "it reads", anatomy.head.linear.inputs, anatomy.last().width);
+        for (place, reason) in found {
+            self.refuse(place, "", reason);
+        }
     }
 
     /// Refuses nodes that read the inside of what was recognised and whose results reach an output. What only a shape
