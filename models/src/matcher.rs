@@ -22,6 +22,25 @@ pub struct Mismatch {
 /// Nesting of arithmetic on constants that is looked into.
 const MAX_ARITHMETIC: usize = 6;
 
+/// Guards against overflow in a row that are looked through: more than any exporter writes.
+const MAX_GUARDS: usize = 8;
+
+/// The side of zero on which a bound lies.
+#[derive(Clone, Copy)]
+enum Side {
+    Below,
+    Above,
+}
+
+impl Side {
+    fn opposite(self) -> Side {
+        match self {
+            Side::Below => Side::Above,
+            Side::Above => Side::Below,
+        }
+    }
+}
+
 pub type Match<T> = Result<T, Mismatch>;
 
 /// Looks at a graph, and remembers the nodes that the patterns that held are made of.
@@ -119,7 +138,8 @@ impl<'g> Matcher<'g> {
     /// types, quantisation that is undone at once, and guards against overflow.
     pub fn resolve(&self, value: ValueId) -> ValueId {
         let mut value = self.settle(value);
-        while let Some((nodes, inner)) = self.guarded(value) {
+        for _ in 0..MAX_GUARDS {
+            let Some((nodes, inner)) = self.guarded(value) else { break };
             nodes.into_iter().for_each(|node| self.claim(node));
             value = self.settle(inner);
         }
@@ -154,7 +174,7 @@ impl<'g> Matcher<'g> {
                 || node.is("Slice") && self.keeps_all(node);
             let quantising = || {
                 let (quantise, _) = self.graph.producer_of(node.input(0).filter(|_| node.is("DequantizeLinear"))?)?;
-                self.graph.node(quantise).is("QuantizeLinear").then_some(quantise)
+                self.undoes(node, self.graph.node(quantise)).then_some(quantise)
             };
             match node.input(0) {
                 Some(input) if copies => {
@@ -173,22 +193,56 @@ impl<'g> Matcher<'g> {
         value
     }
 
+    /// True for a dequantisation by the scale and the zero point of the quantisation before it.
+    fn undoes(&self, dequantise: &Node, quantise: &Node) -> bool {
+        let constant = |node: &Node, slot: usize| {
+            let mut value = node.input(slot)?;
+            while let Some((id, 0)) = self.graph.producer_of(value)
+                && self.graph.node(id).is("Identity")
+            {
+                value = self.graph.node(id).input(0)?;
+            }
+            self.graph.weight(value)
+        };
+        let both = |slot: usize| (constant(dequantise, slot), constant(quantise, slot));
+        let is_zero = |zero: Option<&Weight>| zero.is_none_or(|w| w.bytes().iter().all(|b| *b == 0));
+        let same_scale = matches!(both(1), (Some(a), Some(b)) if a == b);
+        let same_zero = match both(2) {
+            (Some(a), Some(b)) => a == b,
+            (a, b) => {
+                dequantise.input(2).is_some() == a.is_some()
+                    && quantise.input(2).is_some() == b.is_some()
+                    && is_zero(a)
+                    && is_zero(b)
+            }
+        };
+        let along = |name: &str| dequantise.attributes.get_int(name) == quantise.attributes.get_int(name);
+        let of_one_scale = || constant(quantise, 1).is_some_and(|scale| scale.elements() == 1);
+        quantise.is("QuantizeLinear")
+            && same_scale
+            && same_zero
+            && (of_one_scale() || along("axis") && along("block_size"))
+    }
+
     /// True for a slice from the first element to the last, one axis or several.
     fn keeps_all(&self, node: &Node) -> bool {
-        let contents = |slot: usize, name: &str| {
-            let written = node.attributes.get_ints(name).map(|v| v.iter().map(|v| Dim::Value(*v as i32)).collect());
-            written.or_else(|| self.graph.value(node.input(slot)?).contents())
+        // `Some(None)` for what is left out, `None` for what is not known.
+        let contents = |slot: usize, name: &str| match node.input(slot) {
+            Some(operand) => self.graph.value(operand).contents().map(Some),
+            None => Some(node.attributes.get_ints(name).map(|v| v.iter().map(|v| saturated(*v)).collect())),
         };
         let shape = node.input(0).and_then(|x| self.graph.shape(x));
-        let (Some(shape), Some(starts), Some(ends)) = (shape, contents(1, "starts"), contents(2, "ends")) else {
+        let (Some(shape), Some(Some(starts)), Some(Some(ends)), Some(axes), Some(steps)) =
+            (shape, contents(1, "starts"), contents(2, "ends"), contents(3, "axes"), contents(4, "steps"))
+        else {
             return false;
         };
-        let axes: Vec<Dim> = contents(3, "axes").unwrap_or_else(|| (0..starts.len() as i32).map(Dim::Value).collect());
-        let steps = contents(4, "steps").unwrap_or_default();
+        let axes: Vec<Dim> = axes.unwrap_or_else(|| (0..starts.len() as i32).map(Dim::Value).collect());
+        let steps = steps.unwrap_or_default();
         let size = |axis: &Dim| match axis {
             Dim::Value(axis) => {
                 let rank = shape.len() as i32;
-                shape.get(usize::try_from(if *axis < 0 { axis + rank } else { *axis }).ok()?)
+                shape.get(usize::try_from(if *axis < 0 { axis.checked_add(rank)? } else { *axis }).ok()?)
             }
             _ => None,
         };
@@ -209,37 +263,46 @@ impl<'g> Matcher<'g> {
     fn guarded(&self, value: ValueId) -> Option<(Vec<NodeId>, ValueId)> {
         let (id, _) = self.graph.producer_of(value)?;
         let node = self.graph.node(id);
-        let bounds: Vec<ValueId> = match node.op.as_str() {
-            "Clip" if node.is("Clip") => [node.input(1)?, node.input(2)?].to_vec(),
-            "Min" | "Max" if node.is_default_domain() && node.inputs.len() == 2 => vec![node.input(1)?],
+        let bounds: Vec<(ValueId, Side)> = match node.op.as_str() {
+            "Clip" if node.is("Clip") => vec![(node.input(1)?, Side::Below), (node.input(2)?, Side::Above)],
+            "Min" if node.is("Min") && node.inputs.len() == 2 => vec![(node.input(1)?, Side::Above)],
+            "Max" if node.is("Max") && node.inputs.len() == 2 => vec![(node.input(1)?, Side::Below)],
             _ => return None,
         };
-        if !bounds.iter().all(|b| self.is_far(*b, MAX_ARITHMETIC)) {
+        if !bounds.iter().all(|(bound, side)| self.is_far(*bound, *side, MAX_ARITHMETIC)) {
             return None;
         }
+        let bounds = bounds.into_iter().map(|(bound, _)| bound);
         // The bound itself may depend on whether x is infinite.
         let x = node.input(0)?;
         let stop = self.settle_with(x, |_| ());
-        let made_before = self.graph.ancestors([stop]);
         let mut nodes: Vec<NodeId> = self.graph.ancestors_until(bounds, |v| v == x || v == stop).into_iter().collect();
-        nodes.retain(|n| !made_before.contains(n));
+        if !nodes.is_empty() {
+            let made_before = self.graph.ancestors([stop]);
+            nodes.retain(|n| !made_before.contains(n));
+        }
         nodes.push(id);
         Some((nodes, x))
     }
 
-    /// True for a scalar further from zero than any activation that is not about to overflow f16.
-    fn is_far(&self, bound: ValueId, depth: usize) -> bool {
+    /// True for a scalar further from zero, on this side of it, than any activation that is not about to overflow f16.
+    fn is_far(&self, bound: ValueId, side: Side, depth: usize) -> bool {
         const FAR: f64 = 6e4;
         if let Some(weight) = self.graph.weight(bound) {
-            return weight.as_scalar().is_some_and(|v| v.abs() >= FAR);
+            return weight.as_scalar().is_some_and(|v| match side {
+                Side::Below => v <= -FAR,
+                Side::Above => v >= FAR,
+            });
         }
         let Some((id, _)) = self.graph.producer_of(bound).filter(|_| depth > 0) else { return false };
         let node = self.graph.node(id);
-        let far = |slot: usize| node.input(slot).is_some_and(|v| self.is_far(v, depth - 1));
+        let far = |slot: usize, side: Side| node.input(slot).is_some_and(|v| self.is_far(v, side, depth - 1));
+        let is_float = self.graph.value(bound).dtype.is_some_and(DType::is_float);
         match node.op.as_str() {
-            _ if !node.is_default_domain() => false,
-            "Cast" | "CastLike" | "Neg" | "Identity" => far(0),
-            "Where" => far(1) && far(2),
+            _ if !node.is_default_domain() || !is_float => false,
+            "Cast" | "CastLike" | "Identity" => far(0, side),
+            "Neg" => far(0, side.opposite()),
+            "Where" => far(1, side) && far(2, side),
             _ => false,
         }
     }
@@ -283,17 +346,25 @@ impl<'g> Matcher<'g> {
     /// The constant that `value` is, behind copies and casts that keep its numbers.
     pub fn constant(&self, value: ValueId) -> Option<&'g Weight> {
         let mut value = self.resolve(value);
+        let mut integers: Vec<DType> = Vec::new();
         while let Some((_, node)) = self.node(value)
             && (node.is("Cast") || node.is("CastLike"))
         {
-            let is_float = |v: ValueId| self.graph.value(v).dtype.is_some_and(|d| d.is_float());
             let input = node.input(0)?;
-            if is_float(input) && !is_float(value) {
-                return None;
+            let to = self.graph.value(value).dtype?;
+            if !to.is_float() {
+                if self.graph.value(input).dtype?.is_float() {
+                    return None;
+                }
+                if !integers.contains(&to) {
+                    integers.push(to);
+                }
             }
             value = self.resolve(input);
         }
-        self.graph.weight(value)
+        let weight = self.graph.weight(value)?;
+        let keeps = |v: &i64| integers.iter().all(|to| holds(*to, *v));
+        (integers.is_empty() || weight.to_i64()?.iter().all(keeps)).then_some(weight)
     }
 
     /// The number that `value` is: a constant, or arithmetic on constants that the exporter did not fold.
@@ -307,7 +378,9 @@ impl<'g> Matcher<'g> {
         }
         let (_, node) = self.node(value).filter(|_| depth > 0)?;
         let operand = |i| self.folded_scalar(node.input(i)?, depth - 1);
-        if !node.is_default_domain() {
+        // Integers divide, and floats become integers, by other rules.
+        let is_float = |v: ValueId| self.graph.value(v).dtype.is_some_and(DType::is_float);
+        if !node.is_default_domain() || !node.output(0).is_some_and(is_float) {
             return None;
         }
         Some(match node.op.as_str() {
@@ -361,7 +434,8 @@ impl<'g> Matcher<'g> {
         let axes = mean.attributes.get_ints("axes").map(<[i64]>::to_vec);
         let axes = axes.or_else(|| mean.input(1).and_then(|v| self.ints(v)));
         let last = self.rank(x).map_or(-1, |r| r as i64 - 1);
-        if !axes.is_some_and(|a| a == [-1] || a == [last]) {
+        let keeps_axis = mean.attributes.get_int("keepdims").unwrap_or(1) != 0;
+        if !keeps_axis || !axes.is_some_and(|a| a == [-1] || a == [last]) {
             return Err(self.mismatch(mean, "expected a mean over the last axis alone"));
         }
         let square = self.operand(mean, 0)?;
@@ -463,6 +537,26 @@ impl<'g> Matcher<'g> {
             }
         }
         (values, constant)
+    }
+}
+
+/// An integer as inference knows it.
+fn saturated(value: i64) -> Dim {
+    Dim::Value(value.clamp(i32::MIN.into(), i32::MAX.into()) as i32)
+}
+
+/// True where a cast of an integer to the type keeps its value.
+fn holds(dtype: DType, value: i64) -> bool {
+    match dtype {
+        DType::Bool => matches!(value, 0 | 1),
+        DType::I8 => i8::try_from(value).is_ok(),
+        DType::U8 => u8::try_from(value).is_ok(),
+        DType::I16 => i16::try_from(value).is_ok(),
+        DType::U16 => u16::try_from(value).is_ok(),
+        DType::I32 => i32::try_from(value).is_ok(),
+        DType::U32 => u32::try_from(value).is_ok(),
+        DType::U64 => value >= 0,
+        DType::I64 | DType::F16 | DType::BF16 | DType::F32 | DType::F64 => true,
     }
 }
 

@@ -14,8 +14,8 @@ use prost::Message;
 
 const LIMIT: Duration = Duration::from_secs(1);
 
-/// A model of these nodes with inputs `x: f32[B, 4, 4, 4]` and `s: i64[4]`, a matrix `w`, a vector `v`, a
-/// scalar `c` and output `y`.
+/// A model of these nodes with inputs `x: f32`, of unknown shape, and `s: i64[4]`, a matrix `w`, a vector `v`, a scalar `c`,
+/// bounds `low` and `high`, and output `y`.
 fn model(nodes: Vec<NodeProto>) -> ModelProto {
     let weight = |name: &str, dims: &[i64]| TensorProto {
         name: Some(name.to_owned()),
@@ -24,12 +24,13 @@ fn model(nodes: Vec<NodeProto>) -> ModelProto {
         float_data: vec![1.0; dims.iter().product::<i64>() as usize],
         ..TensorProto::default()
     };
+    let bound = |name: &str, value: f32| TensorProto { float_data: vec![value], ..weight(name, &[]) };
     let dim = |d: &i64| {
         let value = (*d > 0).then_some(tensor_shape_proto::dimension::Value::DimValue(*d));
         tensor_shape_proto::Dimension { value, ..Default::default() }
     };
-    let input = |name: &str, kind: i32, dims: &[i64]| {
-        let shape = Some(TensorShapeProto { dim: dims.iter().map(dim).collect() });
+    let input = |name: &str, kind: i32, dims: Option<&[i64]>| {
+        let shape = dims.map(|dims| TensorShapeProto { dim: dims.iter().map(dim).collect() });
         let value = Some(type_proto::Value::TensorType(type_proto::Tensor { elem_type: Some(kind), shape }));
         ValueInfoProto {
             name: Some(name.to_owned()),
@@ -42,8 +43,14 @@ fn model(nodes: Vec<NodeProto>) -> ModelProto {
         opset_import: vec![OperatorSetIdProto { domain: None, version: Some(17) }],
         graph: Some(GraphProto {
             node: nodes,
-            initializer: vec![weight("w", &[4, 4]), weight("v", &[4]), weight("c", &[])],
-            input: vec![input("x", 1, &[0, 4, 4, 4]), input("s", 7, &[4])],
+            initializer: vec![
+                weight("w", &[4, 4]),
+                weight("v", &[4]),
+                weight("c", &[]),
+                bound("low", -1e5),
+                bound("high", 1e5),
+            ],
+            input: vec![input("x", 1, None), input("s", 7, Some(&[4]))],
             output: vec![ValueInfoProto { name: Some("y".to_owned()), ..ValueInfoProto::default() }],
             ..GraphProto::default()
         }),
@@ -108,7 +115,7 @@ fn deep_graphs_are_refused() {
         nodes.push(node("MatMul", &["h", "w"], "y"));
         nodes
     };
-    let shapes: [(&str, &str, &[&str]); 9] = [
+    let shapes: [(&str, &str, &[&str]); 13] = [
         ("copies", "Identity", &["_"]),
         ("a stream of doublings", "Add", &["_", "_"]),
         ("a stream of constants", "Add", &["_", "c"]),
@@ -118,6 +125,10 @@ fn deep_graphs_are_refused() {
         ("a quotient", "Div", &["_", "c"]),
         ("quotients of themselves", "Div", &["_", "_"]),
         ("choices", "Where", &["c", "_", "_"]),
+        ("guards", "Clip", &["_", "low", "high"]),
+        ("guards on one side", "Min", &["_", "high"]),
+        ("splits", "Split", &["_"]),
+        ("quantised and back", "DequantizeLinear", &["_", "c"]),
     ];
     let mut longest = (Duration::ZERO, "");
     let mut count = 0;
