@@ -34,7 +34,7 @@ impl Arithmetic {
             f.value().and_then(|v| module.graph.weight(v)).is_some_and(|w| w.dtype() == dtype)
         };
         let calibrated = |id| ["QuantizeLinear", "QLinearMatMul"].iter().any(|op| module.graph.node(id).is(op));
-        if module.graph.node_ids().any(calibrated) {
+        if module.graph.ancestors([module.anatomy.head.logits]).into_iter().any(calibrated) {
             Arithmetic::Calibrated
         } else if matrices.iter().any(|l| l.weight.quantised().is_some()) {
             Arithmetic::Quantised
