@@ -446,7 +446,8 @@ impl<'c> Call<'_, 'c> {
             });
         }
         if let Some(free) = free {
-            let (all, others): (usize, usize) = (dims.iter().product(), made.iter().product());
+            let all: usize = dims.iter().product();
+            let others = made.iter().try_fold(1_usize, |n, d| n.checked_mul(*d))?;
             made[free] = all.checked_div(others)?;
         }
         Some(made)

@@ -167,6 +167,7 @@ fn hostile_constants_allocate_nothing_and_panic_nowhere() {
         format!("a = const i64[] {{0}}\ne = {huge}\ns = const i64[] {{1}}\nv = Range(a, e, s)\ny = Add(i, v)"),
         "a = const i64[] {0}\ns = const i64[] {0}\nv = Range(a, a, s)\ny = Add(i, v)".to_owned(),
         "s = const i64[2] {1000000, 1000000}\nv = ConstantOfShape(s)\ny = Add(f, v)".to_owned(),
+        "a = const i64[] {1}\ns = const i64[3] {4294967296, 4294967296, -1}\nv = Reshape(a, s)\ny = Add(i, v)".to_owned(),
         "a = const i64[] {1}\ns = const i64[3] {2000, 2000, 2000}\nv = Expand(a, s)\ny = Add(i, v)".to_owned(),
         "a = const i64[4] {1, 2, 3, 4}\nm = const i64[1] {-9223372036854775808}\nn = const i64[1] {9223372036854775807}\nt = const i64[1] {-1}\nz = const i64[1] {0}\nv = Slice(a, m, n, z, t)\ny = Add(i, v)".to_owned(),
     ];

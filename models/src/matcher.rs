@@ -22,6 +22,9 @@ pub struct Mismatch {
 /// Nesting of arithmetic on constants that is looked into.
 const MAX_ARITHMETIC: usize = 6;
 
+/// Nodes that move or copy a value, in a row, behind which its maker is looked for.
+const MAX_MOVES: usize = 16;
+
 /// Guards against overflow in a row that are looked through: more than any exporter writes.
 const MAX_GUARDS: usize = 8;
 
@@ -193,7 +196,8 @@ impl<'g> Matcher<'g> {
         value
     }
 
-    /// True for a dequantisation by the scale and the zero point of the quantisation before it.
+    /// True for a dequantisation by the scale and the zero point of the quantisation before it, between which no sign is
+    /// lost: a zero point at the end of its type makes a ReLU of the two.
     fn undoes(&self, dequantise: &Node, quantise: &Node) -> bool {
         let constant = |node: &Node, slot: usize| {
             let mut value = node.input(slot)?;
@@ -218,10 +222,28 @@ impl<'g> Matcher<'g> {
         };
         let along = |name: &str| dequantise.attributes.get_int(name) == quantise.attributes.get_int(name);
         let of_one_scale = || constant(quantise, 1).is_some_and(|scale| scale.elements() == 1);
+        let two_sided = || constant(quantise, 2).is_some_and(|zero| !reaches_an_end(zero));
         quantise.is("QuantizeLinear")
             && same_scale
             && same_zero
+            && (two_sided() || quantise.input(0).is_some_and(|x| self.is_no_negative(x)))
             && (of_one_scale() || along("axis") && along("block_size"))
+    }
+
+    /// True for a value whose maker never gives a negative number, behind what moves or copies it.
+    fn is_no_negative(&self, value: ValueId) -> bool {
+        const PASSES: [&str; 8] =
+            ["Identity", "Cast", "Dropout", "Reshape", "Transpose", "Squeeze", "DequantizeLinear", "QuantizeLinear"];
+        let mut value = value;
+        for _ in 0..MAX_MOVES {
+            let Some((id, 0)) = self.graph.producer_of(value) else { return false };
+            let node = self.graph.node(id);
+            match node.input(0) {
+                Some(x) if PASSES.iter().any(|op| node.is(op)) => value = x,
+                _ => return ["Relu", "Softmax", "Sigmoid"].iter().any(|op| node.is(op)),
+            }
+        }
+        false
     }
 
     /// True for a slice from the first element to the last, one axis or several.
@@ -543,6 +565,18 @@ impl<'g> Matcher<'g> {
 /// An integer as inference knows it.
 fn saturated(value: i64) -> Dim {
     Dim::Value(value.clamp(i32::MIN.into(), i32::MAX.into()) as i32)
+}
+
+/// True for zero points of which one is the least or the greatest number of their type.
+fn reaches_an_end(zeros: &Weight) -> bool {
+    let ends = match zeros.dtype() {
+        DType::I8 => [i64::from(i8::MIN), i64::from(i8::MAX)],
+        DType::U8 => [0, u8::MAX.into()],
+        DType::I16 => [i16::MIN.into(), i16::MAX.into()],
+        DType::U16 => [0, u16::MAX.into()],
+        _ => return false,
+    };
+    zeros.to_i64().is_none_or(|zeros| zeros.iter().any(|zero| ends.contains(zero)))
 }
 
 /// True where a cast of an integer to the type keeps its value.

@@ -124,6 +124,19 @@ fn quantisation_is_undone_by_its_own_scale_and_zero_point() {
 }
 
 #[test]
+fn quantisation_that_loses_the_sign_is_a_relu() {
+    let pair = |value: &'static str| {
+        move |graph: &mut GraphProto| {
+            graph.initializer.extend([f32s("s", &[], &[0.02]), u8s("z", &[], 0)]);
+            let quantise = node("QuantizeLinear", &[value, "s", "z"], &["integers"]);
+            spliced(graph, value, "back", vec![quantise, node("DequantizeLinear", &["integers", "s", "z"], &["back"])]);
+        }
+    };
+    accepts(pair(PROBABILITIES));
+    refuses("`new back` is a DequantizeLinear", pair(KEYS));
+}
+
+#[test]
 fn a_product_of_integers_has_the_zero_point_of_its_quantisation() {
     let product = |zero: &'static str| {
         move |graph: &mut GraphProto| {
