@@ -73,7 +73,7 @@ impl fmt::Display for Refusal {
 pub struct Refused(pub Vec<Refusal>);
 
 /// Recognises the model that a graph computes. Values that the side network needs and that a fused operator keeps to
-/// itself are added to the graph, with the nodes that compute them: see [`crate::restate`].
+/// itself are added to the graph, with the nodes that compute them, under the origin [`RESTATED`](crate::RESTATED).
 ///
 /// # Errors
 /// Everything that was not understood; the graph is then as it was.
