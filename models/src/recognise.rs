@@ -314,7 +314,7 @@ impl<'g> Walk<'_, 'g> {
             return None;
         }
         if found.is_empty() && reasons.is_empty() {
-            self.refuse("the LM head", "", "is none: all outputs have four axes, as keys and values for a cache have");
+            self.refuse(LM_HEAD, "", "is none: all outputs have four axes, as keys and values for a cache have");
         }
         if found.is_empty() {
             for (output, mismatch) in reasons {
@@ -630,7 +630,7 @@ impl<'g> Walk<'_, 'g> {
             }
             check(&format!("the {}", tower.kind), "the final norm weighs", gains(&tower.final_norm), width);
         }
-        check("the LM head", "it reads", anatomy.head.linear.inputs, anatomy.last().width);
+        check(LM_HEAD, "it reads", anatomy.head.linear.inputs, anatomy.last().width);
         for (place, reason) in found {
             self.refuse(place, "", reason);
         }

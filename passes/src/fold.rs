@@ -93,16 +93,7 @@ fn fix(module: &mut Module) -> Result<(), Vec<String>> {
     if !problems.is_empty() {
         return Err(problems);
     }
-    for input in module.graph.inputs.clone() {
-        if let Some(shape) = module.graph.shape(input) {
-            let shape: Vec<Dim> = shape.iter().map(replace).collect();
-            module.graph.refine(input, &shape);
-        }
-    }
-    for tower in &mut module.anatomy.towers {
-        tower.batch = replace(&tower.batch);
-        tower.length = replace(&tower.length);
-    }
+    module.resize(replace);
     Ok(())
 }
 

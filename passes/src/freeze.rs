@@ -97,15 +97,6 @@ fn unify(module: &mut Module) -> Result<(), String> {
         return Ok(());
     }
     let replace = |dim: &Dim| renamed.iter().find(|(from, _)| from == dim).map_or_else(|| dim.clone(), |r| r.1.clone());
-    for input in module.graph.inputs.clone() {
-        if let Some(shape) = module.graph.shape(input) {
-            let shape: Vec<Dim> = shape.iter().map(replace).collect();
-            module.graph.refine(input, &shape);
-        }
-    }
-    for tower in &mut module.anatomy.towers {
-        tower.batch = replace(&tower.batch);
-        tower.length = replace(&tower.length);
-    }
+    module.resize(replace);
     module.graph.infer().map_err(|(node, reason)| format!("`{}`: {reason}", module.graph.node(node).name))
 }

@@ -27,6 +27,7 @@ use ndarray::{Array1, Axis};
 
 use crate::matrix::{Matrix, vector};
 use crate::options::Method;
+use crate::prune::largest;
 
 /// The blocks of a tower that were chosen.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,7 +51,7 @@ pub fn choose(graph: &Graph, anatomy: &Anatomy, method: &Method) -> Vec<Choice> 
             return Some(Choice { tower: index, asked, kept: (0..count).collect(), scores: Vec::new() });
         }
         let scores = scores(graph, anatomy, tower);
-        Some(Choice { tower: index, asked, kept: most_important(&scores, asked), scores })
+        Some(Choice { tower: index, asked, kept: largest(&scores, asked), scores })
     };
     anatomy.towers.iter().enumerate().filter_map(chosen).collect()
 }
@@ -114,25 +115,4 @@ fn energies(graph: &Graph, linear: &Linear, weights: &Array1<f64>, over: Axis) -
     });
     weight.release();
     sums
-}
-
-/// The blocks with the largest scores, ascending. Of equal scores the later one is kept.
-fn most_important(scores: &[f64], count: usize) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..scores.len()).collect();
-    order.sort_by(|a, b| scores[*a].total_cmp(&scores[*b]).then(a.cmp(b)));
-    let mut kept = order.split_off(scores.len().saturating_sub(count));
-    kept.sort_unstable();
-    kept
-}
-
-#[cfg(test)]
-mod tests {
-    use super::most_important;
-
-    #[test]
-    fn the_most_important_are_kept_in_order_and_later_ones_win_ties() {
-        assert_eq!(most_important(&[0.1, 0.4, 0.2, 0.3], 2), [1, 3]);
-        assert_eq!(most_important(&[0.25; 4], 3), [1, 2, 3]);
-        assert_eq!(most_important(&[1.0], 3), [0]);
-    }
 }

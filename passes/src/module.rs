@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use lstc_graph::{Graph, NodeId, Origin, Role, Source, ValueId};
+use lstc_graph::{Dim, Graph, NodeId, Origin, Role, Source, ValueId};
 use lstc_models::{Anatomy, RESTATED};
 
 use crate::fold::Folded;
@@ -111,6 +111,20 @@ impl Module {
     pub fn tap(&self, tower: usize, point: Point) -> ValueId {
         let tap = self.taps.iter().find(|t| t.tower == tower && t.point == point);
         tap.expect("the taps of the kept blocks were set").read
+    }
+
+    /// Gives the inputs and the towers other sizes. What these decide is inferred anew by the caller.
+    pub(crate) fn resize(&mut self, replace: impl Fn(&Dim) -> Dim) {
+        for input in self.graph.inputs.clone() {
+            if let Some(shape) = self.graph.shape(input) {
+                let shape: Vec<Dim> = shape.iter().map(&replace).collect();
+                self.graph.refine(input, &shape);
+            }
+        }
+        for tower in &mut self.anatomy.towers {
+            tower.batch = replace(&tower.batch);
+            tower.length = replace(&tower.length);
+        }
     }
 
     /// True for a value that a pass made.

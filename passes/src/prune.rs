@@ -321,7 +321,7 @@ impl<'s> Source<'s> {
 }
 
 /// Indices of the `count` largest scores, ascending. Of equal scores the later index is kept.
-fn largest(scores: &[f64], count: usize) -> Vec<usize> {
+pub(crate) fn largest(scores: &[f64], count: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_by(|a, b| scores[*a].total_cmp(&scores[*b]).then(a.cmp(b)));
     let mut kept = order.split_off(scores.len().saturating_sub(count));
