@@ -1,11 +1,14 @@
 //! Whole commands: what they write, print and answer.
 
+#[path = "common/cli.rs"]
+mod cli;
 mod common;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use cli::{stderr, stdout, text};
 use lstc_graph::{DataFiles, encode, load};
 
 fn case(name: &str) -> PathBuf {
@@ -14,23 +17,11 @@ fn case(name: &str) -> PathBuf {
 
 fn lstc(arguments: &[&str]) -> Output {
     common::runtime(); // installs the library that verify needs
-    Command::new(env!("CARGO_BIN_EXE_lstc")).args(arguments).output().expect("lstc runs")
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
+    cli::lstc(arguments)
 }
 
 fn code(output: &Output) -> i32 {
     output.status.code().unwrap_or_else(|| panic!("ended by a signal: {}", stderr(output)))
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a UTF-8 path")
 }
 
 /// A rewritten copy of a case, model and all, in a temporary folder.

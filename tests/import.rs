@@ -1,34 +1,20 @@
 //! A side network from elsewhere: found by name, converted, checked, written, recorded, verified.
 
+#[path = "common/cli.rs"]
+mod cli;
 mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
+use cli::{lstc, stderr, stdout, text};
 use half::{bf16, f16};
 use lstc::side::{self, Side};
 use ndarray::{ArrayD, IxDyn};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
-
-fn lstc(arguments: &[&str]) -> Output {
-    common::runtime(); // installs the library that verify needs
-    Command::new(env!("CARGO_BIN_EXE_lstc")).args(arguments).output().expect("lstc runs")
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a UTF-8 path")
-}
 
 /// A rewritten model of two encoder blocks, of which one is kept, and three decoder blocks, of which two are.
 struct Tuned {
@@ -68,6 +54,7 @@ impl Tuned {
     }
 
     fn verify(&self) -> Output {
+        common::runtime(); // installs the library that verify needs
         lstc(&["verify", text(&self.path("tuned"))])
     }
 }

@@ -1,24 +1,13 @@
 //! `lstc rewrite --from`: the same model once more, with other options or the same.
 
+#[path = "common/cli.rs"]
+mod cli;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
-fn lstc(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_lstc")).args(arguments).output().expect("lstc runs")
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a UTF-8 path")
-}
+use cli::{lstc, stderr, stdout, text};
 
 /// A copy of a model of two encoder and three decoder blocks, and what was made of it with some flags.
 struct Tuned {

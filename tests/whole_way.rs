@@ -3,12 +3,15 @@
 
 #[path = "matrix/archive.rs"]
 mod archive;
+#[path = "common/cli.rs"]
+mod cli;
 mod common;
 
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
+
+use cli::{lstc, stderr, stdout, text};
 
 /// Of each kind one: two files, their step merged in, half precision, bf16, opset 11, one position table a block, quantised in
 /// three ways, and optimised.
@@ -25,14 +28,6 @@ const MODELS: [&str; 11] = [
     "ts_gated_tied_equal_extended",
     "ts_transformers_optimised",
 ];
-
-fn lstc(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_lstc")).args(arguments).output().expect("lstc runs")
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a path in UTF-8")
-}
 
 /// Examples whose label is told by the first token.
 fn examples(path: &Path) {
@@ -57,9 +52,9 @@ fn every_kind_of_model_goes_the_whole_way() {
         examples(&data);
         let step = |arguments: &[&str]| {
             let output = lstc(arguments);
-            let (talk, said) = (String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+            let (talk, said) = (stderr(&output), stdout(&output));
             assert!(output.status.success(), "{name}: {arguments:?}\n{said}{talk}");
-            said.into_owned()
+            said
         };
         step(&["inspect", text(&model)]);
         step(&["rewrite", text(&model), "-r", "4", "-o", text(&tuned)]);
