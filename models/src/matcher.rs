@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::HashSet;
 
-use lstc_graph::{DType, Dim, Graph, Node, NodeId, ValueId, Weight};
+use lstc_graph::{DType, Graph, Node, NodeId, ValueId, Weight};
 
 use crate::anatomy::Norm;
 use crate::trace::{Found, Record};
