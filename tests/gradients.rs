@@ -122,11 +122,17 @@ fn declared(graph: &Graph, operand: ValueId) -> Vec<usize> {
     sizes(shape_text(&graph.shape(operand).expect("operands are declared")).trim_matches(['[', ']']))
 }
 
+/// The gradient of a scalar at itself.
+fn one(graph: &mut Graph) -> ValueId {
+    Builder::new(graph, Origin::pass("differentiate")).f32(1.0)
+}
+
 /// Adds the gradient of each trainable operand as the output `<operand>.grad`.
 fn differentiated(mut graph: Graph) -> Result<Graph, Vec<String>> {
     let wanted = trainable(&graph);
     let loss = graph.find("loss").expect("the graph has a loss");
-    let gradients = gradients(&mut graph, loss, &wanted, Origin::pass("differentiate"))?;
+    let one = one(&mut graph);
+    let gradients = gradients(&mut graph, (loss, one), &wanted, Origin::pass("differentiate"))?;
     let mut outputs = Vec::new();
     for (operand, gradient) in wanted.into_iter().zip(gradients) {
         let gradient = gradient.expect("the loss depends on every trainable operand");
@@ -346,9 +352,10 @@ fn missing_rules_are_reported_at_once() {
     let mut graph = parse(text, 17).expect("a graph");
     let wanted = trainable(&graph);
     let loss = graph.find("loss").expect("a loss");
+    let one = one(&mut graph);
     let before = print(&graph);
     let error =
-        gradients(&mut graph, loss, &wanted, Origin::pass("differentiate")).expect_err("three rules are missing");
+        gradients(&mut graph, (loss, one), &wanted, Origin::pass("differentiate")).expect_err("three rules are missing");
     assert_eq!(
         error,
         [
@@ -412,7 +419,8 @@ fn a_parameter_that_the_loss_does_not_reach_has_no_gradient() {
     let mut graph = parse(text, 17).expect("a graph");
     let wanted = trainable(&graph);
     let loss = graph.find("loss").expect("a loss");
-    let found = gradients(&mut graph, loss, &wanted, Origin::pass("differentiate")).expect("every rule is there");
+    let one = one(&mut graph);
+    let found = gradients(&mut graph, (loss, one), &wanted, Origin::pass("differentiate")).expect("every rule is there");
     assert!(found[0].is_some() && found[1].is_none());
 }
 
@@ -429,7 +437,8 @@ fn integers_carry_no_gradient() {
     let mut graph = parse(text, 17).expect("a graph");
     let wanted = trainable(&graph);
     let loss = graph.find("loss").expect("a loss");
-    let found = gradients(&mut graph, loss, &wanted, Origin::pass("differentiate")).expect("no rule is needed");
+    let one = one(&mut graph);
+    let found = gradients(&mut graph, (loss, one), &wanted, Origin::pass("differentiate")).expect("no rule is needed");
     assert_eq!(found, [None]);
 }
 
@@ -479,26 +488,27 @@ fn forms_without_a_rule_are_refused_by_name() {
 /// Operators that the compiler emits, and the element types that it needs of them. Each has a kernel for the CPU, which
 /// the test below asks ONNX Runtime for. For CUDA the list is from ONNX Runtime's documentation: no device has run it.
 const EMITTED: &[(&str, &str)] = &[
-    ("Add", "f32"),
+    ("Add", "f32 and i64 sizes"),
     ("Cast", "i64 and bool to f32"),
-    ("Concat", "i64 shapes"),
-    ("Div", "f32"),
+    ("Concat", "f32 and i64 shapes"),
+    ("Div", "f32 and i64 sizes"),
     ("Dropout", "f32, with its mask"),
     ("Equal", "i64"),
     ("Erf", "f32"),
     ("Exp", "f32"),
     ("Expand", "f32"),
-    ("Gather", "f32 by i64"),
+    ("Gather", "f32 and i64 by i64"),
     ("GatherElements", "f32 by i64"),
     ("Gemm", "f32"),
-    ("Greater", "f32"),
+    ("Greater", "f32 and i64 sizes"),
     ("Identity", "f32"),
     ("LogSoftmax", "f32"),
     ("MatMul", "f32"),
     ("Max", "f32"),
     ("Min", "f32"),
-    ("Mul", "f32"),
+    ("Mul", "f32 and i64 sizes"),
     ("Neg", "f32"),
+    ("NonZero", "bool"),
     ("Not", "bool"),
     ("OneHot", "f32 by i64, depth i64: CUDA has no i32 indices with an i64 depth"),
     ("Pow", "f32"),
@@ -507,9 +517,11 @@ const EMITTED: &[(&str, &str)] = &[
     ("ReduceSumSquare", "f32"),
     ("Relu", "f32"),
     ("Reshape", "any"),
+    ("ScatterND", "f32 by i64, each row once"),
     ("Shape", "f32 and i64, from opset 15 with start and end"),
     ("Sigmoid", "f32"),
-    ("Slice", "i64 shapes, before opset 15"),
+    ("Size", "i64"),
+    ("Slice", "f32 and i64"),
     ("Softmax", "f32"),
     ("Sqrt", "f32"),
     ("Sub", "f32"),

@@ -1,12 +1,13 @@
 //! The tuned model's logits: the side network's output, up-projected, through the backbone's own frozen LM head.
 //!
 //! ```text
-//! y = W_up out + b_up;   merge_last: y <- g y + (1 - g) backbone's final output;   logits = scale y W
+//! y = scale (W_up out + b_up);   merge_last: y <- scale (g y + (1 - g) backbone's final output);   logits = y W
 //! ```
 //!
-//! Ensures: `module.logits`, f32 `[batch, length, vocabulary]`, named `logits`.
+//! Ensures: `module.head_input`, y as rows; `module.logits`, f32 `[batch, length, vocabulary]`, named `logits`.
 
-use lstc_graph::{Builder, Origin};
+use lstc_graph::{Attributes, Builder, Origin, ValueId};
+use lstc_models::{Anatomy, Linear, Orientation};
 
 use crate::block::{MatrixValue, Rows, linear};
 use crate::ladder::{gate, mix};
@@ -32,7 +33,8 @@ impl Pass for Head {
         let bias = method.bias.then(|| module.parameter("side_final_upsample.bias"));
         let alpha = method.merge_last.then(|| module.parameter("side_gate_params_merge_last"));
         let out = *module.side_outputs.last().expect("the ladder was emitted");
-        let head = module.anatomy.head.clone();
+        let scale = module.anatomy.head.scale;
+        let matrix = matrix(&module.anatomy);
 
         let b = Builder::new(&mut module.graph, Origin::pass("head"));
         b.scope("side_final_upsample");
@@ -43,12 +45,52 @@ impl Pass for Head {
             y = mix(&b, g, y, rows.flatten(&b, backbone, width));
         }
         b.scope("lm_head");
-        if head.scale != 1.0 {
-            y = b.mul(y, b.f32(head.scale));
+        if scale != 1.0 {
+            y = b.mul(y, b.f32(scale));
         }
-        let matrix = MatrixValue::frozen(&b, &head.linear);
-        let logits = rows.unflatten(&b, linear(&b, y, matrix, None), &[head.linear.outputs]);
+        let logits = rows.unflatten(&b, HeadMatrix::new(&b, &matrix).logits(&b, y), &[matrix.outputs]);
         module.logits = Some(b.named(logits, "logits"));
+        module.head_input = Some(y);
         Ok(())
+    }
+}
+
+/// The head's matrix as the side network reads it: of a tied head the embedding table, of which each row is a token's,
+/// rather than an exporter's transposed copy of it.
+pub(crate) fn matrix(anatomy: &Anatomy) -> Linear {
+    let (head, table) = (&anatomy.head, &anatomy.last().table);
+    match table.value() {
+        Some(_) if head.tied && head.linear.orientation == Orientation::InOut => {
+            Linear { weight: table.clone(), orientation: Orientation::OutIn, ..head.linear.clone() }
+        }
+        _ => head.linear.clone(),
+    }
+}
+
+/// The frozen matrix W in a graph: products with it forward and backward.
+pub(crate) struct HeadMatrix(MatrixValue);
+
+impl HeadMatrix {
+    pub(crate) fn new(b: &Builder, linear: &Linear) -> HeadMatrix {
+        HeadMatrix(MatrixValue::frozen(b, linear))
+    }
+
+    /// `y W` of rows y.
+    pub(crate) fn logits(&self, b: &Builder, y: ValueId) -> ValueId {
+        linear(b, y, self.0, None)
+    }
+
+    /// `g W^T` of rows g, `[rows, vocabulary]`.
+    pub(crate) fn back(&self, b: &Builder, g: ValueId) -> ValueId {
+        b.gemm(g, self.0.value, None, false, self.0.orientation == Orientation::InOut)
+    }
+
+    /// The columns of W that these tokens have, as rows.
+    pub(crate) fn columns(&self, b: &Builder, tokens: ValueId) -> ValueId {
+        let gather = |axis| b.op("Gather", &[self.0.value, tokens], Attributes::none().int("axis", axis));
+        match self.0.orientation {
+            Orientation::OutIn => gather(0),
+            Orientation::InOut => b.transpose(gather(1), &[1, 0]),
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! The loss: mean cross-entropy over the labels that are not -100, and optionally distillation from the backbone.
+//! The loss, and its gradient where the side network ends: mean cross-entropy over the labels that are not -100, and
+//! optionally distillation from the backbone.
 //!
 //! ```text
 //! loss = label * CE + distill * KL(softmax(backbone logits / 0.1) || softmax(logits)) / batch
@@ -7,11 +8,22 @@
 //! As in the reference, only the teacher's logits are divided by 0.1, and the divergence is summed over all positions.
 //! A batch whose labels are all -100 has a cross-entropy of 0.
 //!
-//! Ensures: the input `labels`, i64 `[batch, length]`; `module.loss`, f32 `[]`, named `loss`.
+//! The head W is frozen, so that what it computes forward is needed for one thing more only: the gradient of its input y.
+//!
+//! ```text
+//! p = softmax(y W);   dCE/dy = (p W^T - W^T[label]) / labels that count;   dKL/dy = (p - teacher) W^T
+//! ```
+//!
+//! Without distillation, the rows of y whose labels count are gathered first, and logits exist for some rows at a time
+//! alone: never for padding, and never for all tokens of a large batch.
+//!
+//! Ensures: the input `labels`, i64 `[batch, length]`; `module.loss`, f32 `[]`, named `loss`; `module.seed`, y with the
+//! gradient of the loss.
 
 use lstc_graph::{Attributes, Builder, DType, Dim, Origin, Role, ValueId};
 
 use crate::block::Rows;
+use crate::head::{HeadMatrix, matrix};
 use crate::module::{Module, Point};
 use crate::pipeline::Pass;
 
@@ -22,6 +34,12 @@ pub(crate) const IGNORED: i64 = -100;
 
 /// What the teacher's logits are divided by.
 const TEACHER_TEMPERATURE: f32 = 0.1;
+
+/// Parts into which the rows of a large batch are cut.
+const PARTS: i64 = 8;
+
+/// Rows that a part has at least: fewer would read the head's matrix for little.
+const FEWEST_ROWS: i64 = 256;
 
 impl Pass for Loss {
     fn name(&self) -> &'static str {
@@ -35,30 +53,32 @@ impl Pass for Loss {
         let rows =
             Rows { batch: shape[0].clone(), length: shape[1].clone(), like: module.tap(tower, Point::Embedding) };
         let labels = module.graph.add_input("labels", DType::I64, &shape, Role::Frozen).map_err(|e| vec![e])?;
-        let vocabulary = module.anatomy.head.linear.outputs;
-        let logits = module.logits.expect("the head was emitted");
+        let matrix = matrix(&module.anatomy);
+        let y = module.head_input.expect("the head was emitted");
         let options = module.options.loss.clone();
         let teacher = (options.distill > 0.0).then(|| module.tap(tower, Point::Logits));
 
         let b = Builder::new(&mut module.graph, Origin::pass("loss"));
         b.scope("loss");
-        let log_softmax = |x| b.op("LogSoftmax", &[x], Attributes::none().int("axis", -1));
-        let logits = rows.flatten(&b, logits, vocabulary);
-        let student = log_softmax(logits);
-        let mut loss = None;
-        if options.label > 0.0 {
-            loss = Some(weighted(&b, cross_entropy(&b, student, labels, &rows), options.label));
-        }
-        if let Some(teacher) = teacher {
-            let teacher = b.mul(rows.flatten(&b, teacher, vocabulary), b.f32(TEACHER_TEMPERATURE.recip()));
-            let teacher = log_softmax(teacher);
-            let divergence = b.reduce_sum(b.mul(b.exp(teacher), b.sub(teacher, student)), &[], false);
-            let batch = b.cast(b.reshape(b.shape_slice(labels, 0, 1), &[]), DType::F32);
-            let term = weighted(&b, b.div(divergence, batch), options.distill);
-            loss = Some(loss.map_or(term, |loss| b.add(loss, term)));
-        }
-        let loss = loss.expect("one of the two weights is positive");
+        let head = HeadMatrix::new(&b, &matrix);
+        let labels_of_rows = b.shaped(b.reshape(labels, &[-1]), &[rows.count()]);
+        let ignored = b.op("Equal", &[labels_of_rows, b.i64(IGNORED)], Attributes::none());
+        let counts = b.op("Not", &[ignored], Attributes::none());
+        let (loss, gradient) = match teacher {
+            None => {
+                let (loss, gradient) = cross_entropy(&b, &head, y, (labels_of_rows, counts));
+                (weighted(&b, loss, options.label), weighted(&b, gradient, options.label))
+            }
+            Some(teacher) => {
+                let teacher = rows.flatten(&b, teacher, matrix.outputs);
+                let batch = b.cast(b.reshape(b.shape_slice(labels, 0, 1), &[]), DType::F32);
+                let share = b.div(b.f32(options.distill), batch);
+                distilled(&b, &head, y, (labels_of_rows, counts), (teacher, share), options.label)
+            }
+        };
+        let gradient = b.shaped(gradient, &[rows.count(), Dim::Value(matrix.inputs as i32)]);
         module.loss = Some(b.named(loss, "loss"));
+        module.seed = Some((y, gradient));
         module.labels = Some(labels);
         Ok(())
     }
@@ -68,16 +88,83 @@ fn weighted(b: &Builder, term: ValueId, weight: f32) -> ValueId {
     if weight == 1.0 { term } else { b.mul(term, b.f32(weight)) }
 }
 
-/// Mean of `-log p[label]` over the rows whose label counts.
-fn cross_entropy(b: &Builder, log_probabilities: ValueId, labels: ValueId, rows: &Rows) -> ValueId {
-    let column = [rows.count(), Dim::Value(1)];
-    let labels = b.shaped(b.reshape(labels, &[-1, 1]), &column);
-    let ignored = b.op("Equal", &[labels, b.i64(IGNORED)], Attributes::none());
-    let counts = b.op("Not", &[ignored], Attributes::none());
-    let index = b.select(counts, labels, b.i64(0));
-    let picked = b.op("GatherElements", &[log_probabilities, index], Attributes::none().int("axis", 1));
-    let counted = b.select(counts, picked, b.f32(0.0));
-    let number = b.reduce_sum(b.cast(counts, DType::F32), &[], false);
-    let number = b.op("Max", &[number, b.f32(1.0)], Attributes::none());
-    b.neg(b.div(b.reduce_sum(counted, &[], false), number))
+fn log_softmax(b: &Builder, x: ValueId) -> ValueId {
+    b.op("LogSoftmax", &[x], Attributes::none().int("axis", -1))
+}
+
+/// How many labels count, at least 1, in f32.
+fn number_of(b: &Builder, counts: ValueId) -> ValueId {
+    b.op("Max", &[b.reduce_sum(b.cast(counts, DType::F32), &[], false), b.f32(1.0)], Attributes::none())
+}
+
+/// `log p[label]` of each row, `[rows, 1]`.
+fn picked(b: &Builder, log_probabilities: ValueId, labels: ValueId) -> ValueId {
+    let column = b.unsqueeze(labels, 1);
+    b.op("GatherElements", &[log_probabilities, column], Attributes::none().int("axis", 1))
+}
+
+/// The mean of `-log p[label]` over the rows whose label counts, and its gradient for all rows of y.
+fn cross_entropy(
+    b: &Builder,
+    head: &HeadMatrix,
+    y: ValueId,
+    (labels, counts): (ValueId, ValueId),
+) -> (ValueId, ValueId) {
+    let positions = b.reshape(b.op("NonZero", &[counts], Attributes::none()), &[-1]);
+    let gather = |x| b.op("Gather", &[x, positions], Attributes::none().int("axis", 0));
+    let (kept, kept_labels) = (gather(y), gather(labels));
+    let number = number_of(b, counts);
+    let (mut losses, mut gradients) = (Vec::new(), Vec::new());
+    for (kept, labels) in parts(b, positions, kept, kept_labels) {
+        let log_probabilities = log_softmax(b, head.logits(b, kept));
+        losses.push(b.reduce_sum(picked(b, log_probabilities, labels), &[], false));
+        gradients.push(b.sub(head.back(b, b.exp(log_probabilities)), head.columns(b, labels)));
+    }
+    let loss = b.neg(b.div(b.op("Sum", &losses, Attributes::none()), number));
+    let gradient = b.div(b.concat(&gradients, 0), number);
+    // The rows that do not count have a gradient of zero.
+    let zeros = b.op("Expand", &[b.f32(0.0), b.shape_slice(y, 0, 2)], Attributes::none());
+    let index = b.unsqueeze(positions, 1);
+    (loss, b.op("ScatterND", &[zeros, index, gradient], Attributes::none()))
+}
+
+/// The rows in [`PARTS`] parts of at least [`FEWEST_ROWS`], of which the last may be empty.
+fn parts(b: &Builder, positions: ValueId, kept: ValueId, labels: ValueId) -> Vec<(ValueId, ValueId)> {
+    let number = b.op("Size", &[positions], Attributes::none());
+    let share = b.div(b.add(number, b.i64(PARTS - 1)), b.i64(PARTS));
+    let size = b.reshape(b.select(greater(b, share, FEWEST_ROWS), share, b.i64(FEWEST_ROWS)), &[1]);
+    let bound = |part| b.mul(size, b.i64s(&[part]));
+    let slice = |x, part| b.op("Slice", &[x, bound(part), bound(part + 1), b.i64s(&[0])], Attributes::none());
+    (0..PARTS).map(|part| (slice(kept, part), slice(labels, part))).collect()
+}
+
+fn greater(b: &Builder, x: ValueId, than: i64) -> ValueId {
+    b.op("Greater", &[x, b.i64(than)], Attributes::none())
+}
+
+/// `label * CE + share * sum KL(teacher / 0.1 || p)` and its gradient.
+fn distilled(
+    b: &Builder,
+    head: &HeadMatrix,
+    y: ValueId,
+    (labels, counts): (ValueId, ValueId),
+    (teacher, share): (ValueId, ValueId),
+    label: f32,
+) -> (ValueId, ValueId) {
+    let student = log_softmax(b, head.logits(b, y));
+    let teacher = log_softmax(b, b.mul(teacher, b.f32(TEACHER_TEMPERATURE.recip())));
+    let target = b.exp(teacher);
+    let divergence = b.reduce_sum(b.mul(target, b.sub(teacher, student)), &[], false);
+    let mut loss = b.mul(divergence, share);
+    let p = b.exp(student);
+    let mut gradient = head.back(b, b.mul(b.sub(p, target), share));
+    if label > 0.0 {
+        let known = b.select(counts, labels, b.i64(0));
+        // Of each row its part in the mean: 0 where its label does not count.
+        let part = b.unsqueeze(b.div(b.mul(b.cast(counts, DType::F32), b.f32(label)), number_of(b, counts)), 1);
+        loss = b.sub(loss, b.reduce_sum(b.mul(picked(b, student, known), part), &[], false));
+        let entropy = b.sub(head.back(b, p), head.columns(b, known));
+        gradient = b.add(gradient, b.mul(entropy, part));
+    }
+    (loss, gradient)
 }

@@ -67,6 +67,10 @@ pub struct Module {
     pub logits: Option<ValueId>,
     pub labels: Option<ValueId>,
     pub loss: Option<ValueId>,
+    /// What the head reads, `[batch * length, d]`.
+    pub head_input: Option<ValueId>,
+    /// Where differentiation begins: a value and the gradient of the loss there.
+    pub seed: Option<(ValueId, ValueId)>,
     /// Values named in train.onnx's interface.
     pub step: Option<StepValues>,
     /// The graph as it was read: what the backbone must stay.
@@ -108,6 +112,8 @@ impl Module {
             logits: None,
             labels: None,
             loss: None,
+            head_input: None,
+            seed: None,
             step: None,
         })
     }

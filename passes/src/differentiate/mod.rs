@@ -24,9 +24,9 @@ impl Pass for Differentiate {
     }
 
     fn run(&self, module: &mut Module) -> Result<(), Vec<String>> {
-        let loss = module.loss.expect("the loss was emitted");
+        let seed = module.seed.expect("the loss was emitted");
         let wanted: Vec<ValueId> = module.parameters.iter().map(|p| p.value).collect();
-        let gradients = gradients(&mut module.graph, loss, &wanted, Origin::pass("differentiate"))?;
+        let gradients = gradients(&mut module.graph, seed, &wanted, Origin::pass("differentiate"))?;
         let b = Builder::new(&mut module.graph, Origin::pass("differentiate"));
         for (parameter, gradient) in module.parameters.iter_mut().zip(gradients) {
             let gradient = gradient.unwrap_or_else(|| {
@@ -41,19 +41,20 @@ impl Pass for Differentiate {
     }
 }
 
-/// Emits the gradients of a scalar with respect to some values; `None` for one it does not depend on.
+/// Emits the gradients of a scalar with respect to some values, given a value on the way to it and its gradient there; `None`
+/// for one that the value does not depend on.
 ///
 /// # Errors
 /// Every operator without a rule, and every operand whose gradient's shape cannot be decided.
 pub fn gradients(
     graph: &mut Graph,
-    scalar: ValueId,
+    (seed, at_seed): (ValueId, ValueId),
     wanted: &[ValueId],
     origin: Origin,
 ) -> Result<Vec<Option<ValueId>>, Vec<String>> {
     let order = graph.order().map_err(|id| vec![format!("`{}` is part of a cycle", graph.node(id).name)])?;
     let active = active(graph, &order, wanted);
-    let behind = graph.ancestors([scalar]);
+    let behind = graph.ancestors([seed]);
     let on_path =
         |id: &NodeId| behind.contains(id) && graph.node(*id).outputs.iter().flatten().any(|v| active[v.index()]);
     let path: Vec<NodeId> = order.into_iter().filter(on_path).collect();
@@ -72,7 +73,7 @@ pub fn gradients(
     let b = Builder::new(graph, origin);
     let mut g = Backward { b: &b, shapes, problems: Vec::new() };
     let mut contributions: HashMap<ValueId, Vec<ValueId>> = HashMap::new();
-    contributions.insert(scalar, vec![b.f32(1.0)]);
+    contributions.insert(seed, vec![at_seed]);
     for id in path.into_iter().rev() {
         let node = b.read(|graph| graph.node(id).clone());
         let Some(dy) = node.output(0).and_then(|y| g.total(&mut contributions, y)) else { continue };

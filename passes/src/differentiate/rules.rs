@@ -255,11 +255,12 @@ fn reduce_sum(g: &mut Backward, node: &Node, dy: ValueId, _: &[bool]) -> Contrib
     one(kept) // broadcasts to x's shape
 }
 
-// y = max(x, 0)             dx = dy where y > 0, else 0
+// y = max(x, 0)             dx = dy (y > 0)
 fn relu(g: &mut Backward, node: &Node, dy: ValueId, _: &[bool]) -> Contributions {
-    let zero = g.b.f32(0.0);
-    let passes = g.b.op("Greater", &[y(node), zero], Attributes::none());
-    one(g.b.select(passes, dy, zero))
+    let passes = g.b.op("Greater", &[y(node), g.b.f32(0.0)], Attributes::none());
+    // ONNX Runtime's Where takes ten times as long as a product.
+    let dtype = g.b.dtype(dy).unwrap_or(DType::F32);
+    one(g.b.mul(dy, g.b.cast(passes, dtype)))
 }
 
 // y = x in another shape    dx = dy in x's shape
