@@ -233,6 +233,16 @@ impl<'g> Builder<'g> {
         self.op("Concat", parts, Attributes::none().int("axis", axis))
     }
 
+    /// The parts of these sizes along an axis.
+    pub fn split(&self, x: ValueId, sizes: &[i64], axis: i64) -> Vec<ValueId> {
+        let attributes = Attributes::none().int("axis", axis);
+        if self.opset() >= 13 {
+            self.op_n("Split", &[x, self.i64s(sizes)], attributes, sizes.len())
+        } else {
+            self.op_n("Split", &[x], attributes.ints("split", sizes), sizes.len())
+        }
+    }
+
     pub fn softmax(&self, x: ValueId) -> ValueId {
         self.op("Softmax", &[x], Attributes::none().int("axis", -1))
     }

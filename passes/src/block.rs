@@ -122,16 +122,18 @@ pub fn attention(
     context: Option<(ValueId, &Rows)>,
     dropout: Dropout,
 ) -> ValueId {
-    let (source, keys) = context.unwrap_or((x, rows));
-    let axes = [anatomy.heads, weights.head_width];
-    let split = |x, rows: &Rows, matrix, perm: [i64; 4]| {
-        b.transpose(rows.unflatten(b, linear(b, x, matrix, None), &axes), &perm)
+    let keys = context.map_or(rows, |(_, keys)| keys);
+    let [heads, width] = [anatomy.heads, weights.head_width];
+    let (q, k, v) = match context {
+        None => projections(b, x, rows, [weights.q, weights.k, weights.v], [heads, width]).into(),
+        Some((context, keys)) => {
+            let [q] = projections(b, x, rows, [weights.q], [heads, width]);
+            let [k, v] = projections(b, context, keys, [weights.k, weights.v], [heads, width]);
+            (q, k, v)
+        }
     };
-    let q = split(x, rows, weights.q, [0, 2, 1, 3]);
-    let k = split(source, keys, weights.k, [0, 2, 3, 1]);
-    let v = split(source, keys, weights.v, [0, 2, 1, 3]);
-    let shape = [rows.batch.clone(), Dim::Value(axes[0] as i32), rows.length.clone(), keys.length.clone()];
-    let mut scores = b.shaped(b.matmul(q, k), &shape);
+    let shape = [rows.batch.clone(), Dim::Value(heads as i32), rows.length.clone(), keys.length.clone()];
+    let mut scores = b.shaped(b.matmul(b.transpose(q, &[0, 1, 3, 2]), k), &shape);
     if anatomy.scale != 1.0 {
         scores = b.mul(scores, b.f32(anatomy.scale));
     }
@@ -139,12 +141,46 @@ pub fn attention(
         scores = add_bias(b, scores, bias, weights.table, &shape);
     }
     let probabilities = dropout.apply(b, b.softmax(scores));
-    let mixed = b.shaped(
-        b.matmul(probabilities, v),
-        &[shape[0].clone(), shape[1].clone(), shape[2].clone(), Dim::Value(axes[1] as i32)],
-    );
-    let merged = rows.flatten(b, b.transpose(mixed, &[0, 2, 1, 3]), axes[0] * axes[1]);
-    linear(b, merged, weights.o, None)
+    let mixed = b.matmul(v, b.transpose(probabilities, &[0, 1, 3, 2]));
+    let [batch, heads_dim, length, _] = shape;
+    let mixed = b.shaped(mixed, &[batch.clone(), heads_dim, Dim::Value(width as i32), length.clone()]);
+    let merged = b.reshape(mixed, &[0, (heads * width) as i64, -1]);
+    let merged = b.shaped(merged, &[batch, Dim::Value((heads * width) as i32), length]);
+    linear(b, rows.flatten(b, b.transpose(merged, &[0, 2, 1]), heads * width), weights.o, None)
+}
+
+/// Products of rows with several matrices, as one: `[batch, heads, width, length]` of each.
+///
+/// With the length last, the products of attention run along it, and not along the few numbers of a head.
+fn projections<const N: usize>(
+    b: &Builder,
+    x: ValueId,
+    rows: &Rows,
+    matrices: [MatrixValue; N],
+    [heads, width]: [usize; 2],
+) -> [ValueId; N] {
+    let orientation = matrices[0].orientation;
+    let whole = match matrices[..] {
+        [one] => one,
+        _ => {
+            assert!(matrices.iter().all(|m| m.orientation == orientation), "the matrices of an attention lie alike");
+            let axis = if orientation == Orientation::OutIn { 0 } else { 1 };
+            let value = b.concat(&matrices.map(|m| m.value), axis);
+            MatrixValue { value, orientation }
+        }
+    };
+    let all = rows.unflatten(b, linear(b, x, whole, None), &[N * heads * width]);
+    let by_head = b.reshape(b.transpose(all, &[0, 2, 1]), &[0, (N * heads) as i64, width as i64, -1]);
+    let dims = |heads: usize| {
+        let [heads, width] = [heads, width].map(|n| Dim::Value(n as i32));
+        [rows.batch.clone(), heads, width, rows.length.clone()]
+    };
+    let by_head = b.shaped(by_head, &dims(N * heads));
+    if N == 1 {
+        return [by_head; N];
+    }
+    let parts = b.split(by_head, &[heads as i64; N], 1);
+    <[ValueId; N]>::try_from(parts).expect("as many parts as sizes").map(|part| b.shaped(part, &dims(heads)))
 }
 
 /// `scores + bias`, of the scores' shape.

@@ -117,7 +117,10 @@ impl<'o> Stepper<'o> {
         let parameters = &opened.record.parameters;
         let file = if accumulates { "grad.onnx" } else { "train.onnx" };
         let Parts { backbone, side } = opened.parts(file)?;
-        let session = |graph: &Graph| Bound::new(opened.session(graph, execution)?);
+        // The LM head is the only constant matrix here, and two products read it: a copy for each in the kernels' own layout
+        // would be the most memory of all, and no faster.
+        let unpacked = Execution { mapped: true, ..*execution };
+        let session = |graph: &Graph| Bound::new(opened.session(graph, &unpacked)?);
         let way = if accumulates {
             let apply = opened.graph("apply.onnx")?;
             check_in_place(opened, "apply.onnx", &apply)?;

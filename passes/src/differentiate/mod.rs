@@ -62,7 +62,7 @@ pub fn gradients(
     let missing: BTreeSet<String> = path
         .iter()
         .map(|id| graph.node(*id))
-        .filter(|n| !n.is_default_domain() || rules::rule(&n.op).is_none())
+        .filter(|n| !n.is_default_domain() || rules::rule(&n.op).is_none() && n.op != "Split")
         .map(|n| format!("`{}`: {} has no gradient rule", n.name, n.op))
         .collect();
     if !missing.is_empty() {
@@ -76,8 +76,14 @@ pub fn gradients(
     contributions.insert(seed, vec![at_seed]);
     for id in path.into_iter().rev() {
         let node = b.read(|graph| graph.node(id).clone());
-        let Some(dy) = node.output(0).and_then(|y| g.total(&mut contributions, y)) else { continue };
         b.scope(&format!("grad/{}", node.name));
+        if node.is("Split") {
+            if let Some((x, gradient)) = g.joined(&mut contributions, &node) {
+                contributions.entry(x).or_default().push(gradient);
+            }
+            continue;
+        }
+        let Some(dy) = node.output(0).and_then(|y| g.total(&mut contributions, y)) else { continue };
         let rule = rules::rule(&node.op).expect("missing rules were reported");
         let dy =
             if rules::BROADCASTS.contains(&node.op.as_str()) { dy } else { g.fit(dy, node.output(0).unwrap_or(dy)) };
@@ -135,6 +141,32 @@ impl Backward<'_, '_> {
         };
         contributions.insert(value, vec![total]);
         Some(total)
+    }
+
+    // y_1, y_2, ... = x in parts      dx = dy_1, dy_2, ... side by side
+    /// The one rule for a node of which several outputs have gradients: the operand of a Split, and its gradient.
+    fn joined(
+        &mut self,
+        contributions: &mut HashMap<ValueId, Vec<ValueId>>,
+        split: &Node,
+    ) -> Option<(ValueId, ValueId)> {
+        let gradients: Vec<(ValueId, Option<ValueId>)> =
+            split.outputs.iter().flatten().map(|y| (*y, self.total(contributions, *y))).collect();
+        if gradients.iter().all(|(_, gradient)| gradient.is_none()) {
+            return None;
+        }
+        let whole = |(y, gradient): (ValueId, Option<ValueId>)| match gradient {
+            Some(gradient) => self.fit(gradient, y),
+            None => {
+                let zero = self.b.f32(0.0);
+                self.fit(zero, y)
+            }
+        };
+        let parts: Vec<ValueId> = gradients.into_iter().map(whole).collect();
+        let x = split.input(0)?;
+        let shape = self.shape(x);
+        let axis = split.attributes.get_int("axis").unwrap_or(0);
+        Some((x, self.b.shaped(self.b.concat(&parts, axis), &shape)))
     }
 
     /// Adds a problem, once.

@@ -6,6 +6,7 @@
 use lstc_graph::{Attributes, DType, Dim, Node, ValueId};
 
 use super::{Backward, Contributions};
+use crate::module::is_backbone;
 
 /// `(backward, node, dy, active values) -> gradients of the operands`
 pub type Rule = fn(&mut Backward, &Node, ValueId, &[bool]) -> Contributions;
@@ -14,6 +15,7 @@ pub type Rule = fn(&mut Backward, &Node, ValueId, &[bool]) -> Contributions;
 pub const RULES: &[(&str, Rule)] = &[
     ("Add", add),
     ("Cast", cast),
+    ("Concat", concat),
     ("Div", div),
     ("Dropout", dropout),
     ("Erf", erf),
@@ -75,6 +77,28 @@ fn add(g: &mut Backward, node: &Node, dy: ValueId, active: &[bool]) -> Contribut
 // y = x in another float type      dx = dy in x's type
 fn cast(g: &mut Backward, node: &Node, dy: ValueId, _: &[bool]) -> Contributions {
     one(g.b.cast(dy, g.b.dtype(x(node, 0)).unwrap_or(DType::F32)))
+}
+
+// y = a b ... side by side  each operand: its part of dy
+fn concat(g: &mut Backward, node: &Node, dy: ValueId, active: &[bool]) -> Contributions {
+    let axis = node.attributes.get_int("axis").unwrap_or(0);
+    let sizes: Option<Vec<i64>> = node.inputs.iter().flatten().map(|v| size_along(g, *v, axis)).collect();
+    let Some(sizes) = sizes else {
+        g.problems.push(format!("`{}`: Concat has a gradient rule for parts of constant size", node.name));
+        return vec![None; node.inputs.len()];
+    };
+    let parts = g.b.split(dy, &sizes, axis);
+    (0..parts.len()).map(|i| is_active(node, i, active).then(|| parts[i])).collect()
+}
+
+/// The size of a value along an axis, where it is constant.
+fn size_along(g: &mut Backward, value: ValueId, axis: i64) -> Option<i64> {
+    let shape = g.shape(value);
+    let axis = if axis < 0 { axis + shape.len() as i64 } else { axis };
+    match shape.get(usize::try_from(axis).ok()?)? {
+        Dim::Value(size) => Some(i64::from(*size)),
+        _ => None,
+    }
 }
 
 // y = a / b                 da = dy / b, db = -dy y / b
@@ -187,29 +211,72 @@ fn log_softmax(g: &mut Backward, node: &Node, dy: ValueId, _: &[bool]) -> Contri
 }
 
 // y = a b                   da = dy b^T, db = a^T dy, on the last two axes, summed over repeated batches
+// y = a^T b                 da = b dy^T;   y = a b^T:   db = dy^T a
+//
+// So no gradient is transposed where the operand was: ONNX Runtime's products read an operand either way.
 fn mat_mul(g: &mut Backward, node: &Node, dy: ValueId, active: &[bool]) -> Contributions {
     let (a, b) = (x(node, 0), x(node, 1));
     if g.shape(a).len() < 2 || g.shape(b).len() < 2 {
         g.problems.push(format!("`{}`: MatMul has a gradient rule for operands of rank 2 and more", node.name));
         return vec![None, None];
     }
-    let da = is_active(node, 0, active).then(|| {
-        let product = g.b.matmul(dy, swapped(g, b));
-        g.fit(product, a)
+    let da = is_active(node, 0, active).then(|| match unswapped(g, a) {
+        Some(inner) => {
+            let product = g.b.matmul(b, swapped(g, dy));
+            let product = g.fit(product, inner);
+            swapped(g, product)
+        }
+        None => {
+            let product = g.b.matmul(dy, swapped(g, b));
+            g.fit(product, a)
+        }
     });
-    let db = is_active(node, 1, active).then(|| {
-        let product = g.b.matmul(swapped(g, a), dy);
-        g.fit(product, b)
+    let db = is_active(node, 1, active).then(|| match unswapped(g, b) {
+        Some(inner) => {
+            let product = g.b.matmul(swapped(g, dy), a);
+            let product = g.fit(product, inner);
+            swapped(g, product)
+        }
+        None => {
+            let product = g.b.matmul(swapped(g, a), dy);
+            g.fit(product, b)
+        }
     });
     vec![da, db]
 }
 
 /// The last two axes exchanged.
 fn swapped(g: &mut Backward, value: ValueId) -> ValueId {
-    let rank = g.shape(value).len() as i64;
-    let mut perm: Vec<i64> = (0..rank).collect();
-    perm.swap(rank as usize - 1, rank as usize - 2);
-    g.b.transpose(value, &perm)
+    let perm = swap(g.shape(value).len());
+    transposed(g, value, &perm)
+}
+
+/// A permutation that exchanges the last two of `rank` axes, of which there are two at least.
+fn swap(rank: usize) -> Vec<i64> {
+    let mut perm: Vec<i64> = (0..rank as i64).collect();
+    perm.swap(rank - 1, rank - 2);
+    perm
+}
+
+/// The value whose last two axes were exchanged to make this one.
+fn unswapped(g: &mut Backward, value: ValueId) -> Option<ValueId> {
+    let swap = swap(g.shape(value).len());
+    g.b.read(|graph| {
+        let node = graph.node(graph.producer_of(value)?.0);
+        let perm = node.attributes.get_ints("perm")?;
+        (node.is("Transpose") && !is_backbone(&node.origin) && perm == swap).then(|| node.input(0))?
+    })
+}
+
+/// A value with its axes permuted; where that undoes a permutation, the value as it was.
+fn transposed(g: &mut Backward, value: ValueId, perm: &[i64]) -> ValueId {
+    let undone = g.b.read(|graph| {
+        let node = graph.node(graph.producer_of(value)?.0);
+        let before = node.attributes.get_ints("perm")?;
+        let is_inverse = perm.iter().enumerate().all(|(to, from)| before.get(*from as usize) == Some(&(to as i64)));
+        (node.is("Transpose") && !is_backbone(&node.origin) && is_inverse).then(|| node.input(0))?
+    });
+    undone.unwrap_or_else(|| g.b.transpose(value, perm))
 }
 
 // y = a b                   da = dy b, db = dy a, each summed to its operand's shape
@@ -315,7 +382,7 @@ fn transpose(g: &mut Backward, node: &Node, dy: ValueId, _: &[bool]) -> Contribu
     let perm = node.attributes.get_ints("perm").unwrap_or(&reversed);
     let mut inverse = vec![0; rank];
     perm.iter().enumerate().for_each(|(to, from)| inverse[*from as usize] = to as i64);
-    one(g.b.transpose(dy, &inverse))
+    one(transposed(g, dy, &inverse))
 }
 
 // y = condition ? a : b     da = condition ? dy : 0, db = condition ? 0 : dy, each summed to its operand's shape
