@@ -16,7 +16,8 @@ folder, steps = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 20
 onnxruntime.set_default_logger_severity(3)  # errors only
 session = onnxruntime.InferenceSession(str(folder / "train.onnx"), providers=["CPUExecutionProvider"])
 side = load_file(folder / "side.safetensors")
-state = side | {f"adam.{moment}/{name}": np.zeros_like(side[name]) for moment in "mv" for name in side}
+moments = {port.name: np.zeros(port.shape, np.float32) for port in session.get_inputs() if port.name.startswith("adam.")}
+state = side | moments
 
 batch = {}
 for port in session.get_inputs():  # the model's own inputs, and `labels`: [batch, length], of any size where symbolic

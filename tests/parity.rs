@@ -182,12 +182,8 @@ fn twenty_steps_of_adamw() {
         let expected = &case.expected;
         let mut session = case.session("train.onnx");
         let mut state: BTreeMap<String, Tensor> = BTreeMap::new();
-        for (name, value) in &case.side {
-            state.insert(name.clone(), value.clone().into());
-            for moment in ["adam.m/", "adam.v/"] {
-                state.insert(format!("{moment}{name}"), ArrayD::<f32>::zeros(value.raw_dim()).into());
-            }
-        }
+        state.extend(case.side.iter().map(|(name, value)| (name.clone(), value.clone().into())));
+        state.extend(common::moments(&session).into_iter().map(|(name, value)| (name, value.into())));
         let next: Vec<String> = state.keys().map(|n| format!("{n}.next")).collect();
         let mut outputs = vec!["loss", "grad_norm"];
         outputs.extend(next.iter().map(String::as_str));

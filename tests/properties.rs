@@ -245,13 +245,16 @@ fn step_error(
     let mut inputs = with_side(batch, point);
     inputs.push(("lr".to_owned(), ArrayD::from_elem(IxDyn(&[]), 0.01_f32).into()));
     inputs.push(("step".to_owned(), ArrayD::from_elem(IxDyn(&[]), 3_i64).into()));
-    for (name, value) in point {
-        inputs.push((format!("adam.m/{name}"), (noise(rng, value) * 0.01).into()));
-        inputs.push((format!("adam.v/{name}"), noise(rng, value).mapv(|v| 1e-4 * v * v).into()));
+    let mut train = session("train.onnx");
+    let moments = common::moments(&train);
+    for (name, value) in &moments {
+        let noise = noise(rng, value);
+        let is_second = name.starts_with("adam.v/");
+        inputs.push((name.clone(), noise.mapv(|v| if is_second { 1e-4 * v * v } else { 0.01 * v }).into()));
     }
-    let next = point.keys().flat_map(|n| ["", "adam.m/", "adam.v/"].map(|p| format!("{p}{n}.next")));
+    let next = point.keys().chain(moments.iter().map(|(name, _)| name)).map(|name| format!("{name}.next"));
     let outputs: Vec<String> = std::iter::once("grad_norm".to_owned()).chain(next).collect();
-    let whole = run(&mut session("train.onnx"), &inputs, &outputs);
+    let whole = run(&mut train, &inputs, &outputs);
     inputs.extend(point.keys().map(|n| format!("{n}.grad")).zip(gradients[1..].iter().cloned()));
     let parts = run(&mut session("apply.onnx"), &inputs, &outputs);
     let apart = |a: &Tensor, b: &Tensor| {

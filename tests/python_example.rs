@@ -56,12 +56,8 @@ fn losses(tuned: &Path) -> Vec<f64> {
     let mut session: Session = builder.open(&tuned.join("train.onnx")).unwrap_or_else(|e| panic!("{e:?}"));
     let side = lstc::side::load(&tuned.join("side.safetensors")).expect("the initial side network");
     let mut state: BTreeMap<String, Tensor> = BTreeMap::new();
-    for (name, value) in side {
-        for moment in ["adam.m/", "adam.v/"] {
-            state.insert(format!("{moment}{name}"), ArrayD::<f32>::zeros(value.raw_dim()).into());
-        }
-        state.insert(name, value.into());
-    }
+    state.extend(side.into_iter().map(|(name, value)| (name, value.into())));
+    state.extend(common::moments(&session).into_iter().map(|(name, value)| (name, value.into())));
     let data = |p: &&Port| !state.contains_key(&p.name) && p.name != "lr" && p.name != "step";
     let batch: BTreeMap<String, Tensor> =
         session.inputs().iter().filter(data).map(|p| (p.name.clone(), tensor(p))).collect();

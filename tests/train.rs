@@ -16,7 +16,6 @@ use lstc::runtime::{Device, Tensor};
 use lstc::side::Side;
 use lstc::train::{Stepper, TrainOptions};
 use lstc_passes::Options;
-use ndarray::{ArrayD, IxDyn};
 
 fn case(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases").join(name)
@@ -258,11 +257,7 @@ fn plain_steps(opened: &Opened, batches: &[Batch], execution: &Execution) -> (Ve
     let outputs: Vec<String> = session.outputs().iter().map(|p| p.name.clone()).collect();
     let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
     let mut state = opened.initial().expect("a side network");
-    for (name, values) in state.clone() {
-        for moment in ["adam.m/", "adam.v/"] {
-            state.insert(format!("{moment}{name}"), ArrayD::zeros(IxDyn(values.shape())));
-        }
-    }
+    state.extend(common::moments(&session));
     let mut losses = Vec::new();
     for (index, batch) in batches.iter().enumerate() {
         let mut inputs: Vec<(String, Tensor)> =

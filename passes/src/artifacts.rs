@@ -44,7 +44,7 @@ pub fn artifacts(module: &Module) -> Artifacts {
     let gradients = module.parameters.iter().map(|p| p.gradient.expect("the pipeline ran to its end"));
 
     let mut train_outputs = vec![loss, step.grad_norm];
-    train_outputs.extend(step.next.iter().flatten());
+    train_outputs.extend(step.next.iter().chain(step.moments.iter().flatten()));
     let grad_outputs: Vec<ValueId> = std::iter::once(loss).chain(gradients).collect();
     let quiet = without_dropout(graph);
     Artifacts {
@@ -115,6 +115,6 @@ fn apply(module: &Module) -> Graph {
         })
         .collect();
     let step = adamw(&mut graph, &targets, &module.options.optimizer).expect("an empty graph has no names");
-    graph.outputs = std::iter::once(step.grad_norm).chain(step.next.into_iter().flatten()).collect();
+    graph.outputs = std::iter::once(step.grad_norm).chain(step.next).chain(step.moments.into_iter().flatten()).collect();
     graph
 }

@@ -63,8 +63,11 @@ fn clear_names(module: &mut Module) -> Result<(), Vec<String>> {
     for planned in &module.plan.parameters {
         let name = &planned.name;
         wanted.extend([name.clone(), format!("{name}.grad"), format!("{name}.next")]);
+    }
+    // There are no more groups than parameters.
+    for number in 0..module.plan.parameters.len() {
         for moment in [FIRST_MOMENT, SECOND_MOMENT] {
-            wanted.extend([format!("{moment}{name}"), format!("{moment}{name}.next")]);
+            wanted.extend([format!("{moment}{number}"), format!("{moment}{number}.next")]);
         }
     }
     let mut problems = Vec::new();

@@ -81,8 +81,10 @@ pub struct Module {
 #[derive(Clone, Debug)]
 pub struct StepValues {
     pub grad_norm: ValueId,
-    /// `<name>.next`, `adam.m/<name>.next` and `adam.v/<name>.next` of each parameter.
-    pub next: Vec<[ValueId; 3]>,
+    /// `<name>.next` of each parameter.
+    pub next: Vec<ValueId>,
+    /// `adam.m/<name>.next` and `adam.v/<name>.next` of each group.
+    pub moments: Vec<[ValueId; 2]>,
 }
 
 /// True for a node of the source, or one that restates a fused node of it.

@@ -2,8 +2,8 @@
 //!
 //! For Ladder Side-Tuning on the CPU, as `lstc train` does it:
 //!
-//! * weights: each constant matrix of a product, once for every product, as kernels lay it out for themselves; the other
-//!   weights, and those that something else reads too, where their file is mapped; the side network;
+//! * weights: each constant matrix of a product of the backbone, once for every product, as kernels lay it out for
+//!   themselves; the other weights, and those that something else reads too, where their file is mapped; the side network;
 //! * activations: the peaks of a walk through train.onnx in the runtime's order, its backbone and its side network each in
 //!   a session of its own. A value lives from the node that makes it to the last that reads it; reshapes are views; the
 //!   arena that they lie in has gaps;
@@ -83,7 +83,7 @@ impl Memory {
             Ok(Parts { backbone, side }) => {
                 let elsewhere = side.outputs.iter().copied().chain(gradients).collect();
                 let peaks = binding.peak(&backbone, &HashSet::new()) + binding.peak(&side, &elsewhere);
-                (resident_weights(&backbone) + resident_weights(&side), peaks)
+                (resident_weights(&backbone) + mapped_weights(&side), peaks)
             }
             // It cannot be trained either.
             Err(_) => (resident_weights(train), 0),
@@ -243,6 +243,13 @@ fn resident_weights(graph: &Graph) -> u64 {
         Some((packed + mapped) as u64 * weight.bytes().len() as u64)
     };
     graph.value_ids().filter_map(resident).sum()
+}
+
+/// The weights as a session holds them that uses them where their file is mapped.
+fn mapped_weights(graph: &Graph) -> u64 {
+    let uses = graph.uses();
+    let is_read = |value: &ValueId| !uses.of(*value).is_empty();
+    graph.value_ids().filter(is_read).filter_map(|value| Some(graph.weight(value)?.bytes().len() as u64)).sum()
 }
 
 impl fmt::Display for Memory {

@@ -47,6 +47,8 @@ pub struct Config {
     _parameters: Option<IgnoredAny>,
     #[serde(rename = "taps")]
     _taps: Option<IgnoredAny>,
+    #[serde(rename = "moments")]
+    _moments: Option<IgnoredAny>,
     #[serde(rename = "cut")]
     _cut: Option<IgnoredAny>,
 }

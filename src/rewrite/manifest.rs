@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use lstc_graph::{Graph, ValueId, dim_text};
 use lstc_models::{Activation, Anatomy, AttentionKind, InputRole, SpecialTokens, TowerKind, model_inputs};
+use lstc_passes::optimizer::{FIRST_MOMENT, SECOND_MOMENT, moments};
 use lstc_passes::options::{LossOptions, Method, OptimizerOptions, Sizes};
 use lstc_passes::{Artifacts, Choice, Folded, Group, Module, Point};
 use serde::de::IgnoredAny;
@@ -99,6 +100,7 @@ pub struct Manifest {
     pub folded: Option<FoldedSummary>,
     pub graphs: Vec<GraphSummary>,
     pub parameters: Vec<ParameterSummary>,
+    pub moments: Vec<MomentSummary>,
     pub taps: Vec<TapSummary>,
     /// Every backbone value that the side network and its gradient may read.
     pub cut: Vec<String>,
@@ -205,7 +207,7 @@ impl ModelSummary {
     }
 }
 
-/// A graph's interface; parameters and optimizer state are not listed again.
+/// A graph's interface; parameters and moments are not listed again.
 #[derive(Clone, Debug, Serialize)]
 pub struct GraphSummary {
     pub file: &'static str,
@@ -237,7 +239,11 @@ impl PortSummary {
 impl GraphSummary {
     fn new(file: &'static str, graph: &Graph, module: &Module) -> GraphSummary {
         let example = &module.parameters[0].name;
-        let about = |v: &&ValueId| module.parameters.iter().any(|p| graph.value(**v).name.contains(p.name.as_str()));
+        let about = |v: &&ValueId| {
+            let name = &graph.value(**v).name;
+            let is_moment = [FIRST_MOMENT, SECOND_MOMENT].iter().any(|prefix| name.starts_with(prefix));
+            is_moment || module.parameters.iter().any(|p| name.contains(p.name.as_str()))
+        };
         let ports = |values: &[ValueId]| {
             values.iter().filter(|v| !about(v)).map(|v| PortSummary::new(graph, *v)).collect::<Vec<_>>()
         };
@@ -282,6 +288,21 @@ pub struct ParameterSummary {
     pub shape: Vec<usize>,
     pub dtype: String,
     pub group: Group,
+}
+
+/// A tensor of each of AdamW's moments, `adam.m/<name>` and `adam.v/<name>`, f32: those of some parameters, one below the other.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MomentSummary {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub parameters: Vec<String>,
+}
+
+impl MomentSummary {
+    /// The names of the tensors.
+    pub fn tensors(&self) -> [String; 2] {
+        [FIRST_MOMENT, SECOND_MOMENT].map(|prefix| format!("{prefix}{}", self.name))
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -330,6 +351,14 @@ impl Manifest {
                     group: p.group,
                 })
                 .collect(),
+            moments: moments(&module.parameters)
+                .into_iter()
+                .map(|group| MomentSummary {
+                    parameters: group.members.iter().map(|place| module.parameters[*place].name.clone()).collect(),
+                    name: group.name,
+                    shape: group.dims,
+                })
+                .collect(),
             taps: taps(module),
         }
     }
@@ -370,6 +399,7 @@ pub struct Record {
     pub inputs: Vec<InputSummary>,
     pub tokens: SpecialTokens,
     pub parameters: Vec<ParameterSummary>,
+    pub moments: Vec<MomentSummary>,
     pub taps: Vec<TapSummary>,
     pub cut: Vec<String>,
 }

@@ -3,7 +3,6 @@
 
 use anyhow::{Context, anyhow, bail};
 use lstc_graph::{Attribute, Builder, DType, Dim, Graph, Origin, Role, ValueId};
-use lstc_passes::optimizer::{FIRST_MOMENT, SECOND_MOMENT};
 use lstc_passes::{Parts, written_in_place};
 use ndarray::{ArrayD, IxDyn};
 
@@ -134,17 +133,16 @@ impl<'o> Stepper<'o> {
         let mut stepper = Stepper { opened, way, state: Vec::new(), parameters: parameters.len() };
         let device = stepper.state_session();
         let mut uploaded = Vec::new();
-        for prefix in ["", FIRST_MOMENT, SECOND_MOMENT] {
-            for p in parameters {
-                let name = format!("{prefix}{}", p.name);
-                let zeros = || ArrayD::zeros(IxDyn(&p.shape));
-                let tensor = match state.get(&name) {
-                    Some(values) => device.upload(values)?,
-                    None if prefix.is_empty() => bail!("the side network lacks `{name}`"),
-                    None => device.upload(&zeros())?,
-                };
-                uploaded.push((name, tensor));
-            }
+        for p in parameters {
+            let values = state.get(&p.name).ok_or_else(|| anyhow!("the side network lacks `{}`", p.name))?;
+            uploaded.push((p.name.clone(), device.upload(values)?));
+        }
+        for (name, shape) in moments(opened) {
+            let tensor = match state.get(&name) {
+                Some(values) => device.upload(values)?,
+                None => device.upload(&ArrayD::zeros(IxDyn(shape)))?,
+            };
+            uploaded.push((name, tensor));
         }
         stepper.state = uploaded;
         stepper.bind()?;
@@ -255,15 +253,18 @@ fn scalar(value: f32) -> Tensor {
     ndarray::arr0(value).into()
 }
 
+/// The tensors of AdamW's moments, with their shapes.
+fn moments(opened: &Opened) -> impl Iterator<Item = (String, &[usize])> {
+    opened.record.moments.iter().flat_map(|m| m.tensors().map(|name| (name, m.shape.as_slice())))
+}
+
 /// Makes sure that the state may be written where it lies.
 fn check_in_place(opened: &Opened, file: &str, graph: &Graph) -> anyhow::Result<()> {
     let find = |name: &str| graph.find(name).ok_or_else(|| opened.lacks(file, name));
     let mut pairs = Vec::new();
-    for p in &opened.record.parameters {
-        for prefix in ["", FIRST_MOMENT, SECOND_MOMENT] {
-            let name = format!("{prefix}{}", p.name);
-            pairs.push((find(&name)?, find(&format!("{name}.next"))?));
-        }
+    let parameters = opened.record.parameters.iter().map(|p| p.name.clone());
+    for name in parameters.chain(moments(opened).map(|(name, _)| name)) {
+        pairs.push((find(&name)?, find(&format!("{name}.next"))?));
     }
     written_in_place(graph, &pairs, find("grad_norm")?)
         .map_err(|reason| anyhow!("`{file}` is not as lstc writes it: {reason}"))
