@@ -354,8 +354,8 @@ fn missing_rules_are_reported_at_once() {
     let loss = graph.find("loss").expect("a loss");
     let one = one(&mut graph);
     let before = print(&graph);
-    let error =
-        gradients(&mut graph, (loss, one), &wanted, Origin::pass("differentiate")).expect_err("three rules are missing");
+    let error = gradients(&mut graph, (loss, one), &wanted, Origin::pass("differentiate"))
+        .expect_err("three rules are missing");
     assert_eq!(
         error,
         [
@@ -420,7 +420,8 @@ fn a_parameter_that_the_loss_does_not_reach_has_no_gradient() {
     let wanted = trainable(&graph);
     let loss = graph.find("loss").expect("a loss");
     let one = one(&mut graph);
-    let found = gradients(&mut graph, (loss, one), &wanted, Origin::pass("differentiate")).expect("every rule is there");
+    let found =
+        gradients(&mut graph, (loss, one), &wanted, Origin::pass("differentiate")).expect("every rule is there");
     assert!(found[0].is_some() && found[1].is_none());
 }
 
@@ -523,6 +524,7 @@ const EMITTED: &[(&str, &str)] = &[
     ("Size", "i64"),
     ("Slice", "f32 and i64"),
     ("Softmax", "f32"),
+    ("Split", "f32"),
     ("Sqrt", "f32"),
     ("Sub", "f32"),
     ("Sum", "f32"),

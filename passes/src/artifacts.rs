@@ -115,6 +115,7 @@ fn apply(module: &Module) -> Graph {
         })
         .collect();
     let step = adamw(&mut graph, &targets, &module.options.optimizer).expect("an empty graph has no names");
-    graph.outputs = std::iter::once(step.grad_norm).chain(step.next).chain(step.moments.into_iter().flatten()).collect();
+    graph.outputs =
+        std::iter::once(step.grad_norm).chain(step.next).chain(step.moments.into_iter().flatten()).collect();
     graph
 }

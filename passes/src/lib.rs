@@ -15,7 +15,7 @@ mod in_place;
 mod initial;
 pub mod kept;
 mod ladder;
-mod loss;
+pub mod loss;
 mod matrix;
 pub mod module;
 pub mod optimizer;

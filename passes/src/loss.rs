@@ -41,6 +41,19 @@ const PARTS: i64 = 8;
 /// Rows that a part has at least: fewer would read the head's matrix for little.
 const FEWEST_ROWS: i64 = 256;
 
+/// The sizes that only labels decide, by their symbols, for so many rows that all count: the rows, and those of each part.
+pub fn counted(rows: i64) -> impl Iterator<Item = (String, i64)> {
+    let size = (rows.saturating_add(PARTS - 1) / PARTS).max(FEWEST_ROWS);
+    let parts = (0..PARTS).map(move |part| (part_symbol(part), (rows - part * size).clamp(0, size)));
+    std::iter::once((COUNTED.to_owned(), rows)).chain(parts)
+}
+
+const COUNTED: &str = "counted_labels";
+
+fn part_symbol(part: i64) -> String {
+    format!("{COUNTED}_{part}")
+}
+
 impl Pass for Loss {
     fn name(&self) -> &'static str {
         "loss"
@@ -111,11 +124,15 @@ fn cross_entropy(
     (labels, counts): (ValueId, ValueId),
 ) -> (ValueId, ValueId) {
     let positions = b.reshape(b.op("NonZero", &[counts], Attributes::none()), &[-1]);
+    let positions = b.shaped(positions, &[Dim::pos_var(COUNTED)]);
     let gather = |x| b.op("Gather", &[x, positions], Attributes::none().int("axis", 0));
     let (kept, kept_labels) = (gather(y), gather(labels));
     let number = number_of(b, counts);
     let (mut losses, mut gradients) = (Vec::new(), Vec::new());
-    for (kept, labels) in parts(b, positions, kept, kept_labels) {
+    for (part, (kept, labels)) in (0..).zip(parts(b, positions, kept, kept_labels)) {
+        let size = Dim::pos_var(&part_symbol(part));
+        let width = b.shape(y).and_then(|shape| shape.last().cloned()).expect("rows were emitted with their shape");
+        let (kept, labels) = (b.shaped(kept, &[size.clone(), width]), b.shaped(labels, &[size]));
         let log_probabilities = log_softmax(b, head.logits(b, kept));
         losses.push(b.reduce_sum(picked(b, log_probabilities, labels), &[], false));
         gradients.push(b.sub(head.back(b, b.exp(log_probabilities)), head.columns(b, labels)));

@@ -17,6 +17,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use lstc_graph::{Dim, Graph, NodeId, ValueId, dim_text};
+use lstc_passes::loss::counted;
 use lstc_passes::{Artifacts, Module, Parts, parts};
 use serde::Serialize;
 
@@ -115,6 +116,7 @@ impl Binding {
             numbers.insert(dim_text(&tower.batch), sizes.batch as i64);
             numbers.insert(dim_text(&tower.length), length as i64);
         }
+        numbers.extend(counted((sizes.batch as i64).saturating_mul(sizes.target_length as i64)));
         Binding { numbers }
     }
 

@@ -146,6 +146,10 @@ PRODUCTS = {
 for variant, (a, b) in PRODUCTS.items():
     case(f"MatMul/{variant}", torch.matmul, a=normal(*a), b=normal(*b))
 case("MatMul/twice", lambda a: a @ a, a=normal(4, 4))
+case("MatMul/first transposed", lambda a, b: a.mT @ b, a=normal(B, 4, S), b=normal(B, 4, 3))
+case("MatMul/second transposed", lambda a, b: a @ b.mT, a=normal(B, S, 4), b=normal(B, 3, 4))
+case("MatMul/both transposed, batch of one", lambda a, b: a.mT @ b.mT, a=normal(1, 4, S), b=normal(B, 3, 4))
+case("MatMul/transposed, read twice", lambda a, b: a.mT @ b @ a.mT, a=normal(B, 4, 4), b=normal(B, 4, 4))
 
 SUMS = {
     "all axes": ((0, 1, 2), False),
@@ -193,6 +197,12 @@ case("LogSoftmax/last axis, plain", lambda x: torch.log_softmax(x, -1), x=normal
 # A softmax sums to 1 whatever its operand: with equal weights its gradient is 0, so here one of them is squared.
 case("Softmax/squared, plain", lambda x: torch.softmax(x, -1) ** 2, x=normal(B, 4))
 
+case("Concat/rows", lambda a, b: torch.cat([a, b]), a=normal(2, 4), b=normal(1, 4))
+case("Concat/columns", lambda a, b: torch.cat([a, b], -1), a=normal(B, 4), b=normal(B, 2))
+case("Concat/twice, plain", lambda x: torch.cat([x, x], 1) ** 2, x=normal(B, 4))
+case("Split/all parts", lambda x: x[:, :1] * x[:, 1:], x=normal(B, 4))
+case("Split/a part unread", lambda x: x[:, 1:].exp(), x=normal(B, 4))
+case("Split/attribute", lambda x: x[:, :1] * x[:, 1:], x=normal(B, 4))
 case("Transpose/matrix", lambda x: x.T, x=normal(B, 4))
 case("Transpose/perm 1 2 0", lambda x: x.permute(1, 2, 0), x=normal(B, S, 4))
 case("Transpose/without perm", lambda x: x.permute(2, 1, 0), x=normal(B, S, 4))

@@ -423,6 +423,35 @@ fn of_matrices() -> Vec<Case> {
         let operands = format!("trainable a: f32[{a}], trainable b: f32[{b}]");
         cases.push(Case::new("MatMul", variant, &operands, "y = MatMul(a, b)", y).is(mat_mul));
     }
+    let swap = |from: &str| format!("t{from} = Transpose<perm=[0, 2, 1]>({from})");
+    for (variant, operands, body, y) in [
+        (
+            "first transposed",
+            "trainable a: f32[B, 4, S], trainable b: f32[B, 4, 3]",
+            format!("{} y = MatMul(ta, b)", swap("a")),
+            "B, S, 3",
+        ),
+        (
+            "second transposed",
+            "trainable a: f32[B, S, 4], trainable b: f32[B, 3, 4]",
+            format!("{} y = MatMul(a, tb)", swap("b")),
+            "B, S, 3",
+        ),
+        (
+            "both transposed, batch of one",
+            "trainable a: f32[1, 4, S], trainable b: f32[B, 3, 4]",
+            format!("{} {} y = MatMul(ta, tb)", swap("a"), swap("b")),
+            "B, S, 3",
+        ),
+        (
+            "transposed, read twice",
+            "trainable a: f32[B, 4, 4], trainable b: f32[B, 4, 4]",
+            format!("{} one = MatMul(ta, b) y = MatMul(one, ta)", swap("a")),
+            "B, 4, 4",
+        ),
+    ] {
+        cases.push(Case::new("MatMul", variant, operands, &body, y));
+    }
     cases.push(Case::new("MatMul", "twice", "trainable a: f32[4, 4]", "y = MatMul(a, a)", "4, 4").is(|p| {
         let same = Point { x: vec![p.x[0].clone(), p.x[0].clone()], dy: p.dy.clone() };
         let both = mat_mul(&same);
@@ -495,7 +524,34 @@ fn of_layouts() -> Vec<Case> {
     let reshape = |variant, x: &str, body: String, c| Case::new("Reshape", variant, x, &body, c).is(Point::reshaped);
     let unsqueeze = |variant, x: &str, body: &str, y| Case::new("Unsqueeze", variant, x, body, y).is(Point::reshaped);
     let transpose = |variant, x: &str, body: &str, y| Case::new("Transpose", variant, x, body, y);
+    let sides = "trainable a: f32[B, 4], trainable b: f32[B, 2]";
+    let sizes = "sizes = const i64[2] {1, 3}";
     vec![
+        Case::new(
+            "Concat",
+            "rows",
+            "trainable a: f32[2, 4], trainable b: f32[1, 4]",
+            "y = Concat<axis=0>(a, b)",
+            "3, 4",
+        ),
+        Case::new("Concat", "columns", sides, "y = Concat<axis=-1>(a, b)", "B, 6"),
+        Case::new("Concat", "twice, plain", matrix, "both = Concat<axis=1>(x, x) y = Mul(both, both)", "B, 8"),
+        Case::new(
+            "Split",
+            "all parts",
+            matrix,
+            &format!("{sizes} p, q = Split<axis=1>(x, sizes) y = Mul(p, q)"),
+            "B, 3",
+        ),
+        Case::new(
+            "Split",
+            "a part unread",
+            matrix,
+            &format!("{sizes} p, q = Split<axis=-1>(x, sizes) y = Exp(q)"),
+            "B, 3",
+        ),
+        Case::new("Split", "attribute", matrix, "p, q = Split<axis=1, split=[1, 3]>(x) y = Mul(p, q)", "B, 3")
+            .opset(11),
         reshape("constant", matrix, "shape = const i64[3] {-1, 2, 2} y = Reshape(x, shape)".to_owned(), "B, 2, 2"),
         reshape("rows", tokens, format!("{rows} y = Reshape(x, rows) flat = Reshape(c, rows)"), "B, S, 4")
             .weights("flat"),
