@@ -25,12 +25,16 @@ KINDS = {"tensor(float)": numpy.float32, "tensor(int64)": numpy.int64}
 class Session:
     """A model on the CPU provider with full optimisation, and its bound values."""
 
-    def __init__(self, file, threads, profile=None):
+    def __init__(self, file, threads, profile=None, optimised=None):
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads, options.log_severity_level = threads, 3
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         if profile:
             options.enable_profiling, options.profile_file_prefix = True, str(profile)
+        if optimised:
+            options.optimized_model_filepath = str(optimised)
+            # Without this, a large model's weights would be written into the file.
+            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimised.bin")
         self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         self.binding = self.session.io_binding()
 

@@ -4,16 +4,18 @@
 
 The side network of `peers.py` as a function of taps, mask, labels, parameters, moments, learning rate and step;
 differentiated by `torch.func`, decomposed into core ATen operators, and exported by PyTorch's own exporter, which
-optimises what it writes. Shapes are constants, which favours it. Names are those of lstc's `train.onnx`. The step is
-run once on ONNX Runtime and held against PyTorch's autograd, clipping and AdamW.
+optimises what it writes; for T5-base that takes ten minutes. Shapes are constants, which favours it. Names are those of
+lstc's `train.onnx`. The step is run once on ONNX Runtime and held against PyTorch's autograd, clipping and AdamW;
+`step.json` tells how far they are apart, and is written only where that is near enough.
 """
 
 import argparse
+import json
 import logging
+import statistics
 import warnings
 from pathlib import Path
 
-import onnxruntime
 import torch
 from bare import Session
 from peers import LOWEST, STACKS, SideNetwork, causal_mask, configure, cross_entropy, draw_batch
@@ -25,7 +27,9 @@ from torch.func import functional_call, functionalize, grad_and_value
 
 REDUCTION = 8
 BETA1, BETA2, EPSILON, CLIP = 0.9, 0.999, 1e-8, 1.0
-NEAR = 1e-4  # of the largest value, between ONNX Runtime and PyTorch
+# How far ONNX Runtime may be from PyTorch, of a value's norm: loss and norm of the gradient, the median value, the worst.
+# Among millions of ReLUs a few inputs lie so near to 0 that rounding decides, and each moves one row of a gradient.
+NEAR = {"loss": 1e-5, "grad_norm": 1e-4, "median": 1e-4, "worst": 2e-2}
 
 
 def logits(side, head, taps, mask):
@@ -139,17 +143,20 @@ def autograd_step(side, head, arguments):
     return found
 
 
-def farthest(file, arguments, expected, threads=2):
-    """The largest difference between ONNX Runtime's step and PyTorch's, of each value's largest element, and its name."""
+def apart(file, arguments, expected, threads=2):
+    """How far ONNX Runtime's step is from PyTorch's."""
     session = Session(file, threads)
     session.bind({name: value.numpy() for name, value in arguments.items()})
     session.run()
-    apart = {}
+    far = {}
     for name, value in session.outputs().items():
         wanted = expected[name]
-        apart[name] = (torch.from_numpy(value) - wanted).abs().max().item() / max(wanted.abs().max().item(), 1e-12)
-    worst = max(apart, key=apart.get)
-    return apart[worst], worst
+        far[name] = ((torch.from_numpy(value) - wanted).norm() / wanted.norm().clamp(min=1e-12)).item()
+    worst = max(far, key=far.get)
+    return {
+        "loss": far["loss"], "grad_norm": far["grad_norm"], "median": statistics.median(far.values()), "worst": far[worst],
+        "worst_value": worst, "values": len(far),
+    }
 
 
 def main():
@@ -160,11 +167,11 @@ def main():
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     arguments, expected = export(MODELS[args.shape], args.file)
-    apart, name = farthest(args.file, arguments, expected)
-    print(f"{apart:.1e} from PyTorch's own step at most, in `{name}`; ONNX Runtime {onnxruntime.__version__}")
-    if apart > NEAR:
-        args.file.unlink()
-        raise SystemExit(f"error: that is more than {NEAR:.0e}")
+    found = apart(args.file, arguments, expected)
+    print(json.dumps(found))
+    if any(found[key] > most for key, most in NEAR.items()):
+        raise SystemExit(f"error: that is too far from PyTorch's own step: at most {NEAR}")
+    args.file.with_suffix(".json").write_text(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":

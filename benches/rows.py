@@ -37,7 +37,7 @@ def quantised(file, *options):
 
 def generic(lstc, shape):
     output = lstc.exported(shape).with_name("generic.onnx")
-    if not output.is_file():
+    if not output.with_suffix(".json").is_file():
         tell(f"decomposing the side network's step of {shape}")
         run("generic.py", shape, output)
     return output

@@ -28,6 +28,7 @@ import peers
 import rows
 from lstc import Lstc, tell
 from shapes import SHAPES
+from table import markdown
 from watch import Unmeasured, watch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -166,11 +167,6 @@ def seconds(value):
 
 def gigabytes(size):
     return f"{size / 1e9:.3f} GB"
-
-
-def markdown(header, cells):
-    lines = ["| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *cells]]
-    return "\n".join(lines)
 
 
 def comparison_table(names, summary, problems):
