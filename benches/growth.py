@@ -14,7 +14,7 @@ What may not happen is that cost grows faster than the work:
   length, c n^2 may take 1.5 times. For seconds that is measured: the scores, their softmax and the product with the
   values of every block of the encoder, and of every side block forward and backward, as a model of just these on
   ONNX Runtime. For memory it is the scores' size times the tensors that attention needs at once: one of each side
-  block, kept for the backward pass, and 8 that are at work.
+  block, kept for the backward pass, and 4 that are at work.
 """
 
 import argparse
@@ -38,14 +38,15 @@ from watch import Unmeasured
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED = ("lstc", "lstc-int8", "lstc-cached")
 STEEPEST, BEYOND_ATTENTION = 1.1, 1.5
-AT_WORK = 8  # tensors of an attention's scores
+IDLE = 0.5  # the load above which times are not to be trusted
+AT_WORK = 4  # tensors of an attention's scores
 SERIES = {"batch": (1, 2, 4, 8, 16, 32, 64), "length": (32, 64, 128, 256, 512, 1024), "blocks": (6, 12, 24, 48)}
 AXES = {"batch": "examples a batch", "length": "tokens in", "blocks": "blocks of each tower"}
 KEYS = {"seconds": "seconds a step", "peak": "peak memory, MB"}
 COLOURS = {"lstc": "#0b5fa5", "lstc-int8": "#c2410c", "lstc-cached": "#15803d"}
 
 
-def point(series, n, base):
+def sized(series, n, base):
     """The model of a point, and its sizes."""
     if series == "blocks":
         return f"d256-{n}", MODELS[f"d256-{n}"]
@@ -53,11 +54,14 @@ def point(series, n, base):
     return base, dataclasses.replace(MODELS[base], **sizes)
 
 
-def measure(args, build, problems):
-    points = []
+def measure(args, build, results, file, problems):
+    """Measures every point that the results have not, and writes them behind each."""
+    there = {(point["series"], point["row"], point["n"]) for point in results["points"]}
     for series, row in itertools.product(args.series, args.rows):
         for n in SERIES[series]:
-            name, shape = point(series, n, args.shape)
+            if (series, row, n) in there:
+                continue
+            name, shape = sized(series, n, args.shape)
             tell(f"{series} {n}: {row}")
             try:
                 run = build.train(name, args.steps, row, shape)
@@ -65,10 +69,10 @@ def measure(args, build, problems):
             except Unmeasured as problem:
                 problems[f"{series}, {row}"] = str(problem)
                 break
-            points.append(
-                {"series": series, "row": row, "n": n, "seconds": run["median"], "peak": run["peak_memory"], "predicted": predicted}
-            )
-    return points
+            found = {"seconds": run["median"], "peak": run["peak_memory"], "predicted": predicted}
+            results["points"].append({"series": series, "row": row, "n": n} | found)
+            file.write_text(json.dumps(results, indent=1) + "\n")
+    results["points"].sort(key=lambda point: (list(SERIES).index(point["series"]), MEASURED.index(point["row"]), point["n"]))
 
 
 def attention_model(batch, heads, length, width, trained):
@@ -125,7 +129,7 @@ def attention_seconds(shape, threads, cached):
 
 def own(base, threads):
     """What attention alone takes at the longest length: seconds and bytes, with cached taps and without."""
-    _, shape = point("length", SERIES["length"][-1], base)
+    _, shape = sized("length", SERIES["length"][-1], base)
     scores = 4 * shape.batch * shape.heads * shape.source**2
     size = (shape.layers + AT_WORK) * scores
     return {row: {"seconds": attention_seconds(shape, threads, ROWS[row].cached), "peak": size} for row in MEASURED}
@@ -243,22 +247,24 @@ def arguments():
     parser.add_argument("--steps", type=int, default=7, help="measured steps of a point; default: 7")
     parser.add_argument("--threads", type=int, default=2, help="default: 2")
     parser.add_argument("--plots", type=Path, default=Path(__file__).with_name("plots"), help="default: %(default)s")
+    parser.add_argument("--resume", action="store_true", help="measure only what growth.json in the scratch folder has not")
     parser.add_argument("--results", type=Path, help="judge and draw these instead of measuring")
     return parser.parse_args()
 
 
 def main():
     args = arguments()
-    problems = {}
-    if args.results:
-        results = json.loads(args.results.read_text())
-    else:
+    problems, file = {}, args.scratch / "growth.json"
+    results = {"shape": args.shape, "threads": args.threads, "load": os.getloadavg()[0], "points": [], "attention": None}
+    if args.results or args.resume:
+        results = json.loads((args.results or file).read_text())
+    if not args.results:
         args.scratch.mkdir(parents=True, exist_ok=True)
         build = Lstc(args.lstc, args.scratch, args.threads)
         build.check()
-        results = {"shape": args.shape, "threads": args.threads, "load": os.getloadavg()[0]}
-        results |= {"points": measure(args, build, problems), "attention": own(args.shape, args.threads)}
-        (args.scratch / "growth.json").write_text(json.dumps(results, indent=1) + "\n")
+        measure(args, build, results, file, problems)
+        results["attention"] = own(results["shape"], args.threads)
+        file.write_text(json.dumps(results, indent=1) + "\n")
     points = results["points"]
     args.plots.mkdir(parents=True, exist_ok=True)
     for series in dict.fromkeys(point["series"] for point in points):
@@ -266,6 +272,7 @@ def main():
         fixed = {"batch": f"{base.batch} examples", "length": f"{base.source} tokens in", "blocks": f"{base.layers} + {base.layers} blocks"}
         title = f"width {base.d_model}, " + ", ".join(text for part, text in fixed.items() if part != series)
         title += f", {base.target} out, {results['threads']} threads"
+        title += "; the machine was not idle" if results["load"] > IDLE else ""
         print(f"{AXES[series]}: {title}\n\n{series_table(series, points)}\n")
         plot(series, points, title, args.plots / f"{series}.svg")
     verdicts = judge(points, results["attention"])
