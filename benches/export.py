@@ -6,7 +6,7 @@ import warnings
 
 import torch
 from peers import build_backbone
-from shapes import SHAPES
+from shapes import MODELS
 
 
 class Logits(torch.nn.Module):
@@ -37,4 +37,4 @@ def export(shape, file):
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    export(SHAPES[sys.argv[1]], sys.argv[2])
+    export(MODELS[sys.argv[1]], sys.argv[2])

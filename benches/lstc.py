@@ -4,17 +4,37 @@ import dataclasses
 import json
 import math
 import random
+import re
 import shutil
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
-from shapes import SHAPES
+from shapes import MODELS
 from watch import Unmeasured, watch
 
 REDUCTION = 8
 WARM_UP = 2  # steps that do not count
+CACHED_BATCHES = 2  # of an epoch, where later epochs are what is measured
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A way to train: what `rewrite` is told, and whether the taps of the first epoch are kept for the others."""
+
+    label: str
+    rewrite: tuple = ()
+    cached: bool = False
+
+
+ROWS = {
+    "lstc": Row("`lstc train`"),
+    "lstc-int8": Row("`lstc train`, int8 backbone", ("--backbone", "int8")),
+    "lstc-int4": Row("`lstc train`, int4 backbone", ("--backbone", "int4")),
+    "lstc-cached": Row("`lstc train`, cached taps", cached=True),
+    "lstc-int8-cached": Row("`lstc train`, int8 backbone, cached taps", ("--backbone", "int8"), cached=True),
+}
 
 
 def tell(text):
@@ -28,6 +48,7 @@ class Lstc:
     binary: Path
     scratch: Path
     threads: int
+    made: dict = dataclasses.field(default_factory=dict)  # what was rewritten, by shape and flags
 
     def check(self):
         """Refuses a binary that is not there or cannot train."""
@@ -44,42 +65,68 @@ class Lstc:
         """The ONNX model of a shape. It is written anew when the shape differs from the one that it was written for."""
         folder = self.scratch / name
         model, made_for = folder / "t5.onnx", folder / "shape.json"
-        if not made_for.is_file() or made_for.read_text() != SHAPES[name].to_json():
+        if not made_for.is_file() or made_for.read_text() != MODELS[name].to_json():
             tell(f"exporting {name}")
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             watch([sys.executable, Path(__file__).with_name("export.py"), name, model])
-            made_for.write_text(SHAPES[name].to_json())
+            made_for.write_text(MODELS[name].to_json())
         return model
 
-    def rewritten(self, name):
-        model = self.exported(name)
-        output = model.with_name("tuned")
-        watch([self.binary, "rewrite", model, "-r", REDUCTION, "-o", output, "--force"])
-        return output
+    def offers(self, command, flag):
+        """Refuses a binary whose command has no such flag."""
+        teaches = subprocess.run([self.binary, command, "--help"], capture_output=True, text=True).stdout
+        if re.search(rf"(?<![\w-]){flag}(?![\w-])", teaches) is None:
+            raise Unmeasured(f"no such flag: lstc {command} {flag}")
 
-    def predicted(self, name):
-        """The bytes that `lstc inspect` says training will take."""
-        shape = SHAPES[name]
+    def rewritten(self, name, flags=()):
+        """The rewritten directory of a shape; written once by this object."""
+        if (name, flags) not in self.made:
+            for flag in flags[::2]:
+                self.offers("rewrite", flag)
+            model = self.exported(name)
+            output = model.with_name("-".join(["tuned", *flags[1::2]]))
+            watch([self.binary, "rewrite", model, "-r", REDUCTION, "-o", output, "--force", *flags])
+            self.made[name, flags] = output
+        return self.made[name, flags]
+
+    def predicted(self, name, flags=(), shape=None):
+        """The bytes that `lstc inspect` says training will take: of the model, or of what is rewritten with flags."""
+        shape = shape or MODELS[name]
         sizes = ["--batch", shape.batch, "--source-length", shape.source, "--target-length", shape.target]
-        report = watch([self.binary, "inspect", self.exported(name), "--format", "json", *sizes]).stdout
+        subject = self.rewritten(name, flags) if flags else self.exported(name)
+        report = watch([self.binary, "inspect", subject, "--format", "json", *sizes]).stdout
         try:
             return json.loads(report)["memory"]["lst"]["total"]
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise Unmeasured("the report of `lstc inspect` has no `memory.lst.total`") from error
 
-    def train(self, name, steps):
-        """One run of `lstc train`: seconds of each step behind the warm-up, peaks as it tells and as seen from outside."""
-        shape, tuned = SHAPES[name], self.rewritten(name)
-        data, output = tuned.with_name("train.jsonl"), tuned.with_name("trained")
-        write_examples(shape, WARM_UP + steps, data)
+    def train(self, name, steps, row="lstc", shape=None):
+        """One run of `lstc train`: seconds of each step behind the warm-up, peaks as it tells and as seen from outside.
+
+        `shape` has other lengths and another batch than `name`. Of cached taps, the first epoch does not count.
+        """
+        way, shape = ROWS[row], shape or MODELS[name]
+        if way.cached:
+            self.offers("train", "--cache")
+        tuned = self.rewritten(name, way.rewrite)
+        data, output, cache = (tuned.with_name(part) for part in ("train.jsonl", "trained", "taps"))
+        batches, epochs, extra = WARM_UP + steps, 1, []
+        if way.cached:
+            batches, epochs = CACHED_BATCHES, 1 + math.ceil(batches / CACHED_BATCHES)
+            shutil.rmtree(cache, ignore_errors=True)
+            extra = ["--cache", cache]
+        write_examples(shape, batches, data)
         shutil.rmtree(output, ignore_errors=True)
-        options = ["--epochs", 1, "--batch-size", shape.batch, "--threads", self.threads, "--out", output]
-        watched = watch([self.binary, "train", tuned, "--train", data, *options])
-        log = read_metrics(output / "metrics.jsonl", WARM_UP + steps)
-        seconds = [entry["seconds"] for entry in log[WARM_UP:]]
+        options = ["--epochs", epochs, "--batch-size", shape.batch, "--threads", self.threads, "--out", output]
+        lengths = ["--max-source-length", shape.source, "--max-target-length", shape.target]
+        watched = watch([self.binary, "train", tuned, "--train", data, *options, *lengths, *extra])
+        log = read_metrics(output / "metrics.jsonl", epochs * batches)
+        counted = [entry for entry in log if not way.cached or entry["epoch"] > 1][WARM_UP:]
+        shutil.rmtree(cache, ignore_errors=True)
+        seconds = [entry["seconds"] for entry in counted]
         return {
-            "row": "lstc", "label": f"lstc train, r={REDUCTION}", "shape": name, "threads": self.threads,
+            "row": row, "label": way.label, "shape": name, "threads": self.threads,
             "trainable": trainable(tuned), "median": statistics.median(seconds), "seconds": seconds,
             "peak_memory": watched.peak, "anonymous": watched.anonymous, "file": watched.file,
             "peak_in_log": max(entry["peak_memory"] for entry in log), "last_loss": log[-1]["loss"],
@@ -110,7 +157,7 @@ def read_metrics(file, steps):
             raise Unmeasured(f"`{file}`, line {number}: {error}") from error
         if "step" not in entry:
             continue
-        missing = {"seconds", "peak_memory", "loss"} - entry.keys()
+        missing = {"epoch", "seconds", "peak_memory", "loss"} - entry.keys()
         if missing:
             raise Unmeasured(f"`{file}`, line {number}: no {', '.join(sorted(missing))}")
         log.append(entry)

@@ -32,6 +32,15 @@ from transformers.models.t5.modeling_t5 import T5Block, T5LayerNorm
 
 WARM_UP = 2
 STACKS = ("encoder", "decoder")
+LOWEST = torch.finfo(torch.float32).min
+
+
+def configure(shape, attention="sdpa"):
+    return T5Config(
+        vocab_size=shape.vocabulary, d_model=shape.d_model, d_kv=shape.d_kv, d_ff=shape.d_ff, num_heads=shape.heads,
+        num_layers=shape.layers, num_decoder_layers=shape.layers, dropout_rate=0.0, decoder_start_token_id=0,
+        attn_implementation=attention,
+    )
 
 
 def build_backbone(shape, attention="sdpa"):
@@ -39,11 +48,7 @@ def build_backbone(shape, attention="sdpa"):
 
     Memory is allocated once, and for one embedding: building it is not what makes the process's peak.
     """
-    config = T5Config(
-        vocab_size=shape.vocabulary, d_model=shape.d_model, d_kv=shape.d_kv, d_ff=shape.d_ff, num_heads=shape.heads,
-        num_layers=shape.layers, num_decoder_layers=shape.layers, dropout_rate=0.0, decoder_start_token_id=0,
-        attn_implementation=attention,
-    )
+    config = configure(shape, attention)
     with torch.device("meta"):
         model = T5ForConditionalGeneration(config)
     model.to_empty(device="cpu").tie_weights()
@@ -125,8 +130,39 @@ class SideStack(nn.Module):
         return self.final_side_layer_norm(state)
 
 
+class SideNetwork(nn.Module):
+    """Both ladders and the head: from taps to logits. Learnable gates, biases, no dropped blocks."""
+
+    def __init__(self, config, reduction):
+        super().__init__()
+        for stack in STACKS:
+            of = copy.deepcopy(config)
+            of.is_decoder = stack == "decoder"
+            of.num_layers = config.num_decoder_layers if of.is_decoder else config.num_layers
+            self.add_module(stack, SideStack(of, reduction))
+        self.side_final_upsample = nn.Linear(config.d_model // reduction, config.d_model)
+        self.scale = config.d_model**-0.5  # of a tied head
+        self.initialise()
+
+    def initialise(self):
+        """Side blocks at 1/sqrt(fan-in), projections at 0.01 with zero biases, gates at one half."""
+        for name, weight in self.named_parameters():
+            if weight.ndim != 2:
+                continue
+            projection = "downsample" in name or "upsample" in name
+            nn.init.normal_(weight, std=0.01 if projection else weight.shape[1] ** -0.5)
+            if projection:
+                nn.init.zeros_(self.get_parameter(name.replace("weight", "bias")))
+
+    def forward(self, taps, causal, padding, head):
+        """`taps` of each stack; the masks that are added to the scores; the head's weight [vocabulary, d]."""
+        side = self.encoder(taps["encoder"], padding)
+        side = self.decoder(taps["decoder"], causal, side, padding)
+        return F.linear(self.side_final_upsample(side) * self.scale, head)
+
+
 class LadderSideTuning(nn.Module):
-    """Ladder Side-Tuning (Sung, Cho, Bansal, arXiv 2206.06522): learnable gates, biases, no dropped blocks.
+    """Ladder Side-Tuning (Sung, Cho, Bansal, arXiv 2206.06522).
 
     The backbone runs without a graph and stops before its LM head; of its activations only the taps are kept.
     """
@@ -134,12 +170,7 @@ class LadderSideTuning(nn.Module):
     def __init__(self, backbone, reduction):
         super().__init__()
         self.backbone = backbone.requires_grad_(False)
-        config = backbone.config
-        self.encoder = SideStack(backbone.encoder.config, reduction)
-        self.decoder = SideStack(backbone.decoder.config, reduction)
-        self.side_final_upsample = nn.Linear(config.d_model // reduction, config.d_model)
-        self.scale = config.d_model**-0.5  # of a tied head
-        self.initialise()
+        self.side = SideNetwork(backbone.config, reduction)
         self.taps = {stack: [] for stack in STACKS}
         for stack in STACKS:
             blocks = getattr(backbone, stack).block
@@ -155,16 +186,6 @@ class LadderSideTuning(nn.Module):
 
         return hook
 
-    def initialise(self):
-        """Side blocks at 1/sqrt(fan-in), projections at 0.01 with zero biases, gates at one half."""
-        for name, weight in self.named_parameters():
-            if name.startswith("backbone.") or weight.ndim != 2:
-                continue
-            projection = "downsample" in name or "upsample" in name
-            nn.init.normal_(weight, std=0.01 if projection else weight.shape[1] ** -0.5)
-            if projection:
-                nn.init.zeros_(self.get_parameter(name.replace("weight", "bias")))
-
     def forward(self, input_ids, attention_mask, decoder_input_ids):
         with torch.no_grad():
             encoded = self.backbone.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
@@ -173,13 +194,12 @@ class LadderSideTuning(nn.Module):
                 use_cache=False,
             )
         taps, self.taps = self.taps, {stack: [] for stack in STACKS}
-        lowest = torch.finfo(torch.float32).min
-        length = decoder_input_ids.shape[1]
-        causal = torch.full((length, length), lowest).triu(1)[None, None]
-        padding = None if attention_mask.all() else (1.0 - attention_mask)[:, None, None] * lowest
-        side = self.encoder(taps["encoder"], padding)
-        side = self.decoder(taps["decoder"], causal, side, padding)
-        return F.linear(self.side_final_upsample(side) * self.scale, self.backbone.lm_head.weight)
+        padding = None if attention_mask.all() else (1.0 - attention_mask)[:, None, None] * LOWEST
+        return self.side(taps, causal_mask(decoder_input_ids.shape[1]), padding, self.backbone.lm_head.weight)
+
+
+def causal_mask(length):
+    return torch.full((length, length), LOWEST).triu(1)[None, None]
 
 
 def trainable(model):

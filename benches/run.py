@@ -2,8 +2,9 @@
 
     cargo build --release
     pip install -r benches/requirements.txt
-    python benches/run.py                     everything
-    python benches/run.py --only peers lstc   without the section on predictions
+    python benches/run.py                         everything
+    python benches/run.py --only peers ort lstc   without the section on predictions
+    python benches/run.py --rows lst lstc         these rows alone
 
 Every measurement is a process of its own, watched from outside. Peers and lstc alternate over `--rounds`, so that what
 else the machine does hits all of them. Exports and rewrites lie in target/bench and exports are reused; results.json
@@ -12,6 +13,7 @@ something could not be measured.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -20,66 +22,133 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bare
+import lstc
 import peers
+import rows
 from lstc import Lstc, tell
 from shapes import SHAPES
+from table import markdown
 from watch import Unmeasured, watch
 
 ROOT = Path(__file__).resolve().parent.parent
-SHAPE = "t5-base"  # of the comparison; predictions are held against all shapes
 PREDICTION = 0.20  # how far a prediction may be from the measured peak
 IDLE = 0.5  # the load above which times are not to be trusted
-PEAK = 0.40  # of full fine-tuning's peak: what lstc may take
 
 
-def measure_peer(row, steps, threads):
-    watched = watch(peers.command(row, SHAPE, steps, threads), peers.environment(threads))
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """`key` of row `ours` is at most `factor` of the least of the rows `of`, or `limit`; `plus` is a row to be added."""
+
+    what: str
+    ours: str
+    key: str
+    factor: float = 1.0
+    of: tuple = ()
+    limit: float = 0.0
+    plus: str = ""
+
+    def judge(self, summary):
+        """Whether it holds, None where a row is missing, and the figures."""
+        value = lambda row: summary[row][self.key] if row in summary else None
+        ours, floor = value(self.ours), value(self.plus) if self.plus else 0.0
+        found = {row: value(row) for row in self.of if row in summary}
+        missing = [self.ours] * (ours is None) + [self.plus] * (floor is None) + list(self.of) * (not found and not self.limit)
+        if missing:
+            return None, "not measured: " + ", ".join(missing)
+        least = min(found, key=found.get, default=None)
+        bound = self.limit or self.factor * found[least] + floor
+        unit = seconds if self.key == "seconds" else gigabytes
+        figures = f"{unit(ours)}, at most {unit(bound)}"
+        if least:
+            figures += f": {(ours - floor) / found[least]:.2f} of {unit(found[least])} of `{least}`"
+        if self.plus:
+            figures += f", beside a floor of {unit(floor)}"
+        return ours <= bound, figures
+
+
+GOALS = [
+    Goal("a step takes no longer than PyTorch's LST", "lstc", "seconds", 1.0, ("lst",)),
+    Goal("the peak is at most 40 % of full fine-tuning's", "lstc", "peak", 0.40, ("full",)),
+    Goal("an int8 step takes at most 0.40 of PyTorch's LST", "lstc-int8", "seconds", 0.40, ("lst",)),
+    Goal("an int8 step takes less than half of PyTorch's forward pass", "lstc-int8", "seconds", 0.50, ("forward",)),
+    Goal("an int8 step takes at most 1.6 of ONNX Runtime's bare int8 forward pass", "lstc-int8", "seconds", 1.6, rows.INT8),
+    Goal("a cached step takes at most 0.2 of PyTorch's forward pass", "lstc-cached", "seconds", 0.2, ("forward",)),
+    Goal("the int8 peak is at most 892 MB, the weights of the source", "lstc-int8", "peak", limit=892e6),
+    Goal("the int8 peak is at most 20 % of full fine-tuning's", "lstc-int8", "peak", 0.20, ("full",)),
+    Goal(
+        "a step takes at most 1.15 of ONNX Runtime's bare forward pass, and the side floor, a cached step",
+        "lstc", "seconds", 1.15, ("ort",), plus="lstc-cached",
+    ),
+    Goal("a cached step takes at most 0.6 of the generic decomposition's", "lstc-cached", "seconds", 0.6, ("generic",)),
+]
+
+
+def measure_peer(row, shape, steps, threads):
+    watched = watch(peers.command(row, shape, steps, threads), peers.environment(threads))
     found = json.loads(watched.stdout.splitlines()[-1])
     return found | {"anonymous": watched.anonymous, "file": watched.file}
 
 
-def compare(args, wanted, lstc, problems):
-    """Peers and lstc by turns. A row that cannot be measured goes to `problems` and is not tried again."""
-    turns = {}
+def measure_bare(row, build, shape, steps, threads):
+    model = rows.ROWS[row].model(build, shape)
+    watched = watch(bare.command(model, shape, steps, threads), peers.environment(threads))
+    found = json.loads(watched.stdout.splitlines()[-1])
+    return found | {
+        "row": row, "label": rows.ROWS[row].label, "shape": shape, "peak_memory": watched.peak,
+        "anonymous": watched.anonymous, "file": watched.file,
+    }
+
+
+def turns(args, wanted, build):
+    """What measures each wanted row."""
+    shape, threads, found = args.shape, args.threads, {}
     if "peers" in wanted:
-        turns |= {row: lambda row=row: measure_peer(row, args.steps, args.threads) for row in peers.ROWS}
+        found |= {row: lambda row=row: measure_peer(row, shape, args.steps, threads) for row in peers.ROWS}
+    if "ort" in wanted:
+        found |= {row: lambda row=row: measure_bare(row, build, shape, args.bare_steps, threads) for row in rows.ROWS}
     if "lstc" in wanted:
-        turns["lstc"] = lambda: lstc.train(SHAPE, args.lstc_steps)
-    runs = []
+        found |= {row: lambda row=row: build.train(shape, args.lstc_steps, row) for row in lstc.ROWS}
+    return {row: turn for row, turn in found.items() if row in args.rows}
+
+
+def compare(args, turns, problems):
+    """All rows by turns. One that cannot be measured goes to `problems` under its name and is not tried again."""
+    runs, turns = [], dict(turns)
     for number in range(1, args.rounds + 1):
         for row, turn in list(turns.items()):
             tell(f"round {number} of {args.rounds}: {row}")
             try:
                 runs.append(turn() | {"round": number})
             except Unmeasured as problem:
-                problems.append(f"{row}: {problem}")
+                problems[row] = str(problem)
                 del turns[row]
     return runs
 
 
-def predict(args, lstc, runs, problems):
+def predict(args, build, runs, problems):
     """Predicted and measured peaks. A shape that `runs` has is not run again; what is run joins them."""
-    rows = []
+    found = []
     for name in SHAPES:
         tell(f"prediction for {name}")
         try:
             if not any(run["row"] == "lstc" and run["shape"] == name for run in runs):
-                runs.append(lstc.train(name, args.lstc_steps))
-            predicted = lstc.predicted(name)
+                runs.append(build.train(name, args.lstc_steps))
+            predicted = build.predicted(name)
         except Unmeasured as problem:
-            problems.append(f"prediction for {name}: {problem}")
+            problems[f"prediction for {name}"] = str(problem)
             continue
         measured = max(run["peak_memory"] for run in runs if run["row"] == "lstc" and run["shape"] == name)
         holds = abs(predicted / measured - 1) <= PREDICTION
-        rows.append({"shape": name, "predicted": predicted, "measured": measured, "holds": holds})
-    return rows
+        found.append({"shape": name, "predicted": predicted, "measured": measured, "holds": holds})
+    return found
 
 
 def summarise(runs):
     """One row for all rounds: the median and the best of all steps, the largest peak."""
-    rows = {}
+    found = {}
     for run in runs:
-        rows.setdefault(run["row"], []).append(run)
+        found.setdefault(run["row"], []).append(run)
     return {
         row: {
             "label": of[0]["label"], "trainable": of[0]["trainable"],
@@ -88,56 +157,42 @@ def summarise(runs):
             "peak": max(run["peak_memory"] for run in of),
             "anonymous": max(run["anonymous"] for run in of),
         }
-        for row, of in rows.items()
+        for row, of in found.items()
     }
 
 
-def goals(summary):
-    """The two goals as (what, whether it holds, the figures); None where a row is missing."""
-    found = []
-    ours, lst, full = (summary.get(row) for row in ("lstc", "lst", "full"))
-    what = "a step of lstc takes no longer than PyTorch's LST"
-    if ours and lst:
-        figures = f"{ours['seconds']:.2f} s, {lst['seconds']:.2f} s"
-        found.append((what, ours["seconds"] <= lst["seconds"], figures))
-    else:
-        found.append((what, None, "not measured"))
-    what = f"lstc's peak is at most {PEAK:.0%} of full fine-tuning's"
-    if ours and full:
-        figures = f"{gigabytes(ours['peak'])} of {gigabytes(full['peak'])} GB, {ours['peak'] / full['peak']:.0%}"
-        found.append((what, ours["peak"] <= PEAK * full["peak"], figures))
-    else:
-        found.append((what, None, "not measured"))
-    return found
+def seconds(value):
+    return f"{value:.3f} s"
 
 
 def gigabytes(size):
-    return f"{size / 1e9:.2f}"
+    return f"{size / 1e9:.3f} GB"
 
 
-def markdown(header, rows):
-    lines = ["| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *rows]]
-    return "\n".join(lines)
-
-
-def comparison_table(summary):
-    """Times and peaks, and their ratios to PyTorch's LST and to full fine-tuning."""
+def comparison_table(names, summary, problems):
+    """Times and peaks, and their ratios to PyTorch's LST and forward pass and to full fine-tuning."""
 
     def ratio(row, key, of):
         return f"{row[key] / summary[of][key]:.2f}" if of in summary else ""
 
-    header = ["", "trainable", "s/step, median", "best", "of PyTorch's LST", "peak, GB", "of full fine-tuning", "anonymous, GB"]
-    rows = [
-        [
-            row["label"], f"{row['trainable']:,}", f"{row['seconds']:.2f}", f"{row['best']:.2f}",
-            ratio(row, "seconds", "lst"), gigabytes(row["peak"]), ratio(row, "peak", "full"), gigabytes(row["anonymous"]),
+    def cells(name):
+        if name not in summary:
+            return [f"`{name}`", f"not measured: {problems[name].splitlines()[0]}", *[""] * 8]
+        row = summary[name]
+        return [
+            f"`{name}`", row["label"], f"{row['trainable']:,}", f"{row['seconds']:.3f}", f"{row['best']:.3f}",
+            ratio(row, "seconds", "lst"), ratio(row, "seconds", "forward"), f"{row['peak'] / 1e9:.2f}",
+            ratio(row, "peak", "full"), f"{row['anonymous'] / 1e9:.2f}",
         ]
-        for row in summary.values()
+
+    header = [
+        "row", "", "trainable", "s/step, median", "best", "of PyTorch's LST", "of its forward pass", "peak, GB",
+        "of full fine-tuning", "anonymous, GB",
     ]
-    return markdown(header, rows)
+    return markdown(header, [cells(name) for name in names])
 
 
-def prediction_table(rows):
+def prediction_table(predictions):
     header = ["shape", "", "predicted, MB", "measured, MB", "ratio", f"within {PREDICTION:.0%}"]
     megabytes = lambda size: f"{size / 1e6:.0f}"
     cells = [
@@ -145,7 +200,7 @@ def prediction_table(rows):
             row["shape"], str(SHAPES[row["shape"]]), megabytes(row["predicted"]), megabytes(row["measured"]),
             f"{row['predicted'] / row['measured']:.2f}", "yes" if row["holds"] else "no",
         ]
-        for row in rows
+        for row in predictions
     ]
     return markdown(header, cells)
 
@@ -164,21 +219,23 @@ def version(binary):
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parts = ["peers", "lstc", "predict"]
+    parts, all_rows = ["peers", "ort", "lstc", "predict"], [*peers.ROWS, *rows.ROWS, *lstc.ROWS]
     parser.add_argument("--only", nargs="+", choices=parts, default=parts, help="what to measure; default: all")
+    parser.add_argument("--rows", nargs="+", choices=all_rows, default=all_rows, help="of these rows alone; default: all")
+    parser.add_argument("--shape", choices=SHAPES, default="t5-base", help="that rows are compared at; default: %(default)s")
     parser.add_argument("--lstc", type=Path, default=ROOT / "target/release/lstc", help="default: %(default)s")
     parser.add_argument("--scratch", type=Path, default=ROOT / "target/bench", help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=2, help="default: 2")
-    parser.add_argument("--steps", type=int, default=7, help="measured steps of a peer in a round; default: 7")
-    parser.add_argument("--lstc-steps", type=int, default=10, help="measured steps of lstc in a round; default: 10")
+    parser.add_argument("--steps", type=int, default=7, help="measured steps of a PyTorch peer in a round; default: 7")
+    parser.add_argument("--bare-steps", type=int, default=10, help="of a model on ONNX Runtime; default: 10")
+    parser.add_argument("--lstc-steps", type=int, default=10, help="of lstc; default: 10")
     parser.add_argument("--threads", type=int, default=2, help="default: 2")
     return parser.parse_args()
 
 
-def print_comparison(summary, found, processor, threads):
-    print(f"{SHAPE}: {SHAPES[SHAPE]}; fp32, {threads} threads, {processor}\n")
-    if summary:
-        print(comparison_table(summary) + "\n")
+def print_comparison(args, names, summary, problems, found, processor):
+    print(f"{args.shape}: {SHAPES[args.shape]}; {args.threads} threads, {processor}\n")
+    print(comparison_table(names, summary, problems) + "\n")
     verdicts = {True: "holds", False: "does not hold", None: "open"}
     for what, holds, figures in found:
         print(f"* {verdicts[holds]}: {what} ({figures})")
@@ -187,28 +244,29 @@ def print_comparison(summary, found, processor, threads):
 def main():
     args = arguments()
     args.scratch.mkdir(parents=True, exist_ok=True)
-    lstc, problems, before = Lstc(args.lstc, args.scratch, args.threads), [], machine()
-    runs, summary, found, predictions = [], {}, [], []
+    build, problems, before = Lstc(args.lstc, args.scratch, args.threads), {}, machine()
+    summary, found, predictions = {}, [], []
     wanted = set(args.only)
     try:
-        lstc.check()
+        build.check()
     except Unmeasured as problem:
         if wanted != {"peers"}:
-            problems.append(str(problem))
+            problems["lstc"] = str(problem)
         wanted &= {"peers"}
-    if wanted & {"peers", "lstc"}:
-        runs = compare(args, wanted, lstc, problems)
+    measured = turns(args, wanted, build)
+    runs = compare(args, measured, problems)
+    if measured:
         summary = summarise(runs)
-        found = goals(summary)
-        print_comparison(summary, found, before["processor"], args.threads)
+        found = [(goal.what, *goal.judge(summary)) for goal in GOALS]
+        print_comparison(args, measured, summary, problems, found, before["processor"])
     if "predict" in wanted:
-        predictions = predict(args, lstc, runs, problems)
+        predictions = predict(args, build, runs, problems)
         if predictions:
             print("\nPredicted memory\n\n" + prediction_table(predictions))
     if before["load"][0] > IDLE:
         print(f"\nThe machine was not idle: its load was {before['load'][0]:.1f} at the start.")
-    for problem in problems:
-        tell(f"error: {problem}")
+    for where, problem in problems.items():
+        tell(f"error: {where}: {problem}")
 
     results = {
         "machine": before, "lstc": version(args.lstc), "runs": runs, "summary": summary, "predictions": predictions,

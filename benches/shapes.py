@@ -30,3 +30,9 @@ SHAPES = {
     "t5-small": Shape(512, 64, 2048, 8, 6, 32128, batch=16, source=64, target=8),
     "t5-nano": Shape(128, 32, 512, 4, 2, 4096, batch=64, source=32, target=4),
 }
+
+# A small T5 for how cost grows, by blocks of each tower.
+GROWTH = {
+    f"d256-{blocks}": Shape(256, 64, 1024, 4, blocks, 8192, batch=8, source=128, target=8) for blocks in (6, 12, 24, 48)
+}
+MODELS = SHAPES | GROWTH
