@@ -47,6 +47,9 @@ pub struct Target {
 /// core's second-level cache.
 const MOST_ELEMENTS: usize = 1 << 17;
 
+/// Parameters of a group: shape inference follows lists of integers up to this length.
+const MOST_MEMBERS: usize = 64;
+
 /// Parameters that share a tensor of each moment: their rows one below the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
@@ -64,7 +67,7 @@ fn groups<'d>(parameters: impl IntoIterator<Item = (&'d [usize], bool)>) -> Vec<
         let elements = |dims: &[usize]| dims.iter().product::<usize>();
         let fits = |(group, decay): &&mut (Group, bool)| {
             let alike = group.dims.get(1..) == dims.get(1..) && !dims.is_empty() && *decay == decays;
-            alike && elements(&group.dims) + elements(dims) <= MOST_ELEMENTS
+            alike && group.members.len() < MOST_MEMBERS && elements(&group.dims) + elements(dims) <= MOST_ELEMENTS
         };
         match groups.iter_mut().find(fits) {
             Some((group, _)) => {

@@ -1,5 +1,6 @@
 //! The command line: one file a command, each with its arguments and its `run`.
 
+mod cache;
 mod data_flags;
 mod eval;
 mod export;
@@ -29,6 +30,8 @@ Examples:
   lstc inspect t5.onnx                 what is in it, where the taps go, what training will cost
   lstc rewrite t5.onnx -o tuned/       the trainable graphs
   lstc train tuned/ --train a.jsonl    progress, checkpoints, metrics
+  lstc cache build tuned/ --data a.jsonl --cache taps/
+                                       the backbone's part of training, once for all epochs
   lstc eval tuned/ --data b.jsonl      loss, accuracy, a table by label
   lstc export tuned/ -o tuned.onnx     one inference model for any ONNX Runtime
   lstc import tuned/ --side FILE       start from a side network that was trained elsewhere
@@ -50,6 +53,7 @@ enum Command {
     Inspect(inspect::Inspect),
     Rewrite(Box<rewrite::Rewrite>),
     Train(Box<train::Train>),
+    Cache(cache::CacheCommand),
     Eval(Box<eval::Eval>),
     Export(export::Export),
     Import(import::Import),
@@ -68,6 +72,7 @@ pub fn main() -> Exit {
         Command::Inspect(inspect) => inspect.run(),
         Command::Rewrite(rewrite) => rewrite.run(),
         Command::Train(train) => train.run(),
+        Command::Cache(cache) => cache.run(),
         Command::Eval(eval) => eval.run(),
         Command::Export(export) => export.run(),
         Command::Import(import) => import.run(),

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::data_flags::DataFlags;
 use super::set;
+use crate::cache::{Element, Size};
 use crate::evaluate::percent;
 use crate::report::{self, Bytes, Clock, Exit, Format, ProgressLine};
 use crate::rewrite::config::Config;
@@ -31,6 +32,9 @@ What is written to the run's folder, `run` in the directory unless --out says ot
 The best evaluation is the one with the highest accuracy where the targets are labels (at most 100 different ones), else \
 with the lowest loss. Without --eval it is the last.
 
+With --cache the taps of each example, which are the same in every epoch, are computed once and kept on the disk: \
+`lstc cache --help` tells when that pays.
+
 Ctrl-C finishes the step and saves. On the CPU a run that was stopped or killed, and resumed, gives the same losses, bit \
 for bit, as one that was not.",
     after_long_help = "\
@@ -39,6 +43,7 @@ Examples:
   lstc train tuned/ --train sst2.tsv --input-field sentence --prefix \"sst2 sentence: \"
   lstc train tuned/ --train a.jsonl --batch-size 8 --accumulate 4     steps of 32 examples
   lstc train tuned/ --resume     go on where a run was stopped
+  lstc train tuned/ --train a.jsonl --cache taps/      later epochs run the side network alone
   lstc train tuned/ --train a.jsonl --device cuda"
 )]
 pub struct Train {
@@ -123,6 +128,18 @@ struct TrainFlags {
     /// Steps between checkpoints; there is one after each epoch too [default: 500]
     #[arg(long, value_name = "N")]
     save_every: Option<u64>,
+
+    /// Keep the backbone's taps in this folder: from the second epoch on only the side network runs
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+
+    /// What the cache may take of the disk, as in 20GB [default: what is free but a margin]
+    #[arg(long, value_name = "SIZE")]
+    cache_budget: Option<Size>,
+
+    /// How taps are kept [default: as the cache has them, else fp32]
+    #[arg(long, value_enum, value_name = "TYPE")]
+    cache_dtype: Option<Element>,
 }
 
 impl Train {
@@ -175,7 +192,9 @@ impl Train {
         let recorded = started.train.clone();
         self.flags.apply(&mut started);
         if self.resume && !runs_alike(&recorded, &started.train) {
-            report::warning("with other threads, weights or device, the figures are not those of the run bit for bit");
+            report::warning(
+                "with other threads, weights, device or cache, the figures are not those of the run bit for bit",
+            );
         }
         self.data.apply(&mut started.data);
         let train = &mut started.train;
@@ -183,6 +202,7 @@ impl Train {
             (&mut train.data, &self.train),
             (&mut train.eval, &self.eval),
             (&mut train.tokenizer, &self.data.tokenizer),
+            (&mut train.cache, &self.flags.cache),
         ] {
             if let Some(path) = flag {
                 *target = Some(path.clone());
@@ -198,7 +218,7 @@ impl Train {
 
 /// Whether two runs use the same kernels in the same way.
 fn runs_alike(a: &TrainOptions, b: &TrainOptions) -> bool {
-    (a.threads, a.device, a.map_weights) == (b.threads, b.device, b.map_weights)
+    (a.threads, a.device, a.map_weights, &a.cache) == (b.threads, b.device, b.map_weights, &b.cache)
 }
 
 impl TrainFlags {
@@ -215,6 +235,8 @@ impl TrainFlags {
         set(&mut train.save_every, &self.save_every);
         train.warmup_steps = self.warmup_steps.or(train.warmup_steps);
         train.threads = self.threads.or(train.threads);
+        train.cache_budget = self.cache_budget.or(train.cache_budget);
+        train.cache_dtype = self.cache_dtype.or(train.cache_dtype);
     }
 }
 
@@ -257,6 +279,10 @@ impl Talk {
                 let (epoch, loss) = (line.epoch, line.eval_loss);
                 report::note(format!("epoch {epoch}/{}: loss {loss:.4}{accuracy}{best}", self.epochs));
             }
+            Event::Warning(text) => {
+                self.line.clear();
+                report::warning(text);
+            }
         }
     }
 }
@@ -266,6 +292,9 @@ fn tell_plan(plan: &Plan) {
     let labels = if plan.labels > 0 { format!(", {} labels", plan.labels) } else { String::new() };
     let done = if plan.done > 0 { format!(", going on after step {}", plan.done) } else { String::new() };
     report::note(format!("{} examples{eval}{labels}; {} steps{done}", plan.examples, plan.steps));
+    if let Some(cache) = &plan.cache {
+        report::note(format!("taps of {} of {} rows lie in `{}`", cache.kept, cache.rows, cache.folder.display()));
+    }
     if plan.skipped > 0 {
         report::warning(format!("{} bad rows are left out\n  {}", plan.skipped, plan.skipped_first.join("\n  ")));
     }
@@ -276,7 +305,7 @@ fn tell_plan(plan: &Plan) {
 }
 
 /// A rate in three digits or so.
-fn thousands(rate: f64) -> String {
+pub fn thousands(rate: f64) -> String {
     if rate >= 10_000.0 { format!("{:.1}k", rate / 1000.0) } else { format!("{rate:.0}") }
 }
 
@@ -300,6 +329,11 @@ impl fmt::Display for Outcome<'_> {
             let (ms, rate) = (1e3 * s.step_seconds, thousands(s.tokens_per_second));
             writeln!(f, "  speed  {ms:.1} ms a step, {rate} tokens/s, {:.1} s in all", s.seconds)?;
         }
-        writeln!(f, "  memory {} at most", Bytes(s.peak_memory))
+        writeln!(f, "  memory {} at most", Bytes(s.peak_memory))?;
+        if let Some(cache) = &s.cache {
+            let (kept, rows, bytes) = (cache.kept, cache.rows, Bytes(cache.bytes));
+            writeln!(f, "  cache  {kept} of {rows} rows, {bytes} in {}", cache.folder.display())?;
+        }
+        Ok(())
     }
 }

@@ -148,6 +148,17 @@ pub fn annotated(options: &Options, training: &Started) -> String {
     line("  map_weights", t.map_weights.to_string(), "use weights where their file is mapped: less memory, slower");
     line("  save_every", t.save_every.to_string(), "steps between checkpoints");
     line("  out", path(&t.out), "folder of the run; null is `run` in the rewritten directory");
+    line("  cache", path(&t.cache), "folder in which taps are kept; null keeps none");
+    line(
+        "  cache_budget",
+        optional(t.cache_budget.map(|s| s.0.to_string())),
+        "e.g. 20GB; null is what the disk has free",
+    );
+    line(
+        "  cache_dtype",
+        optional(t.cache_dtype.map(|e| word(&e))),
+        "fp32 | fp16 | int8; null is the cache's own, else fp32",
+    );
     line("data", String::new(), "how data files are read");
     line("  format", optional(d.format.map(|f| word(&f))), "jsonl | csv | tsv; null goes by the file's extension");
     line("  input_field", quoted(&d.input_field), "the field, or column, of the input");

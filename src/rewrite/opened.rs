@@ -156,6 +156,12 @@ impl Opened {
         self.record.inputs.iter().map(|i| i.tower).max().unwrap_or(TowerKind::Decoder)
     }
 
+    /// Whether the model is told which tokens of its source are padding.
+    pub fn masks_source(&self) -> bool {
+        let last = self.last();
+        self.inputs.iter().any(|i| i.summary.tower != last && i.summary.role == InputRole::Mask)
+    }
+
     /// The names of the inputs that only the last tower reads.
     pub fn late(&self) -> Vec<&str> {
         let last = self.last();

@@ -14,6 +14,7 @@ pub mod interrupt;
 mod log;
 mod options;
 mod run;
+mod source;
 mod stepper;
 
 use std::fs::{self, File, TryLockError};
@@ -29,6 +30,7 @@ pub use log::{EvalLine, METRICS, StepLine};
 pub use options::{LearningRate, Schedule, TrainOptions};
 pub use stepper::{Outcome, Stepper};
 
+use crate::cache::Holding;
 use crate::data::{Corpus, Reading, Tokenizer};
 use crate::report::Hinted;
 use crate::rewrite::RUN;
@@ -109,6 +111,8 @@ pub enum Event<'e> {
         line: &'e EvalLine,
         is_best: bool,
     },
+    /// Something that the user should know, and that does not stop the run.
+    Warning(&'e str),
 }
 
 /// What lies before a run.
@@ -127,6 +131,9 @@ pub struct Plan {
     pub steps: u64,
     /// Steps made before.
     pub done: u64,
+    /// What the cache holds before the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<Holding>,
 }
 
 /// What a run came to.
@@ -144,6 +151,9 @@ pub struct Summary {
     pub seconds: f64,
     /// The most memory that was resident at once, in bytes.
     pub peak_memory: u64,
+    /// What the cache holds after the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<Holding>,
     /// The user asked to stop before the end.
     pub interrupted: bool,
 }
@@ -168,8 +178,9 @@ pub fn train(request: &Request, mut tell: impl FnMut(Event)) -> anyhow::Result<S
     let lock = lock(&out)?;
     crate::files::sweep(&out);
     let run = Run::new(request, &opened, out, &mut tell)?;
+    let cache = run.cache()?;
     let (state, progress) = run.begin()?;
-    let summary = run.go(&state, progress, tell);
+    let summary = run.go(&state, progress, cache, tell);
     drop(lock);
     summary
 }

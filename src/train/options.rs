@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cache::{Element, Size};
 use crate::runtime::Device;
 
 /// A training run.
@@ -37,6 +38,15 @@ pub struct TrainOptions {
     pub save_every: u64,
     /// Where checkpoints and metrics go; `run` in the rewritten directory where there is none.
     pub out: Option<PathBuf>,
+    /// Folder in which taps are kept, where they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<PathBuf>,
+    /// What the cache may take of the disk; what is free but a margin where there is no number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_budget: Option<Size>,
+    /// The cache's own where it has one, else fp32.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_dtype: Option<Element>,
 }
 
 impl Default for TrainOptions {
@@ -57,6 +67,9 @@ impl Default for TrainOptions {
             map_weights: false,
             save_every: 500,
             out: None,
+            cache: None,
+            cache_budget: None,
+            cache_dtype: None,
         }
     }
 }

@@ -5,13 +5,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
+use lstc_passes::Parts;
 
-use super::backbone::Backbone;
 use super::checkpoint::{self, Best, CHECKPOINT, Identity, Progress};
 use super::log::{EvalLine, Log, METRICS, StepLine};
 use super::options::{LearningRate, TrainOptions};
+use super::source::TapSource;
 use super::stepper::{Outcome, Stepper};
 use super::{BEST, Event, Plan, Request, Started, Summary, interrupt, read_corpus};
+use crate::cache::{self, Cache};
 use crate::data::{Batch, Batches, Corpus, epoch_batches};
 use crate::evaluate::{self, Metrics, Scorer};
 use crate::hash::sha256;
@@ -61,7 +63,7 @@ impl<'r> Run<'r> {
         }
         let steps_an_epoch = corpus.len().div_ceil(batch_size).div_ceil(options.accumulate) as u64;
         let total = steps_an_epoch.checked_mul(options.epochs).ok_or_else(|| anyhow!("too many steps"))?;
-        let graph = if options.accumulate > 1 { "grad.onnx" } else { "train.onnx" };
+        let graph = Stepper::graph(options.accumulate > 1);
         let mut model = File::open(opened.directory.join(graph)).with_context(|| format!("cannot read `{graph}`"))?;
         let identity = Identity {
             model: sha256(&mut model)?,
@@ -109,17 +111,34 @@ impl<'r> Run<'r> {
         Ok((initial, progress))
     }
 
+    /// The cache of the run's taps, where it has one.
+    pub(super) fn cache(&self) -> anyhow::Result<Option<Cache>> {
+        let options = &self.request.train;
+        let Some(folder) = &options.cache else { return Ok(None) };
+        let Parts { backbone, .. } = self.opened.parts(Stepper::graph(options.accumulate > 1))?;
+        let identity = cache::Identity::new(self.opened, &backbone, &self.corpus)?;
+        let request = cache::Request {
+            folder,
+            element: options.cache_dtype,
+            budget: options.cache_budget,
+            threads: self.execution.threads,
+        };
+        Cache::open(&request, self.opened, identity, &self.corpus).map(Some)
+    }
+
     pub(super) fn go(
         &self,
         state: &Side,
         mut progress: Progress,
+        cache: Option<Cache>,
         mut tell: impl FnMut(Event),
     ) -> anyhow::Result<Summary> {
         let options = &self.request.train;
         let accumulates = options.accumulate > 1;
         let runs = self.runs(progress.step);
-        let (mut stepper, mut backbone) = Stepper::open(self.opened, &self.execution, state, accumulates, runs)?;
-        tell(Event::Begins(&self.plan(progress.step)));
+        let (mut stepper, backbone) = Stepper::open(self.opened, &self.execution, state, accumulates, runs)?;
+        let mut source = TapSource::new(self.opened, backbone, cache)?;
+        tell(Event::Begins(&Plan { cache: source.holding(), ..self.plan(progress.step) }));
         let mut log = Log::open(&self.out, progress.step, progress.epochs)?;
         let mut clock = Clock::default();
         let mut loss = None;
@@ -128,13 +147,14 @@ impl<'r> Run<'r> {
             let batches = epoch_batches(&self.corpus, self.identity.batch_size, options.seed, epoch);
             let end = (epoch + 1) * self.steps_an_epoch;
             while progress.step < end && !interrupted {
-                let line = self.step((&mut stepper, &mut backbone), &batches, epoch, progress.step + 1)?;
+                let line = self.step((&mut stepper, &mut source), &batches, epoch, progress.step + 1)?;
                 progress.step += 1;
                 loss = Some(line.loss);
                 clock.add(&line);
                 log.write(&line)?;
                 let left = clock.left(self.total - progress.step, options.epochs - progress.epochs);
                 tell(Event::Step { line: &line, of: self.total, left });
+                source.news().iter().for_each(|news| tell(Event::Warning(news)));
                 interrupted = interrupt::asked();
                 // The last step of an epoch is saved with its evaluation.
                 if interrupted || (progress.step.is_multiple_of(options.save_every) && progress.step < end) {
@@ -162,6 +182,7 @@ impl<'r> Run<'r> {
             tokens_per_second: clock.tokens_per_second(),
             seconds: clock.begun.elapsed().as_secs_f64(),
             peak_memory: Resident::read().peak,
+            cache: source.holding(),
             interrupted,
         })
     }
@@ -185,13 +206,14 @@ impl<'r> Run<'r> {
             epochs: self.request.train.epochs,
             steps: self.total,
             done,
+            cache: None,
         }
     }
 
     /// Makes one step, and checks that it may be built on.
     fn step(
         &self,
-        (stepper, backbone): (&mut Stepper, &mut Backbone),
+        (stepper, source): (&mut Stepper, &mut TapSource),
         batches: &Batches,
         epoch: u64,
         step: u64,
@@ -202,8 +224,15 @@ impl<'r> Run<'r> {
         let made: Vec<Batch> = (first..last)
             .map(|at| Batch::new(&self.corpus, batches.get(at), self.opened.record.tokens, &self.opened.fixed()))
             .collect::<anyhow::Result<_>>()?;
+        let next = last..batches.len().min(last + self.identity.accumulate);
+        next.for_each(|at| source.expect(&self.corpus, batches.get(at)));
         let lr = self.rate.at(step);
-        let Outcome { loss, grad_norm } = stepper.step(&made, |batch| backbone.taps(batch), step, lr)?;
+        let mut rows = (first..).map(|at| batches.get(at));
+        let taps = |batch: &Batch| {
+            let rows = rows.next().unwrap_or_default();
+            source.taps(&self.corpus, rows, batch)
+        };
+        let Outcome { loss, grad_norm } = stepper.step(&made, taps, step, lr)?;
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(self.diverged(step, epoch, (first, batches.len()), &made, loss, grad_norm));
         }

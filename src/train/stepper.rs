@@ -101,6 +101,11 @@ impl Bound {
 }
 
 impl<'o> Stepper<'o> {
+    /// The graph that steps are made by.
+    pub fn graph(accumulates: bool) -> &'static str {
+        if accumulates { "grad.onnx" } else { "train.onnx" }
+    }
+
     /// A side network at some point of its training, and the backbone that it reads. `state` holds each parameter, and its moments where training has begun;
     /// `runs` is the number of batches that were run before, which decides what dropout drops.
     ///
@@ -114,7 +119,7 @@ impl<'o> Stepper<'o> {
         runs: u64,
     ) -> anyhow::Result<(Stepper<'o>, Backbone<'o>)> {
         let parameters = &opened.record.parameters;
-        let file = if accumulates { "grad.onnx" } else { "train.onnx" };
+        let file = Stepper::graph(accumulates);
         let Parts { backbone, side } = opened.parts(file)?;
         // The LM head is the only constant matrix here, and two products read it: a copy for each in the kernels' own layout
         // would be the most memory of all, and no faster.
@@ -129,7 +134,7 @@ impl<'o> Stepper<'o> {
             check_in_place(opened, file, &side)?;
             Way::Fused(Box::new(session(&drop_from(side, runs))?))
         };
-        let backbone = Backbone::open(opened, &backbone, execution)?;
+        let backbone = Backbone::new(opened, backbone, execution);
         let mut stepper = Stepper { opened, way, state: Vec::new(), parameters: parameters.len() };
         let device = stepper.state_session();
         let mut uploaded = Vec::new();

@@ -1,0 +1,118 @@
+//! How much a cache may take of the disk.
+
+use std::io;
+use std::path::Path;
+
+use rustix::fs::statvfs;
+
+use super::size::Size;
+
+/// What stays free of a disk where no budget is given: this share of it, but at most so much.
+const MARGIN: (u64, u64) = (20, 10 << 30);
+
+/// What stays free of a disk even where a budget would take it: checkpoints need some.
+const RESERVE: u64 = 256 << 20;
+
+/// Bytes between two looks at the disk.
+const LOOK: u64 = 16 << 20;
+
+/// Why there is no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Full {
+    /// The budget has not as many bytes left.
+    Budget,
+    /// The disk is about to be full.
+    Disk,
+}
+
+/// Bytes that a cache may take, and takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    limit: u64,
+    used: u64,
+    /// Bytes that may be written before the disk is looked at again.
+    unlooked: u64,
+}
+
+impl Budget {
+    /// For a cache that takes `used` bytes already: what was asked for, or what the disk has free but a margin.
+    ///
+    /// # Errors
+    /// From the file system.
+    pub fn new(folder: &Path, asked: Option<Size>, used: u64) -> io::Result<Budget> {
+        let limit = match asked {
+            Some(Size(bytes)) => bytes,
+            None => {
+                let (free, size) = disk(folder)?;
+                let margin = (size / MARGIN.0).min(MARGIN.1);
+                used.saturating_add(free.saturating_sub(margin))
+            }
+        };
+        Ok(Budget { limit, used, unlooked: 0 })
+    }
+
+    /// Takes so many bytes of the budget.
+    ///
+    /// # Errors
+    /// No room.
+    pub fn take(&mut self, folder: &Path, bytes: u64) -> Result<(), Full> {
+        let used = self.used.checked_add(bytes).filter(|used| *used <= self.limit).ok_or(Full::Budget)?;
+        if bytes > self.unlooked {
+            let step = bytes.max(LOOK);
+            // A disk that does not tell is left to say no itself.
+            if disk(folder).is_ok_and(|(free, _)| free < step.saturating_add(RESERVE)) {
+                return Err(Full::Disk);
+            }
+            self.unlooked = step;
+        }
+        self.unlooked -= bytes;
+        self.used = used;
+        Ok(())
+    }
+
+    /// Undoes [`Budget::take`].
+    pub fn give_back(&mut self, bytes: u64) {
+        self.used = self.used.saturating_sub(bytes);
+    }
+
+    pub fn limit(&self) -> Size {
+        Size(self.limit)
+    }
+
+    pub fn used(&self) -> Size {
+        Size(self.used)
+    }
+}
+
+/// Bytes of a folder's disk that are free for this user, and all of them.
+fn disk(folder: &Path) -> io::Result<(u64, u64)> {
+    let stat = statvfs(folder)?;
+    Ok((stat.f_bavail.saturating_mul(stat.f_frsize), stat.f_blocks.saturating_mul(stat.f_frsize)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_not_taken() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut budget = Budget::new(folder.path(), Some(Size(1000)), 400).expect("a disk");
+        let mut take = |bytes| budget.take(folder.path(), bytes);
+        assert_eq!(
+            [take(500), take(101), take(100), take(u64::MAX)],
+            [Ok(()), Err(Full::Budget), Ok(()), Err(Full::Budget)]
+        );
+        assert_eq!(budget.used(), Size(1000));
+    }
+
+    #[test]
+    fn without_a_budget_the_disk_keeps_a_margin() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (free, _) = disk(folder.path()).expect("a disk");
+        let budget = Budget::new(folder.path(), None, 7).expect("a disk");
+        assert!(budget.limit().0 <= free.saturating_add(7));
+        let mut endless = Budget::new(folder.path(), Some(Size(u64::MAX)), 0).expect("a disk");
+        assert_eq!(endless.take(folder.path(), free), Err(Full::Disk));
+    }
+}

@@ -1,0 +1,351 @@
+//! The tap cache. The backbone is frozen and has no dropout, so that its taps of an example are the same in every epoch: they
+//! are computed once, kept on the disk, and read in later epochs.
+//!
+//! ```text
+//! folder/cache.yaml      what the cache is of (identity.rs)
+//! folder/000001.taps     records, one behind the other (shard.rs, layout.rs, element.rs)
+//! folder/000001.index    which row each record is of, where it lies, and checksums (index.rs)
+//! ```
+//!
+//! **Invariant:** a row's taps are what the cache gives back, from the step on in which they are kept: a run that was resumed, or
+//! whose cache was built before, trains on the same numbers.
+//!
+//! **Invariant:** nothing that is kept is thrown out or changed. A cache that is full keeps no more, and the other rows are
+//! computed in every epoch.
+//!
+//! **Invariant:** what is damaged is found by a checksum, and computed again; it never becomes a number.
+
+mod budget;
+mod build;
+mod element;
+mod identity;
+mod index;
+mod layout;
+mod shard;
+mod size;
+mod store;
+mod structure;
+mod survey;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow, bail};
+use half::f16;
+use ndarray::{ArrayD, IxDyn};
+use serde::Serialize;
+
+pub use build::{Built, Share, build};
+pub use element::Element;
+pub use identity::{ABOUT, Identity, TapIdentity, recorded};
+pub use layout::{Axis, Lengths, Native};
+pub use size::Size;
+pub use survey::{Survey, survey};
+
+use crate::data::{Batch, Corpus, Fixed};
+use crate::report::Hinted;
+use crate::rewrite::opened::Opened;
+use crate::runtime::Tensor;
+use budget::Full;
+use layout::Layout;
+use store::{Kept, Store};
+
+/// How a cache is opened.
+#[derive(Clone, Debug)]
+pub struct Request<'r> {
+    pub folder: &'r Path,
+    /// That of the cache where there is one, else [`Element::Fp32`], where none is given.
+    pub element: Option<Element>,
+    /// What the disk has free but a margin, where none is given.
+    pub budget: Option<Size>,
+    /// That read and convert records.
+    pub threads: usize,
+}
+
+/// The taps of a corpus, as far as they are kept.
+#[derive(Debug)]
+pub struct Cache {
+    folder: PathBuf,
+    identity: Identity,
+    store: Store,
+    threads: usize,
+    /// Rows whose numbers the element type cannot hold.
+    unfit: BTreeSet<usize>,
+    told: Told,
+    news: Vec<String>,
+}
+
+/// What was told of once, and is not told of again.
+#[derive(Clone, Copy, Debug, Default)]
+struct Told {
+    full: bool,
+    failed: bool,
+    unfit: bool,
+    damaged: bool,
+}
+
+/// What a cache holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Holding {
+    pub folder: PathBuf,
+    pub dtype: Element,
+    /// Rows that are kept, and all rows.
+    pub kept: usize,
+    pub rows: usize,
+    /// On the disk.
+    pub bytes: u64,
+    /// Rows with numbers that the element type cannot hold, as far as was seen.
+    pub unfit: usize,
+    /// Records and entries that were damaged.
+    pub damaged: usize,
+}
+
+impl Cache {
+    /// Opens the cache in a folder, or begins one there.
+    ///
+    /// # Errors
+    /// A cache of something else, with all that differs; a folder that holds other files; a model whose taps depend on the
+    /// padding; from the file system.
+    pub fn open(request: &Request, opened: &Opened, identity: Identity, corpus: &Corpus) -> anyhow::Result<Cache> {
+        if !opened.masks_source() {
+            let error = anyhow!("the model takes no mask for its source: its taps depend on how a batch is padded");
+            return Err(Hinted::new(error, "a cache holds the taps of an example without padding").into());
+        }
+        let identity = identity::settle(request.folder, identity, request.element)?;
+        let lengths = |row| identity.lengths(&corpus.example(row));
+        let (hash, layout) = (identity.hash()?, identity.layout());
+        let store = Store::open(request.folder, hash, layout, corpus.len(), lengths, request.budget)?;
+        let damaged = store.damage().entries;
+        let mut cache = Cache {
+            folder: request.folder.to_owned(),
+            identity,
+            store,
+            threads: request.threads,
+            unfit: BTreeSet::new(),
+            told: Told::default(),
+            news: Vec::new(),
+        };
+        if damaged > 0 {
+            let folder = cache.folder.display();
+            cache
+                .news
+                .push(format!("{damaged} entries of the cache `{folder}` are damaged: their rows are computed again"));
+        }
+        Ok(cache)
+    }
+
+    /// Whether a row is kept.
+    pub fn has(&self, row: u32) -> bool {
+        self.store.has(row as usize)
+    }
+
+    /// Whether all rows are kept.
+    pub fn is_whole(&self) -> bool {
+        self.store.kept() == self.store.rows()
+    }
+
+    /// Rows that can still be kept, of those that are not.
+    pub fn can_keep(&self, row: u32) -> bool {
+        !self.has(row) && !self.unfit.contains(&(row as usize))
+    }
+
+    pub fn holding(&self) -> Holding {
+        let damage = self.store.damage();
+        Holding {
+            folder: self.folder.clone(),
+            dtype: self.identity.dtype,
+            kept: self.store.kept(),
+            rows: self.store.rows(),
+            bytes: self.store.budget().used().0,
+            unfit: self.unfit.len(),
+            damaged: damage.entries + damage.records,
+        }
+    }
+
+    /// Warnings that have come up since they were last asked for. Each kind comes up once.
+    pub fn news(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.news)
+    }
+
+    /// Lets the kernel read rows in advance.
+    pub fn expect(&self, corpus: &Corpus, rows: &[u32]) {
+        for row in rows {
+            self.store.expect(*row as usize, self.identity.lengths(&corpus.example(*row as usize)));
+        }
+    }
+
+    /// The taps of a batch of these rows: from the cache where all are kept, and else as `compute` gives them. Rows that were not
+    /// kept are kept then, as far as there is room.
+    ///
+    /// # Errors
+    /// From `compute`, or where it gives other taps than the cache is of; from the file system.
+    pub fn taps(
+        &mut self,
+        opened: &Opened,
+        corpus: &Corpus,
+        rows: &[u32],
+        batch: &Batch,
+        compute: impl FnOnce(&Batch) -> anyhow::Result<Vec<Tensor>>,
+    ) -> anyhow::Result<Vec<Tensor>> {
+        let is_of = |(row, line): (&u32, &u64)| corpus.example(*row as usize).row == *line;
+        if rows.len() != batch.rows.len() || !rows.iter().zip(&batch.rows).all(is_of) {
+            bail!("the batch is not of the rows whose taps are wanted");
+        }
+        let of = |row: &u32| (*row as usize, self.identity.lengths(&corpus.example(*row as usize)));
+        let wanted: Vec<(usize, Lengths)> = rows.iter().map(of).collect();
+        let shapes = shapes(self.store.layout(), batch);
+        if rows.iter().all(|row| self.has(*row)) {
+            let mut taps: Vec<ArrayD<f32>> = shapes.iter().map(|shape| ArrayD::zeros(IxDyn(shape))).collect();
+            if self.fill(&wanted, &mut taps)? {
+                return self.native(taps);
+            }
+        }
+        let long = self.identity.target_length.map(|target| Fixed { target: Some(target), ..opened.fixed() });
+        let long = long.map(|shape| Batch::new(corpus, rows, opened.record.tokens, &shape)).transpose()?;
+        let computed = long.as_ref().unwrap_or(batch);
+        let computed_shapes = self::shapes(self.store.layout(), computed);
+        let mut taps = widened(compute(computed)?, &computed_shapes)?;
+        self.keep(&wanted, &batch.rows, &taps)?;
+        for (tap, [_, length, _]) in taps.iter_mut().zip(&shapes) {
+            if tap.shape()[1] > *length {
+                *tap = tap.slice_axis(ndarray::Axis(1), (..*length).into()).as_standard_layout().into_owned();
+            }
+        }
+        self.fill(&wanted, &mut taps)?;
+        self.native(taps)
+    }
+
+    /// Keeps rows of a batch, of these lines of their file, that are not kept.
+    fn keep(&mut self, wanted: &[(usize, Lengths)], lines: &[u64], taps: &[ArrayD<f32>]) -> anyhow::Result<()> {
+        let slices: Option<Vec<&[f32]>> = taps.iter().map(|tap| tap.as_slice()).collect();
+        let slices = slices.context(ORDER)?;
+        for (at, ((row, lengths), line)) in wanted.iter().zip(lines).enumerate() {
+            if !self.can_keep(*row as u32) {
+                continue;
+            }
+            let numbers: Vec<&[f32]> = slices
+                .iter()
+                .zip(taps)
+                .map(|(slice, tap)| {
+                    let size = slice.len() / tap.shape()[0].max(1);
+                    &slice[at * size..][..size]
+                })
+                .collect();
+            let kept = self.store.keep(*row, *lengths, &numbers);
+            if matches!(kept, Kept::Unfit) {
+                self.unfit.insert(*row);
+            }
+            self.tell(*line, &kept);
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, line: u64, kept: &Kept) {
+        let (folder, of) = (self.folder.display(), self.store.rows());
+        let rest = "the others are computed in every epoch";
+        match kept {
+            Kept::Yes => {}
+            Kept::NoRoom(full) if !self.told.full => {
+                self.told.full = true;
+                let (kept, limit) = (self.store.kept(), self.store.budget().limit());
+                let why = match full {
+                    Full::Budget => format!("its budget is {limit}"),
+                    Full::Disk => "its disk is nearly full".to_owned(),
+                };
+                self.news.push(format!("the cache `{folder}` is full with {kept} of {of} rows, {why}: {rest}"));
+            }
+            Kept::Failed(error) => {
+                self.told.failed = true;
+                let kept = self.store.kept();
+                let what = format!("cannot write to the cache `{folder}`: {error}");
+                self.news.push(format!("{what}; it keeps {kept} of {of} rows: {rest}"));
+            }
+            Kept::Unfit if !self.told.unfit => {
+                self.told.unfit = true;
+                let name = self.identity.dtype.name();
+                let what = format!("the taps of line {line} of the data have numbers that {name} cannot hold");
+                self.news.push(format!("{what}: such rows are not kept, but computed in every epoch"));
+            }
+            Kept::NoRoom(_) | Kept::Unfit | Kept::Stopped => {}
+        }
+    }
+
+    /// Puts what is kept of a batch's rows into its taps. Rows that fill up a fixed batch are copies of its first one. True where all
+    /// rows were read.
+    fn fill(&mut self, wanted: &[(usize, Lengths)], taps: &mut [ArrayD<f32>]) -> anyhow::Result<bool> {
+        let all = wanted.iter().all(|(row, _)| self.store.has(*row));
+        let mut parts: Vec<(usize, Lengths, Vec<&mut [f32]>)> =
+            wanted.iter().map(|(row, lengths)| (*row, *lengths, Vec::new())).collect();
+        for tap in &mut *taps {
+            let size = tap.len() / tap.shape()[0].max(1);
+            let numbers = tap.as_slice_mut().context(ORDER)?;
+            for (part, numbers) in parts.iter_mut().zip(numbers.chunks_exact_mut(size.max(1))) {
+                part.2.push(numbers);
+            }
+        }
+        parts.retain(|(row, ..)| self.store.has(*row));
+        let read = self.store.read(parts, self.threads)?;
+        for (row, lengths) in wanted {
+            self.store.release(*row, *lengths);
+        }
+        if !read && !self.told.damaged {
+            self.told.damaged = true;
+            let folder = self.folder.display();
+            self.news.push(format!("records of the cache `{folder}` are damaged: their rows are computed again"));
+        }
+        if wanted.first().is_some_and(|(row, _)| self.store.has(*row)) {
+            taps.iter_mut().for_each(|tap| copy_first(tap, wanted.len()));
+        }
+        Ok(all && read)
+    }
+
+    /// The taps in the types of the graphs.
+    fn native(&self, taps: Vec<ArrayD<f32>>) -> anyhow::Result<Vec<Tensor>> {
+        let layout = self.store.layout();
+        Ok(taps
+            .into_iter()
+            .zip(&layout.taps)
+            .map(|(tap, shape)| match shape.native {
+                Native::F32 => tap.into(),
+                Native::F16 => tap.mapv(f16::from_f32).into(),
+            })
+            .collect())
+    }
+}
+
+/// What no tap is that comes from ONNX Runtime.
+const ORDER: &str = "a tap does not lie in row-major order";
+
+/// The shape of each tap of a batch.
+fn shapes(layout: &Layout, batch: &Batch) -> Vec<[usize; 3]> {
+    let padded = Lengths { source: batch.source.ncols(), target: batch.target_in.ncols() };
+    let rows = batch.source.nrows();
+    layout.taps.iter().map(|tap| [rows, padded.along(tap.axis), tap.width]).collect()
+}
+
+/// The taps that a backbone gave, in f32.
+fn widened(taps: Vec<Tensor>, shapes: &[[usize; 3]]) -> anyhow::Result<Vec<ArrayD<f32>>> {
+    if taps.len() != shapes.len() || taps.iter().zip(shapes).any(|(tap, shape)| tap.shape() != shape) {
+        let found: Vec<_> = taps.iter().map(Tensor::shape).collect();
+        bail!("the backbone gave taps of shapes {found:?}, not {shapes:?}");
+    }
+    taps.into_iter()
+        .map(|tap| match tap {
+            Tensor::F32(tap) if tap.is_standard_layout() => Ok(tap),
+            Tensor::F32(tap) => Ok(tap.as_standard_layout().into_owned()),
+            Tensor::F16(tap) => Ok(tap.as_standard_layout().mapv(f16::to_f32)),
+            other => bail!("the backbone gave a tap of {}, which a cache does not keep", other.element_type()),
+        })
+        .collect()
+}
+
+/// Writes the first row over those from `from` on.
+fn copy_first(tap: &mut ArrayD<f32>, from: usize) {
+    let size = tap.len() / tap.shape()[0].max(1);
+    if let Some(numbers) = tap.as_slice_mut()
+        && size > 0
+    {
+        let (first, others) = numbers.split_at_mut(size);
+        others.chunks_exact_mut(size).skip(from.saturating_sub(1)).for_each(|row| row.copy_from_slice(first));
+    }
+}

@@ -1,0 +1,143 @@
+//! One file of records, with its index beside it: `000001.taps` and `000001.index`.
+//!
+//! **Invariant:** a shard belongs to the process that made it. No other one adds to it, and none shortens it, so that any
+//! number of processes fill one folder at the same time.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use memmap2::{Mmap, UncheckedAdvice};
+
+use super::index::{self, Entry, IdentityHash, checksum};
+use super::layout::Lengths;
+
+/// Bytes behind which a shard takes no further record.
+pub const LARGEST: u64 = 256 << 20;
+
+const RECORDS: &str = "taps";
+const INDEX: &str = "index";
+
+/// The index that lies beside a shard.
+pub fn index_of(records: &Path) -> PathBuf {
+    records.with_extension(INDEX)
+}
+
+/// The shards of a folder by their numbers, oldest first: those that have an index.
+///
+/// # Errors
+/// From the file system.
+pub fn list(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let number = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse::<u64>().ok());
+        if let Some(number) = number
+            && path.extension().is_some_and(|e| e == INDEX)
+        {
+            found.push((number, path.with_extension(RECORDS)));
+        }
+    }
+    found.sort_unstable();
+    Ok(found.into_iter().map(|(_, path)| path).collect())
+}
+
+/// A shard that is being filled.
+#[derive(Debug)]
+pub struct Writer {
+    path: PathBuf,
+    records: File,
+    index: File,
+    length: u64,
+}
+
+impl Writer {
+    /// Makes a shard under the next free number.
+    ///
+    /// # Errors
+    /// From the file system.
+    pub fn create(folder: &Path, identity: &IdentityHash) -> io::Result<Writer> {
+        let numbers = fs::read_dir(folder)?.filter_map(|entry| {
+            let path = entry.ok()?.path();
+            path.file_stem()?.to_str()?.parse::<u64>().ok()
+        });
+        let mut number = numbers.max().map_or(1, |last| last.saturating_add(1));
+        let new = |path: &Path| OpenOptions::new().write(true).create_new(true).open(path);
+        let (path, records) = loop {
+            let path = folder.join(format!("{number:06}.{RECORDS}"));
+            match new(&path) {
+                // Another process took the number.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+                Err(error) => return Err(error),
+                Ok(file) => break (path, file),
+            }
+        };
+        let mut index = new(&index_of(&path))?;
+        index::begin(&mut index, identity)?;
+        Ok(Writer { path, records, index, length: 0 })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.length >= LARGEST
+    }
+
+    /// Adds a record, and then its entry.
+    ///
+    /// # Errors
+    /// From the file system, e.g. no space. The shard then takes no more.
+    pub fn add(&mut self, row: u64, lengths: Lengths, record: &[u8]) -> io::Result<Entry> {
+        let narrow = |length| u32::try_from(length).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
+        let (source, target) = (narrow(lengths.source)?, narrow(lengths.target)?);
+        let entry = Entry { row, offset: self.length, source, target, checksum: checksum(record) };
+        let written = self.records.write_all(record).and_then(|()| index::add(&mut self.index, entry));
+        if written.is_err() {
+            // What was written of the record is in the way of others on a full disk.
+            let _ = self.records.set_len(self.length);
+        }
+        self.length += record.len() as u64;
+        written.map(|()| entry)
+    }
+}
+
+/// A shard to read from.
+#[derive(Debug)]
+pub struct Shard {
+    map: Mmap,
+}
+
+impl Shard {
+    /// Maps a shard as long as it is now.
+    ///
+    /// # Errors
+    /// From the file system.
+    pub fn map(path: &Path) -> io::Result<Shard> {
+        let file = File::open(path)?;
+        // SAFETY: records are written once and never changed, and no process shortens a shard. What somebody else does to
+        // the file while it is mapped is found by the checksums, or ends the process.
+        let map = unsafe { Mmap::map(&file)? };
+        Ok(Shard { map })
+    }
+
+    /// A range of the shard; none where the shard is not as long.
+    pub fn get(&self, offset: u64, bytes: usize) -> Option<&[u8]> {
+        let start = usize::try_from(offset).ok()?;
+        self.map.get(start..start.checked_add(bytes)?)
+    }
+
+    /// Lets the kernel read a range in advance.
+    pub fn expect(&self, offset: u64, bytes: usize) {
+        // Advice that is not taken costs nothing.
+        let _ = self.map.advise_range(memmap2::Advice::WillNeed, offset as usize, bytes);
+    }
+
+    /// Gives back the memory that reading a range took.
+    pub fn release(&self, offset: u64, bytes: usize) {
+        // SAFETY: the map is of a file and read-only: who reads the pages afterwards finds the file's bytes again.
+        let advised = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, offset as usize, bytes) };
+        debug_assert!(advised.is_ok(), "the range is mapped: {advised:?}");
+    }
+}

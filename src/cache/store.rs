@@ -1,0 +1,308 @@
+//! The records of a cache: which rows there are, reading one, adding one.
+//!
+//! **Invariant:** a record is given back as it was written, or not at all: its checksum is looked at whenever it is read.
+//!
+//! **Invariant:** memory does not grow with the records, but by 24 bytes a row.
+
+use std::fs::{self, File};
+use std::io;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+
+use super::budget::{Budget, Full};
+use super::index::{self, Found, IdentityHash, checksum};
+use super::layout::{Layout, Lengths};
+use super::shard::{self, Shard, Writer};
+use super::size::Size;
+use crate::report::Hinted;
+
+/// Where a record lies.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    /// The shard's position in the list, from 1.
+    shard: NonZeroU32,
+    offset: u64,
+    checksum: u64,
+}
+
+impl Place {
+    fn shard(&self) -> usize {
+        self.shard.get() as usize - 1
+    }
+}
+
+/// A shard of the list, mapped when it is first read.
+#[derive(Debug)]
+struct Listed {
+    path: PathBuf,
+    map: Option<Shard>,
+}
+
+/// What became of a row that was to be kept.
+#[derive(Debug)]
+pub enum Kept {
+    Yes,
+    NoRoom(Full),
+    /// An earlier row failed.
+    Stopped,
+    /// The element type cannot hold the row's numbers.
+    Unfit,
+    /// The file system failed: nothing is kept any more.
+    Failed(io::Error),
+}
+
+/// What is not as it was written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Damage {
+    /// Entries of an index.
+    pub entries: usize,
+    /// Records.
+    pub records: usize,
+}
+
+/// An open cache.
+#[derive(Debug)]
+pub struct Store {
+    folder: PathBuf,
+    identity: IdentityHash,
+    layout: Layout,
+    places: Vec<Option<Place>>,
+    kept: usize,
+    shards: Vec<Listed>,
+    writer: Writing,
+    budget: Budget,
+    damage: Damage,
+    scratch: Vec<u8>,
+}
+
+/// How rows are added.
+#[derive(Debug)]
+enum Writing {
+    /// No row was added yet, or the last shard is full.
+    Idle,
+    /// To the last shard of the list.
+    Open(Writer),
+    Stopped,
+}
+
+impl Store {
+    /// Opens the cache in a folder that exists, for so many rows; `lengths` gives the tokens of each. What does not fit the rows,
+    /// or was torn, is left out.
+    ///
+    /// # Errors
+    /// From the file system; a shard of another cache.
+    pub fn open(
+        folder: &Path,
+        identity: IdentityHash,
+        layout: Layout,
+        rows: usize,
+        lengths: impl Fn(usize) -> Lengths,
+        budget: Option<Size>,
+    ) -> anyhow::Result<Store> {
+        let context = || format!("cannot read the cache `{}`", folder.display());
+        let mut used = 0;
+        let mut store = Store {
+            folder: folder.to_owned(),
+            identity,
+            layout,
+            places: vec![None; rows],
+            kept: 0,
+            shards: Vec::new(),
+            writer: Writing::Idle,
+            budget: Budget::new(folder, Some(Size(0)), 0).with_context(context)?,
+            damage: Damage::default(),
+            scratch: Vec::new(),
+        };
+        for path in shard::list(folder).with_context(context)? {
+            used += store.add_shard(path, &lengths)?;
+        }
+        store.budget = Budget::new(folder, budget, used).with_context(context)?;
+        Ok(store)
+    }
+
+    /// Takes the entries of a shard's index in; the bytes that both take.
+    fn add_shard(&mut self, path: PathBuf, lengths: &impl Fn(usize) -> Lengths) -> anyhow::Result<u64> {
+        let index_path = shard::index_of(&path);
+        let context = || format!("cannot read `{}`", index_path.display());
+        let index = File::open(&index_path).with_context(context)?;
+        let index_bytes = index.metadata().with_context(context)?.len();
+        // A shard that is gone has no bytes.
+        let bytes = fs::metadata(&path).map_or(0, |m| m.len());
+        let position = NonZeroU32::new(u32::try_from(self.shards.len() + 1).context("too many shards")?);
+        let shard = position.expect("a sum with 1 is not 0");
+        let Store { places, layout, kept, damage, .. } = self;
+        let read = index::read(index, &self.identity, |entry| {
+            let place = Place { shard, offset: entry.offset, checksum: entry.checksum };
+            let row = usize::try_from(entry.row).ok().filter(|row| *row < places.len());
+            let here = Lengths { source: entry.source as usize, target: entry.target as usize };
+            let end = |row| entry.offset.checked_add(layout.bytes(lengths(row)) as u64);
+            match row.filter(|row| lengths(*row) == here && end(*row).is_some_and(|end| end <= bytes)) {
+                Some(row) => *kept += usize::from(places[row].replace(place).is_none()),
+                None => damage.entries += 1,
+            }
+        });
+        match read.with_context(context)? {
+            Found::Entries { dropped } => damage.entries += dropped,
+            Found::Other => {
+                let error = anyhow!("`{}` is not of this cache, or damaged", index_path.display());
+                let hint = "remove it and the file of records beside it: their rows are computed again";
+                return Err(Hinted::new(error, hint).into());
+            }
+        }
+        self.shards.push(Listed { path, map: None });
+        Ok(bytes + index_bytes)
+    }
+
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Whether a row is kept. Its record may turn out to be damaged.
+    pub fn has(&self, row: usize) -> bool {
+        self.places.get(row).is_some_and(Option::is_some)
+    }
+
+    /// Rows that are kept.
+    pub fn kept(&self) -> usize {
+        self.kept
+    }
+
+    pub fn rows(&self) -> usize {
+        self.places.len()
+    }
+
+    pub fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    pub fn damage(&self) -> Damage {
+        self.damage
+    }
+
+    /// Adds a row, from the numbers of each tap.
+    pub fn keep(&mut self, row: usize, lengths: Lengths, taps: &[&[f32]]) -> Kept {
+        if matches!(self.writer, Writing::Stopped) {
+            return Kept::Stopped;
+        }
+        let bytes = (self.layout.bytes(lengths) + index::BYTES) as u64;
+        if let Err(full) = self.budget.take(&self.folder, bytes) {
+            return Kept::NoRoom(full);
+        }
+        let mut record = std::mem::take(&mut self.scratch);
+        let kept = match self.layout.encode(lengths, taps, &mut record) {
+            Err(_) => Kept::Unfit,
+            Ok(()) => self.append(row, lengths, &record).map_or_else(Kept::Failed, |()| Kept::Yes),
+        };
+        self.scratch = record;
+        if !matches!(kept, Kept::Yes) {
+            self.budget.give_back(bytes);
+        }
+        if matches!(kept, Kept::Failed(_)) {
+            self.writer = Writing::Stopped;
+        }
+        kept
+    }
+
+    fn append(&mut self, row: usize, lengths: Lengths, record: &[u8]) -> io::Result<()> {
+        if !matches!(&self.writer, Writing::Open(writer) if !writer.is_full()) {
+            let writer = Writer::create(&self.folder, &self.identity)?;
+            self.shards.push(Listed { path: writer.path().to_owned(), map: None });
+            self.writer = Writing::Open(writer);
+        }
+        let Writing::Open(writer) = &mut self.writer else { return Err(io::ErrorKind::Other.into()) };
+        let entry = writer.add(row as u64, lengths, record)?;
+        let shard = u32::try_from(self.shards.len()).ok().and_then(NonZeroU32::new).ok_or(io::ErrorKind::Other)?;
+        let place = Place { shard, offset: entry.offset, checksum: entry.checksum };
+        self.kept += usize::from(self.places[row].replace(place).is_none());
+        Ok(())
+    }
+
+    /// Reads rows that are kept into the numbers of each tap of each row; tokens behind a row's own become zeros. A record that
+    /// is damaged is dropped. True where all were read.
+    ///
+    /// # Errors
+    /// From the file system.
+    pub fn read(&mut self, rows: Vec<(usize, Lengths, Vec<&mut [f32]>)>, threads: usize) -> anyhow::Result<bool> {
+        for (row, lengths, _) in &rows {
+            self.map(*row, *lengths)?;
+        }
+        let damaged = {
+            let read = |(row, lengths, taps): &mut (usize, Lengths, Vec<&mut [f32]>)| {
+                let record = self.record(*row, *lengths)?;
+                self.layout.decode(*lengths, record, taps);
+                Some(())
+            };
+            let numbers: usize = rows.iter().flat_map(|(_, _, taps)| taps).map(|tap| tap.len()).sum();
+            let threads = if numbers < FEW { 1 } else { threads.clamp(1, rows.len().max(1)) };
+            damaged_of(rows, threads, &read)
+        };
+        for row in &damaged {
+            self.damage.records += 1;
+            self.kept -= usize::from(self.places[*row].take().is_some());
+        }
+        Ok(damaged.is_empty())
+    }
+
+    /// Gives back the memory that reading a row took.
+    pub fn release(&self, row: usize, lengths: Lengths) {
+        if let Some((shard, place)) = self.mapped(row) {
+            shard.release(place.offset, self.layout.bytes(lengths));
+        }
+    }
+
+    /// Lets the kernel read rows in advance, as far as their shards were read before.
+    pub fn expect(&self, row: usize, lengths: Lengths) {
+        if let Some((shard, place)) = self.mapped(row) {
+            shard.expect(place.offset, self.layout.bytes(lengths));
+        }
+    }
+
+    fn mapped(&self, row: usize) -> Option<(&Shard, &Place)> {
+        let place = self.places.get(row)?.as_ref()?;
+        Some((self.shards.get(place.shard())?.map.as_ref()?, place))
+    }
+
+    /// Maps the shard of a row as far as the row's end.
+    fn map(&mut self, row: usize, lengths: Lengths) -> anyhow::Result<()> {
+        let bytes = self.layout.bytes(lengths);
+        let Some(place) = self.places.get(row).copied().flatten() else { return Ok(()) };
+        let listed = &mut self.shards[place.shard()];
+        if listed.map.as_ref().is_none_or(|map| map.get(place.offset, bytes).is_none()) {
+            let map = Shard::map(&listed.path);
+            listed.map = Some(map.with_context(|| format!("cannot read `{}`", listed.path.display()))?);
+        }
+        Ok(())
+    }
+
+    /// A row's record, where it is as it was written.
+    fn record(&self, row: usize, lengths: Lengths) -> Option<&[u8]> {
+        let (shard, place) = self.mapped(row)?;
+        let record = shard.get(place.offset, self.layout.bytes(lengths))?;
+        (checksum(record) == place.checksum).then_some(record)
+    }
+}
+
+/// Numbers that one thread reads.
+const FEW: usize = 1 << 19;
+
+type Wanted<'t> = (usize, Lengths, Vec<&'t mut [f32]>);
+
+/// Reads rows on some threads; those that could not be read.
+fn damaged_of(mut rows: Vec<Wanted>, threads: usize, read: &(impl Fn(&mut Wanted) -> Option<()> + Sync)) -> Vec<usize> {
+    let part = rows.len().div_ceil(threads).max(1);
+    let each = |rows: &mut [Wanted]| -> Vec<usize> {
+        rows.iter_mut().filter_map(|row| if read(row).is_none() { Some(row.0) } else { None }).collect()
+    };
+    if threads == 1 {
+        return each(&mut rows);
+    }
+    std::thread::scope(|scope| {
+        let parts: Vec<_> = rows.chunks_mut(part).map(|part| scope.spawn(move || each(part))).collect();
+        parts
+            .into_iter()
+            .flat_map(|part| part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
+    })
+}

@@ -1,0 +1,105 @@
+//! What lies in a cache's folder, without the data that it is of.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::path::Path;
+
+use anyhow::{Context, anyhow};
+use serde::Serialize;
+
+use super::identity::{Identity, recorded};
+use super::index::{self, Found, checksum};
+use super::layout::Lengths;
+use super::shard::{self, Shard};
+use crate::report::Hinted;
+
+/// What a cache is of, and what it holds.
+#[derive(Clone, Debug, Serialize)]
+pub struct Survey {
+    pub identity: Identity,
+    /// Bytes of a token of the source, and of the target.
+    pub token_bytes: (usize, usize),
+    /// Rows that are kept.
+    pub kept: usize,
+    pub shards: usize,
+    /// On the disk.
+    pub bytes: u64,
+    /// Tokens of the records: of sources, and of targets.
+    pub tokens: (u64, u64),
+    /// Entries that are damaged, or whose records are not there.
+    pub damaged_entries: usize,
+    /// Records that are not as they were written; none where they were not read.
+    pub damaged_records: Option<usize>,
+    /// Indices of other caches.
+    pub foreign: Vec<String>,
+}
+
+impl Survey {
+    pub fn is_sound(&self) -> bool {
+        self.damaged_entries == 0 && self.damaged_records.unwrap_or(0) == 0 && self.foreign.is_empty()
+    }
+}
+
+/// Looks at a cache; reads every record too where they are to be checked. `progress` is told the shards done, and of how many.
+///
+/// # Errors
+/// A folder that is no cache; from the file system.
+pub fn survey(folder: &Path, check: bool, mut progress: impl FnMut(usize, usize)) -> anyhow::Result<Survey> {
+    let Some(identity) = recorded(folder)? else {
+        let error = anyhow!("`{}` is no cache", folder.display());
+        return Err(Hinted::new(error, "`lstc cache build` or `lstc train --cache` makes one").into());
+    };
+    let (hash, layout) = (identity.hash()?, identity.layout());
+    let paths = shard::list(folder).with_context(|| format!("cannot read the cache `{}`", folder.display()))?;
+    let mut rows = HashSet::new();
+    let mut survey = Survey {
+        token_bytes: layout.token_bytes(),
+        identity,
+        kept: 0,
+        shards: paths.len(),
+        bytes: 0,
+        tokens: (0, 0),
+        damaged_entries: 0,
+        damaged_records: check.then_some(0),
+        foreign: Vec::new(),
+    };
+    for (done, path) in paths.iter().enumerate() {
+        progress(done, paths.len());
+        let index_path = shard::index_of(path);
+        let context = || format!("cannot read `{}`", index_path.display());
+        let index = File::open(&index_path).with_context(context)?;
+        let bytes = fs::metadata(path).map_or(0, |m| m.len());
+        survey.bytes += bytes + index.metadata().with_context(context)?.len();
+        let shard = if check && bytes > 0 {
+            Some(Shard::map(path).with_context(|| format!("cannot read `{}`", path.display()))?)
+        } else {
+            None
+        };
+        let of = survey.identity.rows as u64;
+        let found = index::read(index, &hash, |entry| {
+            let lengths = Lengths { source: entry.source as usize, target: entry.target as usize };
+            let length = layout.bytes(lengths);
+            if entry.row >= of || entry.offset.checked_add(length as u64).is_none_or(|end| end > bytes) {
+                survey.damaged_entries += 1;
+                return;
+            }
+            if let (Some(shard), Some(damaged)) = (&shard, &mut survey.damaged_records) {
+                let holds = shard.get(entry.offset, length).is_some_and(|record| checksum(record) == entry.checksum);
+                shard.release(entry.offset, length);
+                if !holds {
+                    *damaged += 1;
+                    return;
+                }
+            }
+            rows.insert(entry.row);
+            survey.tokens.0 += u64::from(entry.source);
+            survey.tokens.1 += u64::from(entry.target);
+        });
+        match found.with_context(context)? {
+            Found::Entries { dropped } => survey.damaged_entries += dropped,
+            Found::Other => survey.foreign.push(index_path.display().to_string()),
+        }
+    }
+    survey.kept = rows.len();
+    Ok(survey)
+}

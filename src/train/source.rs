@@ -1,0 +1,60 @@
+//! Where the taps of a run come from: the backbone, or what a cache keeps of it.
+
+use super::backbone::{Backbone, Taps};
+use crate::cache::{Cache, Holding};
+use crate::data::{Batch, Corpus};
+use crate::rewrite::opened::Opened;
+
+/// The backbone, with a cache before it or without.
+pub(super) struct TapSource<'o> {
+    opened: &'o Opened,
+    backbone: Backbone<'o>,
+    cache: Option<Cache>,
+    /// Of the taps in the graphs.
+    names: Vec<String>,
+}
+
+impl<'o> TapSource<'o> {
+    /// # Errors
+    /// From ONNX Runtime, where the backbone is needed.
+    pub(super) fn new(
+        opened: &'o Opened,
+        mut backbone: Backbone<'o>,
+        cache: Option<Cache>,
+    ) -> anyhow::Result<TapSource<'o>> {
+        if cache.as_ref().is_none_or(|cache| !cache.is_whole()) {
+            backbone.open()?;
+        }
+        let graph = backbone.graph();
+        let names = graph.outputs.iter().map(|tap| graph.value(*tap).name.clone()).collect();
+        Ok(TapSource { opened, backbone, cache, names })
+    }
+
+    /// The taps of a batch of these rows.
+    ///
+    /// # Errors
+    /// From ONNX Runtime; from the file system, where the cache cannot be read.
+    pub(super) fn taps(&mut self, corpus: &Corpus, rows: &[u32], batch: &Batch) -> anyhow::Result<Taps> {
+        let TapSource { opened, backbone, cache, names } = self;
+        let Some(cache) = cache else { return backbone.taps(batch) };
+        let taps = cache.taps(opened, corpus, rows, batch, |batch| backbone.taps_on_host(batch))?;
+        Ok(Taps::OnHost(names.iter().cloned().zip(taps).collect()))
+    }
+
+    /// Lets the kernel read rows in advance.
+    pub(super) fn expect(&self, corpus: &Corpus, rows: &[u32]) {
+        if let Some(cache) = &self.cache {
+            cache.expect(corpus, rows);
+        }
+    }
+
+    /// What the cache holds, where there is one.
+    pub(super) fn holding(&self) -> Option<Holding> {
+        self.cache.as_ref().map(Cache::holding)
+    }
+
+    /// Warnings that have come up.
+    pub(super) fn news(&mut self) -> Vec<String> {
+        self.cache.as_mut().map(Cache::news).unwrap_or_default()
+    }
+}
