@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use lstc_graph::{Means, Saved, listing};
-use lstc_passes::options::{Gate, Init, KeepBlocks, Sizes, TowerName};
+use lstc_passes::options::{BackboneOptions, Gate, Init, Int8Weights, KeepBlocks, Precision, Sizes, TowerName};
 use lstc_passes::{Module, Options, Timing};
 use serde::Serialize;
 
@@ -16,7 +16,9 @@ use super::set;
 use crate::report::{self, Exit, Format, Hinted};
 use crate::rewrite::config::{Config, annotated};
 use crate::rewrite::manifest::{self, ChoiceSummary, FoldedSummary, SourceFile, model_of};
-use crate::rewrite::{Backbone, Request, SourceModel, Written, compile, rewrite_with, source_file};
+use crate::rewrite::precision::{Candidate, Quantised, Told};
+use crate::rewrite::{Backbone, Measuring, Request, SourceModel, Written, compile, rewrite_with, source_file};
+use crate::runtime::Device;
 
 /// Compile a model into trainable graphs
 #[derive(Debug, clap::Args)]
@@ -177,6 +179,29 @@ struct MethodFlags {
     #[arg(long, value_name = "TOKENS", help_heading = "Static shapes")]
     target_length: Option<usize>,
 
+    /// What the backbone's products with constant matrices are computed in: source, fp32, fp16, bf16, int8, int4, or auto,
+    /// the fastest on --device [default: source]
+    #[arg(long, value_name = "TYPE", value_parser = yaml::<Wanted>, help_heading = "Backbone")]
+    backbone: Option<Wanted>,
+
+    /// Keep products as they are in the source where the relative error of a tap would exceed this, as in 0.05; which ones
+    /// is measured, and recorded [default: keep none]
+    #[arg(long, value_name = "ERROR", allow_negative_numbers = true, help_heading = "Backbone")]
+    max_tap_error: Option<f64>,
+
+    /// How the integers of int8 are written: signed, or unsigned for x86 without VNNI, where ONNX Runtime's kernels for
+    /// signed ones saturate; make it on the kind of machine that trains, or say so [default: by this machine]
+    #[arg(long, value_name = "FORM", value_parser = yaml::<Int8Weights>, help_heading = "Backbone")]
+    int8_weights: Option<Int8Weights>,
+
+    /// Examples on which the precision's errors are measured, as `lstc train` reads them [default: random tokens]
+    #[arg(long, value_name = "FILE", help_heading = "Backbone")]
+    sample: Option<PathBuf>,
+
+    /// The device that --backbone auto is to be the fastest on: cpu, cuda or cuda:1
+    #[arg(long, value_name = "DEVICE", default_value_t, help_heading = "Backbone")]
+    device: Device,
+
     /// Weight of the cross-entropy with the labels [default: 1]
     #[arg(long, allow_negative_numbers = true, value_name = "WEIGHT", help_heading = "Loss and optimizer")]
     label: Option<f32>,
@@ -204,6 +229,34 @@ struct MethodFlags {
     /// Largest global norm of the gradients; 0 does not clip [default: 1]
     #[arg(long, allow_negative_numbers = true, value_name = "NORM", help_heading = "Loss and optimizer")]
     clip: Option<f32>,
+}
+
+/// A precision that is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Wanted {
+    Source,
+    Fp32,
+    Fp16,
+    Bf16,
+    Int8,
+    Int4,
+    Auto,
+}
+
+impl Wanted {
+    /// The precision; none where it is to be measured.
+    fn precision(self) -> Option<Precision> {
+        match self {
+            Wanted::Source => Some(Precision::Source),
+            Wanted::Fp32 => Some(Precision::Fp32),
+            Wanted::Fp16 => Some(Precision::Fp16),
+            Wanted::Bf16 => Some(Precision::Bf16),
+            Wanted::Int8 => Some(Precision::Int8),
+            Wanted::Int4 => Some(Precision::Int4),
+            Wanted::Auto => None,
+        }
+    }
 }
 
 /// A value by its name in the configuration file.
@@ -267,6 +320,7 @@ impl MethodFlags {
             (&mut options.sizes.target_length, self.target_length),
         ];
         sizes.into_iter().for_each(|(size, flag)| *size = flag.or(*size));
+        self.apply_precision(&mut options.backbone);
         let (l, o) = (&mut options.loss, &mut options.optimizer);
         set(&mut l.label, &self.label);
         set(&mut l.distill, &self.distill);
@@ -275,6 +329,29 @@ impl MethodFlags {
         set(&mut o.epsilon, &self.epsilon);
         set(&mut o.weight_decay, &self.weight_decay);
         set(&mut o.clip, &self.clip);
+    }
+}
+
+impl MethodFlags {
+    /// Which products are kept was measured for other choices, where a flag makes one.
+    fn apply_precision(&self, backbone: &mut BackboneOptions) {
+        let before = backbone.clone();
+        if let Some(precision) = self.backbone.and_then(Wanted::precision) {
+            backbone.precision = precision;
+        }
+        if backbone.precision != before.precision || self.backbone == Some(Wanted::Auto) {
+            (backbone.max_tap_error, backbone.int8_weights) = (None, None);
+        }
+        backbone.int8_weights = self.int8_weights.or(backbone.int8_weights);
+        backbone.max_tap_error = self.max_tap_error.or(backbone.max_tap_error);
+        if *backbone != before || self.sample.is_some() {
+            backbone.kept = None;
+        }
+    }
+
+    fn measuring<'r>(&'r self, earlier: &'r Config) -> Measuring<'r> {
+        let fastest_on = (self.backbone == Some(Wanted::Auto)).then_some(self.device);
+        Measuring { sample: self.sample.as_deref(), earlier: Some(earlier), fastest_on }
     }
 }
 
@@ -328,7 +405,8 @@ impl Rewrite {
             None => {
                 let output = self.place()?;
                 let request = Request { model, options, training: config.training(), output, force: self.force };
-                let written = rewrite_with(request, self.backbone(), show)?;
+                let measuring = self.method.measuring(&config);
+                let written = rewrite_with(request, self.backbone(), measuring, show)?;
                 report::data(&Summary::new(output, &written), self.format)?;
                 written.warnings.iter().for_each(report::warning);
                 self.warn_of_import(&config);
@@ -445,6 +523,11 @@ struct Summary {
     chosen_blocks: Vec<ChoiceSummary>,
     sizes: Sizes,
     folded: Option<FoldedSummary>,
+    precision: BackboneOptions,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quantised: Option<Quantised>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    candidates: Vec<Candidate>,
 }
 
 impl Summary {
@@ -467,6 +550,9 @@ impl Summary {
             chosen_blocks: manifest.chosen_blocks.clone(),
             sizes: manifest.sizes,
             folded: manifest.folded,
+            precision: manifest.backbone.clone(),
+            quantised: manifest.quantised.clone(),
+            candidates: written.candidates.clone(),
         }
     }
 }
@@ -508,6 +594,17 @@ impl fmt::Display for Summary {
         writeln!(f, "  trainable {} parameters, {share:.3} % of the backbone's {}", self.trainable, self.frozen)?;
         for choice in &self.chosen_blocks {
             writeln!(f, "  {}", chosen(choice))?;
+        }
+        for candidate in &self.candidates {
+            let Candidate { precision, seconds, reason } = candidate;
+            let told = seconds.map_or_else(
+                || reason.clone().unwrap_or_default(),
+                |seconds| format!("{:.1} ms for the first block", seconds * 1e3),
+            );
+            writeln!(f, "  measured {precision}: {told}")?;
+        }
+        if let Some(quantised) = &self.quantised {
+            write!(f, "{}", Told { backbone: &self.precision, quantised })?;
         }
         self.backbone.iter().try_for_each(|file| writeln!(f, "  backbone weights {file}"))?;
         let nodes: Vec<String> = self.nodes.iter().map(|(file, nodes)| format!("{file} {nodes}")).collect();

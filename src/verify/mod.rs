@@ -164,7 +164,7 @@ fn source_check(files: &[manifest::SourceFile]) -> anyhow::Result<Check> {
 }
 
 /// Makes values a graph's outputs, in f32 where they are of another float type; their names.
-fn give(graph: &mut Graph, values: &[ValueId]) -> Vec<String> {
+pub(crate) fn give(graph: &mut Graph, values: &[ValueId]) -> Vec<String> {
     let wide = |graph: &mut Graph, v: ValueId| match graph.value(v).dtype {
         Some(dtype) if dtype.is_float() => Builder::new(graph, Origin::pass("verify")).cast(v, DType::F32),
         _ => v,
@@ -187,7 +187,11 @@ impl Subject<'_> {
 }
 
 /// Runs a session on those of the named inputs that it takes.
-fn run(session: &mut Session, inputs: &[(String, Tensor)], outputs: &[String]) -> anyhow::Result<Vec<Tensor>> {
+pub(crate) fn run(
+    session: &mut Session,
+    inputs: &[(String, Tensor)],
+    outputs: &[String],
+) -> anyhow::Result<Vec<Tensor>> {
     let taken: Vec<(&str, &Tensor)> = inputs
         .iter()
         .filter(|(name, _)| session.inputs().iter().any(|port| port.name == *name))
