@@ -70,6 +70,8 @@ pub struct Module {
     pub loss: Option<ValueId>,
     /// Values named in train.onnx's interface.
     pub step: Option<StepValues>,
+    /// The graph before its products were quantised.
+    pub(crate) unquantised: Option<Arc<Graph>>,
     /// The graph as it was read: what the backbone must stay.
     source: Arc<Graph>,
 }
@@ -113,6 +115,7 @@ impl Module {
             labels: None,
             loss: None,
             step: None,
+            unquantised: None,
         })
     }
 
@@ -153,6 +156,11 @@ impl Module {
     /// The graph as it was read.
     pub fn source(&self) -> &Graph {
         &self.source
+    }
+
+    /// The graph with the backbone's products as they are in the source.
+    pub fn unquantised(&self) -> &Graph {
+        self.unquantised.as_deref().unwrap_or(&self.graph)
     }
 
     pub fn planned(&self) -> impl Iterator<Item = &PlannedParameter> {

@@ -146,6 +146,16 @@ pub fn compile(
     run_passes(&model, graph, anatomy, options, store, stop_after, after)
 }
 
+/// As [`compile`], for what goes by shapes alone: the matrices of a backbone in another precision are not made.
+///
+/// # Errors
+/// As [`compile`].
+pub fn sketch(model: impl Into<SourceModel>, options: Options) -> anyhow::Result<Module> {
+    let model = model.into();
+    let (graph, anatomy) = open(&model)?;
+    Ok(run_passes(&model, graph, anatomy, options, Store::sketch(), None, |_, _| ())?.0)
+}
+
 /// Where quantised matrices are kept until they are written: a file without a name in a folder.
 fn store(options: &Options, folder: &Path) -> anyhow::Result<Store> {
     if options.backbone.precision == Precision::Source {

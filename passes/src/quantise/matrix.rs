@@ -45,6 +45,20 @@ impl Floats {
         Some(Floats { values: weight.to_f32()?, inputs, outputs, orientation })
     }
 
+    /// A matrix of the same shape that nobody has read: whatever is made of it is zeros.
+    pub fn sketch(weight: &Weight, orientation: Orientation) -> Option<Floats> {
+        let [a, b] = *weight.dims() else { return None };
+        let (inputs, outputs) = match orientation {
+            Orientation::InOut => (a, b),
+            Orientation::OutIn => (b, a),
+        };
+        Some(Floats { values: Vec::new(), inputs, outputs, orientation })
+    }
+
+    fn is_sketch(&self) -> bool {
+        self.values.is_empty()
+    }
+
     /// True where every element is a number.
     pub fn is_finite(&self) -> bool {
         self.values.par_iter().all(|v| v.is_finite())
@@ -78,6 +92,9 @@ impl Floats {
 
     /// The matrix `[in, out]` in bytes that stand for integers, and the scale of each column.
     pub fn int8(&self, form: Int8Weights) -> (Vec<u8>, Vec<f32>) {
+        if self.is_sketch() {
+            return (vec![0; self.inputs * self.outputs], vec![0.0; self.outputs]);
+        }
         let scales = self.scales();
         let mut bytes = vec![0_u8; self.inputs * self.outputs];
         let byte = |k: usize, n: usize| {
@@ -109,6 +126,16 @@ impl Floats {
 
     /// The matrix as `MatMulNBits` takes it: of its two ways, the one that loses less.
     pub fn int4(&self) -> Nibbles {
+        let blocks = self.inputs.div_ceil(BLOCK);
+        if self.is_sketch() {
+            let scales = self.outputs * blocks;
+            return Nibbles {
+                blocks,
+                integers: vec![0; scales * BLOCK / 2],
+                scales: vec![0.0; scales],
+                zeros: Some(vec![0; self.outputs * blocks.div_ceil(2)]),
+            };
+        }
         let mut columns: Vec<Column> = (0..self.outputs).into_par_iter().map(|n| Column::new(self, n, true)).collect();
         let symmetric: Vec<Column> = (0..self.outputs).into_par_iter().map(|n| Column::new(self, n, false)).collect();
         let loss = |columns: &[Column]| columns.iter().map(|c| c.loss).sum::<f64>();
@@ -117,7 +144,7 @@ impl Floats {
             columns = symmetric;
         }
         Nibbles {
-            blocks: self.inputs.div_ceil(BLOCK),
+            blocks,
             integers: columns.iter().flat_map(|c| &c.integers).copied().collect(),
             scales: columns.iter().flat_map(|c| &c.scales).copied().collect(),
             zeros: with_zeros.then(|| columns.iter().flat_map(|c| pairs(&c.zeros)).collect()),
@@ -126,6 +153,9 @@ impl Floats {
 
     /// The matrix `[in, out]` in another float type, little-endian.
     pub fn cast(&self, to: DType) -> Vec<u8> {
+        if self.is_sketch() {
+            return vec![0; self.inputs * self.outputs * to.size()];
+        }
         let width = self.outputs.max(1);
         let elements = (0..self.inputs * self.outputs).into_par_iter().map(|i| self.at(i / width, i % width));
         match to {

@@ -40,17 +40,26 @@ const BF16_OPSET: i64 = 13;
 
 /// Keeps the bytes of a new constant, wherever the caller wants them.
 #[derive(Clone)]
-pub struct Store(Arc<Keep>);
+pub struct Store {
+    keep: Arc<Keep>,
+    /// Constants are zeros of the right size: no weight is read.
+    sketches: bool,
+}
 
 type Keep = dyn Fn(DType, Vec<usize>, Vec<u8>) -> Result<Weight, String> + Send + Sync;
 
 impl Store {
     pub fn new(keep: impl Fn(DType, Vec<usize>, Vec<u8>) -> Result<Weight, String> + Send + Sync + 'static) -> Store {
-        Store(Arc::new(keep))
+        Store { keep: Arc::new(keep), sketches: false }
+    }
+
+    /// For what goes by shapes alone: no weight is read, and every new constant is zeros.
+    pub fn sketch() -> Store {
+        Store { sketches: true, ..Store::default() }
     }
 
     fn keep(&self, dtype: DType, dims: Vec<usize>, bytes: Vec<u8>) -> Result<Weight, String> {
-        (self.0)(dtype, dims, bytes)
+        (self.keep)(dtype, dims, bytes)
     }
 }
 
@@ -222,6 +231,7 @@ impl Pass for Quantise {
         let kept = kept(&module.graph, &plain, module.options.backbone.kept.as_deref().unwrap_or_default())?;
         let first = module.graph.node_ids().map(NodeId::index).max().map_or(0, |last| last + 1);
         let values = module.graph.value_ids().count();
+        module.unquantised = Some(Arc::new(module.graph.clone()));
         let mut replacing = Replacing {
             precision,
             form: module.options.backbone.int8_weights.unwrap_or_default(),
@@ -319,7 +329,11 @@ impl Replacing<'_> {
         if wanted == Some(weight.dtype()) && product.orientation == Orientation::InOut {
             return Ok(Some(NewMatrix::Float(product.weight)));
         }
-        let floats = Floats::read(&weight, product.orientation).expect("the finder takes matrices of floats");
+        let floats = match self.store.sketches {
+            true => Floats::sketch(&weight, product.orientation),
+            false => Floats::read(&weight, product.orientation),
+        };
+        let floats = floats.expect("the finder takes matrices of floats");
         weight.release();
         if !wanted.map_or_else(|| floats.is_finite(), |to| floats.fits(to)) {
             return Ok(None);
