@@ -312,7 +312,7 @@ fn products_are_kept_until_the_limit_holds_and_that_is_the_configuration() {
     let unlimited = Tuned::new("gated_dynamo", &["--backbone", "int4"]);
     let tuned = Tuned::new(
         "gated_dynamo",
-        &["--backbone", "int4", "--max-tap-error", "0.12", "--sample", text(&unlimited.path("data.jsonl"))],
+        &["--backbone", "int4", "--max-tap-error", "0.2", "--sample", text(&unlimited.path("data.jsonl"))],
     );
     let manifest = fs::read_to_string(tuned.path("tuned/lst.yaml")).expect("a manifest");
     assert!(manifest.contains("within_limit: true") && manifest.contains("  kept:\n  - "), "{manifest}");
@@ -321,7 +321,7 @@ fn products_are_kept_until_the_limit_holds_and_that_is_the_configuration() {
         .filter_map(|line| line.trim().strip_prefix("error: "))
         .map(|error| error.parse().expect("a number"))
         .collect();
-    assert!(errors.len() == 4 && errors.iter().all(|e| *e <= 0.12), "{errors:?}");
+    assert!(errors.len() == 4 && errors.iter().all(|e| *e <= 0.2), "{errors:?}");
     tuned.run(&["verify"], "");
 
     // Nothing is measured anew: the library that would do it is not found.

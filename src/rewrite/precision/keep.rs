@@ -1,8 +1,9 @@
 //! Which products stay in the source's precision, so that no tap's error exceeds a limit.
 //!
 //! Blocks are walked in the order of computation, each from what the blocks before it give by now. Where the error of a
-//! block's output exceeds the limit, the product whose keeping lowers it most is kept, and the next, until the limit holds
-//! or no product helps.
+//! block's output exceeds the limit, the product is kept whose keeping alone lowers it most, then the next, until the limit
+//! holds or no product helps. What a block inherits none of its own products can lower: where the limit does not hold in the end,
+//! the walk begins anew with a lower one for each block.
 
 use std::path::Path;
 
@@ -18,7 +19,12 @@ use crate::verify::{give, run};
 /// A product is kept where that lowers the error by at least this share of it.
 const WORTH: f64 = 0.01;
 
-/// The names of the products to keep of a module whose backbone is quantised as a whole.
+/// How often the walk is made, and how much lower the limit of each is than that of the one before.
+const WALKS: i32 = 5;
+const LOWER: f64 = 0.7;
+
+/// The names of the products to keep of a module whose backbone is quantised as a whole: the first that hold the limit, or
+/// those that come closest.
 ///
 /// # Errors
 /// A graph that does not run; from the file system.
@@ -31,28 +37,36 @@ pub fn keep(
 ) -> anyhow::Result<Vec<String>> {
     let Some(quantised) = &module.quantised else { return Ok(Vec::new()) };
     let taken: Vec<Product> = quantised.products.iter().map(|p| p.source.clone()).collect();
-    let places = by_block(module.source(), &module.anatomy, &taken);
     let bench = Bench::new(runtime, scratch, &[module.source(), &module.graph])?;
-    let mut walk = Walk { module, bench, state: feeds.clone(), cut: Vec::new() };
-    let wanted = walk.source(feeds)?;
-    let mut kept = Vec::new();
-    let mut at = 0;
-    for (tower, blocks) in module.anatomy.towers.iter().zip(&places) {
-        for (block, own) in tower.blocks.iter().zip(blocks) {
-            let reference: Vec<&Tensor> = wanted.iter().map(|w| &w[at]).collect();
-            at += 1;
-            let own: Vec<&Product> = own.iter().map(|i| &taken[*i]).collect();
-            kept.extend(walk.block(block.output, &own, &reference, limit)?);
+    let wanted = source(module, &bench, feeds)?;
+    let mut best: Option<(f64, Vec<ValueId>)> = None;
+    for attempt in 0..WALKS {
+        let mut walk = Walk { module, bench: &bench, state: feeds.clone(), cut: Vec::new() };
+        let (worst, kept) = walk.through(&taken, &wanted, limit * LOWER.powi(attempt))?;
+        if best.as_ref().is_none_or(|(least, _)| worst < *least) {
+            best = Some((worst, kept));
         }
-        walk.step(tower.output, &[])?;
+        if worst <= limit {
+            break;
+        }
     }
+    let (_, kept) = best.unwrap_or_default();
     Ok(kept.into_iter().map(|y| module.graph.value(y).name.clone()).collect())
+}
+
+/// Every block's output in the source, for each batch.
+fn source(module: &Module, bench: &Bench, feeds: &Feeds) -> anyhow::Result<Vec<Vec<Tensor>>> {
+    let mut graph = module.source().clone();
+    let outputs: Vec<ValueId> = module.anatomy.towers.iter().flat_map(|t| t.blocks.iter().map(|b| b.output)).collect();
+    let names = give(&mut graph, &outputs);
+    let mut session = bench.session(&graph.slice(&graph.outputs), true)?;
+    feeds.iter().map(|feed| run(&mut session, feed, &names)).collect()
 }
 
 /// Where the walk is: what is known of the values behind it.
 struct Walk<'m> {
     module: &'m Module,
-    bench: Bench<'m>,
+    bench: &'m Bench<'m>,
     /// For each batch the model's inputs, and the values of the cut.
     state: Feeds,
     /// Values that are given instead of computed.
@@ -60,44 +74,66 @@ struct Walk<'m> {
 }
 
 impl Walk<'_> {
-    /// Every block's output in the source, for each batch.
-    fn source(&self, feeds: &Feeds) -> anyhow::Result<Vec<Vec<Tensor>>> {
-        let mut graph = self.module.source().clone();
-        let outputs: Vec<ValueId> =
-            self.module.anatomy.towers.iter().flat_map(|t| t.blocks.iter().map(|b| b.output)).collect();
-        let names = give(&mut graph, &outputs);
-        let mut session = self.bench.session(&graph.slice(&graph.outputs), true)?;
-        feeds.iter().map(|feed| run(&mut session, feed, &names)).collect()
+    /// Walks all blocks; the largest error, and the products to keep.
+    fn through(
+        &mut self,
+        taken: &[Product],
+        wanted: &[Vec<Tensor>],
+        limit: f64,
+    ) -> anyhow::Result<(f64, Vec<ValueId>)> {
+        let places = by_block(self.module.source(), &self.module.anatomy, taken);
+        let (mut worst, mut kept, mut at) = (0.0_f64, Vec::new(), 0);
+        for (tower, blocks) in self.module.anatomy.towers.iter().zip(&places) {
+            for (block, own) in tower.blocks.iter().zip(blocks) {
+                let reference: Vec<&Tensor> = wanted.iter().map(|w| &w[at]).collect();
+                at += 1;
+                let own: Vec<&Product> = own.iter().map(|i| &taken[*i]).collect();
+                let (error, keep) = self.block(block.output, &own, &reference, limit)?;
+                worst = worst.max(error);
+                kept.extend(keep);
+            }
+            self.step(tower.output, &[])?;
+        }
+        Ok((worst, kept))
     }
 
-    /// The products of a block to keep; the walk goes on behind it.
+    /// A block's error, and the products of it to keep; the walk goes on behind it.
     fn block(
         &mut self,
         output: ValueId,
         own: &[&Product],
         wanted: &[&Tensor],
         limit: f64,
-    ) -> anyhow::Result<Vec<ValueId>> {
+    ) -> anyhow::Result<(f64, Vec<ValueId>)> {
         let mut kept: Vec<&Product> = Vec::new();
         let mut error = self.error(output, &kept, wanted)?;
-        while error > limit {
-            let mut best: Option<(f64, &Product)> = None;
-            for product in own.iter().filter(|p| !kept.iter().any(|k| k.y == p.y)) {
-                let error = self.error(output, &[kept.as_slice(), &[product]].concat(), wanted)?;
-                if best.is_none_or(|(least, _)| error < least) {
-                    best = Some((error, product));
+        if error > limit {
+            for product in self.ranked(output, own, wanted, error)? {
+                kept.push(product);
+                error = self.error(output, &kept, wanted)?;
+                if error <= limit {
+                    break;
                 }
             }
-            let Some((least, product)) = best else { break };
-            // What is infinite may take more than one product.
-            if error.is_finite() && least > error * (1.0 - WORTH) {
-                break;
-            }
-            kept.push(product);
-            error = least;
         }
         self.step(output, &kept)?;
-        Ok(kept.into_iter().map(|p| p.y).collect())
+        Ok((error, kept.into_iter().map(|p| p.y).collect()))
+    }
+
+    /// The products of a block whose keeping lowers its error, the one that does so most first.
+    fn ranked<'p>(
+        &self,
+        output: ValueId,
+        own: &[&'p Product],
+        wanted: &[&Tensor],
+        error: f64,
+    ) -> anyhow::Result<Vec<&'p Product>> {
+        let without = |product: &'p Product| Ok((self.error(output, &[product], wanted)?, product));
+        let mut ranked: Vec<(f64, &Product)> = own.iter().map(|p| without(p)).collect::<anyhow::Result<_>>()?;
+        // What is infinite may take more than one product.
+        ranked.retain(|(left, _)| error.is_infinite() || *left < error * (1.0 - WORTH));
+        ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
+        Ok(ranked.into_iter().map(|(_, product)| product).collect())
     }
 
     fn error(&self, output: ValueId, kept: &[&Product], wanted: &[&Tensor]) -> anyhow::Result<f64> {
