@@ -300,10 +300,12 @@ fn steps_in_place_are_the_graphs_own() {
             .collect::<Result<_, _>>()
             .expect("batches");
         let (losses, state) = plain_steps(&opened, &batches, &execution());
-        let mut stepper =
+        let (mut stepper, mut backbone) =
             Stepper::open(&opened, &execution(), &opened.initial().expect("a side network"), false, 0).expect("opens");
         for (index, batch) in batches.iter().enumerate() {
-            let outcome = stepper.step(std::slice::from_ref(batch), index as u64 + 1, 1e-2).expect("a step");
+            let outcome = stepper
+                .step(std::slice::from_ref(batch), |batch| backbone.taps(batch), index as u64 + 1, 1e-2)
+                .expect("a step");
             assert_eq!(outcome.loss as f32, losses[index], "{name}, step {index}");
         }
         assert_eq!(stepper.state().expect("a state"), state, "{name}");
@@ -317,12 +319,14 @@ fn accumulated_batches_are_worth_one() {
     let corpus = tuned.corpus();
     let batch = |rows: &[u32]| Batch::new(&corpus, rows, opened.record.tokens, &Fixed::default()).expect("a batch");
     let initial = opened.initial().expect("a side network");
-    let mut whole = Stepper::open(&opened, &execution(), &initial, false, 0).expect("opens");
-    let mut parts = Stepper::open(&opened, &execution(), &initial, true, 0).expect("opens");
+    let (mut whole, mut backbone) = Stepper::open(&opened, &execution(), &initial, false, 0).expect("opens");
+    let (mut parts, _) = Stepper::open(&opened, &execution(), &initial, true, 0).expect("opens");
+    let mut taps = |batch: &Batch| backbone.taps(batch);
     for step in 1..=12_u64 {
         let rows: Vec<u32> = (0..7).map(|at| (step as u32 * 7 + at * 3) % 90).collect();
-        let one = whole.step(&[batch(&rows)], step, 3e-3).expect("a step");
-        let two = parts.step(&[batch(&rows[..2]), batch(&rows[2..6]), batch(&rows[6..])], step, 3e-3).expect("a step");
+        let one = whole.step(&[batch(&rows)], &mut taps, step, 3e-3).expect("a step");
+        let three = [batch(&rows[..2]), batch(&rows[2..6]), batch(&rows[6..])];
+        let two = parts.step(&three, &mut taps, step, 3e-3).expect("a step");
         assert!((one.loss - two.loss).abs() < 1e-5 * one.loss, "step {step}: {one:?} {two:?}");
         assert!((one.grad_norm - two.grad_norm).abs() < 1e-4 * one.grad_norm, "step {step}: {one:?} {two:?}");
     }

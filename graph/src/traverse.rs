@@ -136,13 +136,21 @@ impl Graph {
         frontier.sort_unstable();
         frontier.dedup();
 
+        self.divide(&frontier)
+    }
+
+    /// The graph in two, at some of its values: what computes them, and the rest. They are outputs of the first and inputs of
+    /// the second, under their names, as far as the rest reads them.
+    pub fn divide(&self, at: &[ValueId]) -> (Graph, Graph) {
         let mut rest = self.clone();
-        for value in &frontier {
+        for value in at {
             rest.values[value.index()].source = Source::Input(Role::Frozen);
         }
-        rest.inputs.extend(&frontier);
+        rest.inputs.extend(at);
         let outputs = rest.outputs.clone();
-        (self.slice(&frontier), rest.slice(&outputs))
+        let rest = rest.slice(&outputs);
+        let read: Vec<ValueId> = at.iter().copied().filter(|v| rest.inputs.contains(v)).collect();
+        (self.slice(&read), rest)
     }
 
     /// True where a path of values leads from `from` to `to`.

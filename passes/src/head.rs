@@ -6,7 +6,7 @@
 //!
 //! Ensures: `module.logits`, f32 `[batch, length, vocabulary]`, named `logits`.
 
-use lstc_graph::{Builder, DType, Origin};
+use lstc_graph::{Builder, Origin};
 
 use crate::block::{MatrixValue, Rows, linear};
 use crate::ladder::{gate, mix};
@@ -25,7 +25,8 @@ impl Pass for Head {
         let last = module.anatomy.last();
         let rows =
             Rows { batch: last.batch.clone(), length: last.length.clone(), like: module.tap(tower, Point::Embedding) };
-        let (width, backbone) = (last.width, last.output);
+        let width = last.width;
+        let backbone = module.options.method.merge_last.then(|| module.tap(tower, Point::Output));
         let weight = module.parameter("side_final_upsample.weight");
         let method = &module.options.method;
         let bias = method.bias.then(|| module.parameter("side_final_upsample.bias"));
@@ -36,10 +37,10 @@ impl Pass for Head {
         let b = Builder::new(&mut module.graph, Origin::pass("head"));
         b.scope("side_final_upsample");
         let mut y = linear(&b, out, MatrixValue::out_in(weight), bias);
-        if let Some(alpha) = alpha {
+        if let (Some(alpha), Some(backbone)) = (alpha, backbone) {
             b.scope("side_gate_params_merge_last");
             let g = gate(&b, alpha, method.temperature);
-            y = mix(&b, g, y, rows.flatten(&b, b.cast(backbone, DType::F32), width));
+            y = mix(&b, g, y, rows.flatten(&b, backbone, width));
         }
         b.scope("lm_head");
         if head.scale != 1.0 {

@@ -36,9 +36,9 @@ impl Pass for Loss {
             Rows { batch: shape[0].clone(), length: shape[1].clone(), like: module.tap(tower, Point::Embedding) };
         let labels = module.graph.add_input("labels", DType::I64, &shape, Role::Frozen).map_err(|e| vec![e])?;
         let vocabulary = module.anatomy.head.linear.outputs;
-        let teacher = module.anatomy.head.logits;
         let logits = module.logits.expect("the head was emitted");
         let options = module.options.loss.clone();
+        let teacher = (options.distill > 0.0).then(|| module.tap(tower, Point::Logits));
 
         let b = Builder::new(&mut module.graph, Origin::pass("loss"));
         b.scope("loss");
@@ -49,8 +49,7 @@ impl Pass for Loss {
         if options.label > 0.0 {
             loss = Some(weighted(&b, cross_entropy(&b, student, labels, &rows), options.label));
         }
-        if options.distill > 0.0 {
-            let teacher = b.cast(teacher, DType::F32);
+        if let Some(teacher) = teacher {
             let teacher = b.mul(rows.flatten(&b, teacher, vocabulary), b.f32(TEACHER_TEMPERATURE.recip()));
             let teacher = log_softmax(teacher);
             let divergence = b.reduce_sum(b.mul(b.exp(teacher), b.sub(teacher, student)), &[], false);

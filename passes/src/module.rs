@@ -19,6 +19,10 @@ pub enum Point {
     Embedding,
     /// h of this block.
     Block(usize),
+    /// The tower's output, behind its final norm.
+    Output,
+    /// The backbone's own logits, `[batch, length, vocabulary]`.
+    Logits,
 }
 
 /// A hidden state of the backbone that the side network reads.
@@ -27,7 +31,7 @@ pub struct Tap {
     /// Index of the tower in the anatomy.
     pub tower: usize,
     pub point: Point,
-    /// The backbone's own value, `[batch, length, d]`.
+    /// The backbone's own value, `[batch, length, width]`.
     pub value: ValueId,
     /// What new nodes read: the same in f32.
     pub read: ValueId,
@@ -121,7 +125,7 @@ impl Module {
 
     pub fn tap(&self, tower: usize, point: Point) -> ValueId {
         let tap = self.taps.iter().find(|t| t.tower == tower && t.point == point);
-        tap.expect("the taps of the kept blocks were set").read
+        tap.expect("taps were set of what the options read").read
     }
 
     /// Gives the inputs and the towers other sizes. What these decide is inferred anew by the caller.

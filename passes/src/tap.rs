@@ -1,11 +1,12 @@
 //! Sets the taps: the backbone values that the side network may read, and no others.
 //!
 //! Ensures: the embedding output and each kept block's output are taps of shape `[batch, length, d]`, cast to f32 where
-//! the backbone is of another type; `module.cut` holds them, the masks and bucket indices of the kept blocks, the head's weight, and what the options add.
+//! the backbone is of another type; so are the final output and the logits where the options have a use for them.
+//! `module.cut` holds the taps, the masks and bucket indices of the kept blocks, and the head's weight.
 
 use crate::module::{Module, Point, Tap};
 use crate::pipeline::Pass;
-use lstc_graph::{Builder, DType, Dim, Origin};
+use lstc_graph::{Builder, DType, Dim, Origin, ValueId};
 use lstc_models::SublayerKind;
 
 pub struct Taps;
@@ -16,17 +17,11 @@ impl Pass for Taps {
     }
 
     fn run(&self, module: &mut Module) -> Result<(), Vec<String>> {
-        for side in &module.plan.towers {
-            let tower = &module.anatomy.towers[side.tower];
-            let shape = [tower.batch.clone(), tower.length.clone(), Dim::Value(tower.width as i32)];
-            let blocks = side.kept.iter().map(|b| (Point::Block(*b), tower.blocks[*b].output));
-            for (point, value) in std::iter::once((Point::Embedding, tower.embedding)).chain(blocks) {
-                module.graph.refine(value, &shape);
-                let b = Builder::new(&mut module.graph, Origin::pass("tap"));
-                b.scope("tap");
-                let read = b.shaped(b.cast(value, DType::F32), &shape);
-                module.taps.push(Tap { tower: side.tower, point, value, read });
-                module.cut.insert(value);
+        for side in module.plan.towers.clone() {
+            let tower = module.anatomy.towers[side.tower].clone();
+            tap(module, side.tower, Point::Embedding, (tower.embedding, tower.width));
+            for block in &side.kept {
+                tap(module, side.tower, Point::Block(*block), (tower.blocks[*block].output, tower.width));
             }
             for block in side.kept.iter().map(|b| &tower.blocks[*b]) {
                 for sublayer in &block.sublayers {
@@ -39,16 +34,27 @@ impl Pass for Taps {
             }
         }
         module.cut.extend(module.anatomy.head.linear.weight.value());
-        let options = &module.options;
-        let last = module.anatomy.last();
-        if options.method.merge_last {
-            let shape = [last.batch.clone(), last.length.clone(), Dim::Value(last.width as i32)];
-            module.graph.refine(last.output, &shape);
-            module.cut.insert(last.output);
+        let tower = module.plan.towers.last().expect("a model has towers").tower;
+        let (last, head) = (module.anatomy.last(), &module.anatomy.head);
+        let [output, logits] = [(last.output, last.width), (head.logits, head.linear.outputs)];
+        if module.options.method.merge_last {
+            tap(module, tower, Point::Output, output);
         }
-        if options.loss.distill > 0.0 {
-            module.cut.insert(module.anatomy.head.logits);
+        if module.options.loss.distill > 0.0 {
+            tap(module, tower, Point::Logits, logits);
         }
         Ok(())
     }
+}
+
+/// Taps a value, `[batch, length, width]`.
+fn tap(module: &mut Module, tower: usize, point: Point, (value, width): (ValueId, usize)) {
+    let of = &module.anatomy.towers[tower];
+    let shape = [of.batch.clone(), of.length.clone(), Dim::Value(width as i32)];
+    module.graph.refine(value, &shape);
+    let b = Builder::new(&mut module.graph, Origin::pass("tap"));
+    b.scope("tap");
+    let read = b.shaped(b.cast(value, DType::F32), &shape);
+    module.taps.push(Tap { tower, point, value, read });
+    module.cut.insert(value);
 }

@@ -533,7 +533,7 @@ struct Summary {
 impl Summary {
     fn new(output: &Path, written: &Written) -> Summary {
         let manifest = &written.manifest;
-        let kept = |kind| manifest.taps.iter().filter(|t| t.tower == kind && t.point != "embedding").count();
+        let kept = |kind| manifest.taps.iter().filter(|t| t.tower == kind && t.point.parse::<usize>().is_ok()).count();
         Summary {
             output: output.to_owned(),
             family: manifest.model.family.clone(),

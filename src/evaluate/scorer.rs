@@ -56,10 +56,10 @@ impl<'o> Scorer<'o> {
     pub fn encode<'b>(&mut self, batch: &'b Batch, side: &[Parameter]) -> anyhow::Result<Encoded<'b>> {
         let Some(session) = &mut self.encode else { return Ok(Encoded { batch, kept: Vec::new() }) };
         let mut binding = session.binding()?;
-        for (name, tensor) in side.iter().filter(|(name, _)| takes(session, name)) {
+        for (name, tensor) in side.iter().filter(|(name, _)| session.takes(name)) {
             binding.input(name, tensor)?;
         }
-        for (name, tensor) in self.opened.feeds(batch).iter().filter(|(name, _)| takes(session, name)) {
+        for (name, tensor) in self.opened.feeds(batch).iter().filter(|(name, _)| session.takes(name)) {
             binding.feed(name, tensor)?;
         }
         for port in session.outputs() {
@@ -159,15 +159,15 @@ impl<'o> Scorer<'o> {
     ) -> anyhow::Result<(Array2<f32>, Array2<i64>)> {
         let session = &mut self.decode;
         let mut binding = session.binding()?;
-        for (name, tensor) in side.iter().filter(|(name, _)| takes(session, name)) {
+        for (name, tensor) in side.iter().filter(|(name, _)| session.takes(name)) {
             binding.input(name, tensor)?;
         }
         let batch = Batch { target_in: given.clone(), target_mask: mask.clone(), ..encoded.batch.clone() };
-        for (name, tensor) in self.opened.feeds(&batch).iter().filter(|(name, _)| takes(session, name)) {
+        for (name, tensor) in self.opened.feeds(&batch).iter().filter(|(name, _)| session.takes(name)) {
             binding.feed(name, tensor)?;
         }
         binding.feed("labels", &Tensor::from(labels.clone()))?;
-        for kept in encoded.kept.iter().filter(|kept| takes(session, kept.name())) {
+        for kept in encoded.kept.iter().filter(|kept| session.takes(kept.name())) {
             binding.pass(kept)?;
         }
         binding.fetch(LOG_LIKELIHOOD)?;
@@ -176,10 +176,6 @@ impl<'o> Scorer<'o> {
         let [likelihood, next] = &results[..] else { return Err(anyhow!("the scoring graph gave {}", results.len())) };
         Ok((likelihood.as_f32()?.to_owned().into_dimensionality()?, next.as_i64()?.to_owned().into_dimensionality()?))
     }
-}
-
-fn takes(session: &Session, name: &str) -> bool {
-    session.inputs().iter().any(|port| port.name == name)
 }
 
 /// The sum of each of the first `rows` rows.

@@ -133,7 +133,9 @@ impl Source<'_> {
         let weight = format!("{first}.weight");
         let side_width = self.shapes.get(&weight).and_then(|shape| shape.first());
         let beyond = |t: &&TapSummary| {
-            t.tower == kind && t.point != "embedding" && t.point.parse::<usize>().map_or(true, |b| b >= tower.blocks)
+            let is_known = |block: usize| block < tower.blocks;
+            let beside = ["embedding", "output", "logits"].contains(&t.point.as_str());
+            t.tower == kind && !beside && !t.point.parse().is_ok_and(is_known)
         };
         if let Some(tap) = self.taps.iter().find(beyond) {
             bail!("there is a tap at `{}` of the {kind}, which has {} blocks", tap.point, tower.blocks);

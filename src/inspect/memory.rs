@@ -4,8 +4,9 @@
 //!
 //! * weights: each constant matrix of a product, once for every product, as kernels lay it out for themselves; the other
 //!   weights, and those that something else reads too, where their file is mapped; the side network;
-//! * activations: the peak of a walk through train.onnx in the runtime's order. A value lives from the node that makes it to
-//!   the last that reads it; reshapes are views; the arena that they lie in has gaps;
+//! * activations: the peaks of a walk through train.onnx in the runtime's order, its backbone and its side network each in
+//!   a session of its own. A value lives from the node that makes it to the last that reads it; reshapes are views; the
+//!   arena that they lie in has gaps;
 //! * gradients and both moments of the side network;
 //! * the process, the library, and the library's graph.
 //!
@@ -16,7 +17,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use lstc_graph::{DType, Dim, Graph, MICROSOFT, NodeId, ValueId, dim_text};
-use lstc_passes::{Artifacts, Module};
+use lstc_passes::{Artifacts, Module, Parts, parts};
 use serde::Serialize;
 
 use crate::report::{self, Bytes};
@@ -76,15 +77,25 @@ impl Memory {
         let side: usize = module.parameters.iter().map(|p| p.dims.iter().product::<usize>()).sum();
         let backbone = frozen_elements(module);
         let train = &artifacts.train;
-        let weights = resident_weights(train) + side as u64 * 4;
-        let gradients: Vec<ValueId> = module.parameters.iter().filter_map(|p| p.gradient).collect();
+        let gradients = module.parameters.iter().filter_map(|p| p.gradient);
+        let taps: Vec<ValueId> = module.taps.iter().map(|t| t.value).collect();
+        let (weights, activations) = match parts(train, &taps) {
+            Ok(Parts { backbone, side }) => {
+                let elsewhere = side.outputs.iter().copied().chain(gradients).collect();
+                let peaks = binding.peak(&backbone, &HashSet::new()) + binding.peak(&side, &elsewhere);
+                (resident_weights(&backbone) + resident_weights(&side), peaks)
+            }
+            // It cannot be trained either.
+            Err(_) => (resident_weights(train), 0),
+        };
+        let weights = weights + side as u64 * 4;
         let runtime = PROCESS + NODE * train.node_ids().count() as u64;
         let full = module.unquantised().slice(&[module.anatomy.head.logits]);
         let kept = binding.sum_of_floats(&full) + 2 * binding.bytes(&full, module.anatomy.head.logits);
         Memory {
             reduction: module.options.method.reduction,
             sizes: binding.sizes(module),
-            lst: Cost::new(side, weights, wasted(binding.peak(train, &gradients)), runtime),
+            lst: Cost::new(side, weights, wasted(activations), runtime),
             full: Cost::new(backbone, backbone as u64 * 4, kept, runtime),
         }
     }
@@ -142,10 +153,8 @@ impl Binding {
         outputs.flatten().filter(|v| float(v)).map(|v| self.bytes(graph, *v)).sum()
     }
 
-    /// The most bytes that are alive at once when the nodes run in their order. What is `counted` elsewhere, or is written
-    /// where an input lies, is left out.
-    fn peak(&self, graph: &Graph, counted: &[ValueId]) -> u64 {
-        let elsewhere: HashSet<ValueId> = graph.outputs.iter().chain(counted).copied().collect();
+    /// The most bytes that are alive at once when the nodes run in their order, without what lies `elsewhere`.
+    fn peak(&self, graph: &Graph, elsewhere: &HashSet<ValueId>) -> u64 {
         let order = runtime_order(graph);
         let mut last_use: HashMap<ValueId, usize> = HashMap::new();
         for (at, id) in order.iter().enumerate() {

@@ -154,11 +154,10 @@ fn frontier(graph: &Graph, recorded: &manifest::Record) -> Vec<CutReport> {
             let tap = recorded.taps.iter().find(|t| t.value == summary.name);
             let read_by = |pass| readers.iter().any(|(name, _)| name == pass);
             let role = match tap {
+                Some(t) if t.point == "output" => "final output".to_owned(),
+                Some(t) if t.point == "logits" => "logits".to_owned(),
                 Some(t) => format!("tap {} {}", t.tower, t.point),
                 None if graph.weight(value).is_some() && read_by("head") => "frozen weight".to_owned(),
-                // Besides taps, the head mixes in the final output only, and the loss distils from the logits only.
-                None if read_by("head") => "final output".to_owned(),
-                None if read_by("loss") => "logits".to_owned(),
                 None => "mask or buckets".to_owned(),
             };
             cut.push(CutReport { value: summary, role, readers });

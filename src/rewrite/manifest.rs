@@ -292,7 +292,7 @@ pub struct ParameterSummary {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TapSummary {
     pub tower: TowerKind,
-    /// `embedding`, or the block's number.
+    /// `embedding`, the block's number, `output` or `logits`.
     pub point: String,
     /// The backbone's value.
     pub value: String,
@@ -357,6 +357,8 @@ pub fn taps(module: &Module) -> Vec<TapSummary> {
             point: match t.point {
                 Point::Embedding => "embedding".to_owned(),
                 Point::Block(block) => block.to_string(),
+                Point::Output => "output".to_owned(),
+                Point::Logits => "logits".to_owned(),
             },
             value: module.graph.value(t.value).name.clone(),
         })

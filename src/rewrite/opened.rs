@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow, bail};
 use lstc_graph::{DType, DataFiles, Dim, Graph, encode, load, widen};
 use lstc_models::{InputRole, TowerKind};
+use lstc_passes::{Parts, parts};
 use ndarray::Array2;
 
-use super::manifest::{InputSummary, Record, record};
+use super::manifest::{InputSummary, Record, TapSummary, record};
 use super::{RUN, SIDE, TOKENIZER};
 use crate::data::{Batch, Fixed, Tokenizer};
 use crate::report::Hinted;
@@ -78,6 +79,22 @@ impl Opened {
     /// A file that is missing or damaged.
     pub fn graph(&self, file: &str) -> anyhow::Result<Graph> {
         graph(&self.directory, file)
+    }
+
+    /// A graph of the directory in two, at the taps.
+    ///
+    /// # Errors
+    /// As [`Opened::graph`]; a graph that is not as lstc writes it; a model whose masks hang on its hidden states.
+    pub fn parts(&self, file: &str) -> anyhow::Result<Parts> {
+        let graph = self.graph(file)?;
+        let find = |tap: &TapSummary| graph.find(&tap.value).ok_or_else(|| self.lacks(file, &tap.value));
+        let taps = self.record.taps.iter().map(find).collect::<anyhow::Result<Vec<_>>>()?;
+        parts(&graph, &taps).map_err(|reason| anyhow!(reason))
+    }
+
+    /// What to say of a file that lacks a value that every rewrite has.
+    pub fn lacks(&self, file: &str, value: &str) -> anyhow::Error {
+        anyhow!("`{}` has no value `{value}`: rewrite the model again", self.directory.join(file).display())
     }
 
     /// A session over a graph of the directory, changed or not, beside its data.

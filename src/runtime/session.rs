@@ -274,6 +274,11 @@ impl Session {
         &self.outputs
     }
 
+    /// True where the model has an input of this name.
+    pub fn takes(&self, name: &str) -> bool {
+        self.inputs.iter().any(|port| port.name == name)
+    }
+
     /// Runs the model on named inputs and returns the named outputs, in the order in which they are asked for. What no
     /// output needs is not computed.
     ///

@@ -8,6 +8,7 @@
 //!
 //! **Invariant:** a state with a number in it that is not finite is never saved.
 
+mod backbone;
 mod checkpoint;
 pub mod interrupt;
 mod log;
@@ -22,6 +23,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
+pub use backbone::{Backbone, Taps};
 pub use checkpoint::{Best, CHECKPOINT, Identity, Progress};
 pub use log::{EvalLine, METRICS, StepLine};
 pub use options::{LearningRate, Schedule, TrainOptions};

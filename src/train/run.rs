@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 
+use super::backbone::Backbone;
 use super::checkpoint::{self, Best, CHECKPOINT, Identity, Progress};
 use super::log::{EvalLine, Log, METRICS, StepLine};
 use super::options::{LearningRate, TrainOptions};
@@ -117,7 +118,7 @@ impl<'r> Run<'r> {
         let options = &self.request.train;
         let accumulates = options.accumulate > 1;
         let runs = self.runs(progress.step);
-        let mut stepper = Stepper::open(self.opened, &self.execution, state, accumulates, runs)?;
+        let (mut stepper, mut backbone) = Stepper::open(self.opened, &self.execution, state, accumulates, runs)?;
         tell(Event::Begins(&self.plan(progress.step)));
         let mut log = Log::open(&self.out, progress.step, progress.epochs)?;
         let mut clock = Clock::default();
@@ -127,7 +128,7 @@ impl<'r> Run<'r> {
             let batches = epoch_batches(&self.corpus, self.identity.batch_size, options.seed, epoch);
             let end = (epoch + 1) * self.steps_an_epoch;
             while progress.step < end && !interrupted {
-                let line = self.step(&mut stepper, &batches, epoch, progress.step + 1)?;
+                let line = self.step((&mut stepper, &mut backbone), &batches, epoch, progress.step + 1)?;
                 progress.step += 1;
                 loss = Some(line.loss);
                 clock.add(&line);
@@ -188,7 +189,13 @@ impl<'r> Run<'r> {
     }
 
     /// Makes one step, and checks that it may be built on.
-    fn step(&self, stepper: &mut Stepper, batches: &Batches, epoch: u64, step: u64) -> anyhow::Result<StepLine> {
+    fn step(
+        &self,
+        (stepper, backbone): (&mut Stepper, &mut Backbone),
+        batches: &Batches,
+        epoch: u64,
+        step: u64,
+    ) -> anyhow::Result<StepLine> {
         let begun = Instant::now();
         let first = ((step - 1) % self.steps_an_epoch) as usize * self.identity.accumulate;
         let last = batches.len().min(first + self.identity.accumulate);
@@ -196,7 +203,7 @@ impl<'r> Run<'r> {
             .map(|at| Batch::new(&self.corpus, batches.get(at), self.opened.record.tokens, &self.opened.fixed()))
             .collect::<anyhow::Result<_>>()?;
         let lr = self.rate.at(step);
-        let Outcome { loss, grad_norm } = stepper.step(&made, step, lr)?;
+        let Outcome { loss, grad_norm } = stepper.step(&made, |batch| backbone.taps(batch), step, lr)?;
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(self.diverged(step, epoch, (first, batches.len()), &made, loss, grad_norm));
         }

@@ -1,11 +1,13 @@
-//! Optimizer steps on a device. Parameters and optimizer state stay there, and are written where they lie.
+//! Optimizer steps of the side network on a device. Parameters and optimizer state stay there, and are written where they
+//! lie.
 
 use anyhow::{Context, anyhow, bail};
 use lstc_graph::{Attribute, Builder, DType, Dim, Graph, Origin, Role, ValueId};
 use lstc_passes::optimizer::{FIRST_MOMENT, SECOND_MOMENT};
-use lstc_passes::written_in_place;
+use lstc_passes::{Parts, written_in_place};
 use ndarray::{ArrayD, IxDyn};
 
+use super::backbone::{Backbone, Taps};
 use crate::data::Batch;
 use crate::rewrite::opened::{Execution, Opened};
 use crate::runtime::{Binding, DeviceTensor, Session, Tensor};
@@ -19,7 +21,7 @@ pub struct Outcome {
     pub grad_norm: f64,
 }
 
-/// A model in training.
+/// A side network in training.
 pub struct Stepper<'o> {
     opened: &'o Opened,
     way: Way,
@@ -30,9 +32,9 @@ pub struct Stepper<'o> {
 
 /// How a step is made.
 enum Way {
-    /// By train.onnx, of one batch.
+    /// By the side network's part of train.onnx, of one batch.
     Fused(Box<Bound>),
-    /// By grad.onnx for each batch, and apply.onnx for their sum.
+    /// By its part of grad.onnx for each batch, and apply.onnx for their sum.
     Accumulated(Box<Accumulated>),
 }
 
@@ -65,11 +67,28 @@ impl Bound {
         Ok(())
     }
 
-    /// Runs on what is bound and fed; the measured scalars, in the order in which they were bound.
-    fn run(&mut self, feeds: &[(&str, Tensor)]) -> anyhow::Result<Vec<f64>> {
-        for (name, tensor) in feeds {
+    fn feed(&mut self, feeds: &[(&str, Tensor)]) -> anyhow::Result<()> {
+        Ok(feeds.iter().try_for_each(|(name, tensor)| self.binding.feed(name, tensor))?)
+    }
+
+    /// Runs on a batch and its taps, and lets go of them.
+    fn run_on(&mut self, opened: &Opened, batch: &Batch, taps: &Taps) -> anyhow::Result<Vec<f64>> {
+        for (name, tensor) in opened.feeds(batch).iter().filter(|(name, _)| self.session.takes(name)) {
             self.binding.feed(name, tensor)?;
         }
+        self.binding.feed("labels", &batch.labels.clone().into())?;
+        match taps {
+            Taps::OnDevice(taps) => taps.iter().try_for_each(|tap| self.binding.pass(tap))?,
+            Taps::OnHost(taps) => taps.iter().try_for_each(|(name, tensor)| self.binding.feed(name, tensor))?,
+        }
+        let measured = self.run()?;
+        // A binding keeps what is bound: one number in a tap's place, until the next is bound.
+        taps.names().try_for_each(|name| self.binding.feed(name, &scalar(0.0)))?;
+        Ok(measured)
+    }
+
+    /// Runs on what is bound and fed; the measured scalars, in the order in which they were bound.
+    fn run(&mut self) -> anyhow::Result<Vec<f64>> {
         self.session.run_bound(&self.binding)?;
         let scalar = |tensor: &DeviceTensor| Ok(f64::from(tensor.read()?.first().copied().unwrap_or(f32::NAN)));
         self.measured.iter().map(scalar).collect()
@@ -83,7 +102,7 @@ impl Bound {
 }
 
 impl<'o> Stepper<'o> {
-    /// A model at some point of its training. `state` holds each parameter, and its moments where training has begun;
+    /// A side network at some point of its training, and the backbone that it reads. `state` holds each parameter, and its moments where training has begun;
     /// `runs` is the number of batches that were run before, which decides what dropout drops.
     ///
     /// # Errors
@@ -94,18 +113,21 @@ impl<'o> Stepper<'o> {
         state: &Side,
         accumulates: bool,
         runs: u64,
-    ) -> anyhow::Result<Stepper<'o>> {
+    ) -> anyhow::Result<(Stepper<'o>, Backbone<'o>)> {
         let parameters = &opened.record.parameters;
+        let file = if accumulates { "grad.onnx" } else { "train.onnx" };
+        let Parts { backbone, side } = opened.parts(file)?;
+        let session = |graph: &Graph| Bound::new(opened.session(graph, execution)?);
         let way = if accumulates {
-            Way::Accumulated(Box::new(Accumulated {
-                grad: Bound::new(opened.session(&drop_from(opened.graph("grad.onnx")?, runs), execution)?)?,
-                add: Bound::new(opened.session(&sums(opened)?, execution)?)?,
-                apply: Bound::new(opened.session(&checked(opened, "apply.onnx")?, execution)?)?,
-            }))
+            let apply = opened.graph("apply.onnx")?;
+            check_in_place(opened, "apply.onnx", &apply)?;
+            let [grad, add, apply] = [&drop_from(side, runs), &sums(opened)?, &apply].map(session);
+            Way::Accumulated(Box::new(Accumulated { grad: grad?, add: add?, apply: apply? }))
         } else {
-            let train = drop_from(checked(opened, "train.onnx")?, runs);
-            Way::Fused(Box::new(Bound::new(opened.session(&train, execution)?)?))
+            check_in_place(opened, file, &side)?;
+            Way::Fused(Box::new(session(&drop_from(side, runs))?))
         };
+        let backbone = Backbone::open(opened, &backbone, execution)?;
         let mut stepper = Stepper { opened, way, state: Vec::new(), parameters: parameters.len() };
         let device = stepper.state_session();
         let mut uploaded = Vec::new();
@@ -123,7 +145,7 @@ impl<'o> Stepper<'o> {
         }
         stepper.state = uploaded;
         stepper.bind()?;
-        Ok(stepper)
+        Ok((stepper, backbone))
     }
 
     fn state_session(&self) -> &Session {
@@ -167,21 +189,28 @@ impl<'o> Stepper<'o> {
         Ok(())
     }
 
-    /// One optimizer step, number `step` from 1, of one batch or several. Several weigh by their labels that count, so
-    /// that they are worth one batch of them all.
+    /// One optimizer step, number `step` from 1, of one batch or several, whose taps come one after the other. Several weigh
+    /// by their labels that count, so that they are worth one batch of them all.
     ///
     /// # Errors
-    /// From ONNX Runtime.
-    pub fn step(&mut self, batches: &[Batch], step: u64, lr: f64) -> anyhow::Result<Outcome> {
+    /// From ONNX Runtime; from `taps`.
+    pub fn step(
+        &mut self,
+        batches: &[Batch],
+        mut taps: impl FnMut(&Batch) -> anyhow::Result<Taps>,
+        step: u64,
+        lr: f64,
+    ) -> anyhow::Result<Outcome> {
         let opened = self.opened;
         let number = i64::try_from(step).context("too many steps")?;
         let schedule = [("lr", scalar(lr as f32)), ("step", ndarray::arr0(number).into())];
         match &mut self.way {
             Way::Fused(train) => {
                 let [batch] = batches else { bail!("train.onnx takes one batch a step, not {}", batches.len()) };
-                let mut feeds = feeds(opened, batch);
-                feeds.extend(schedule);
-                let [loss, grad_norm] = train.run(&feeds)?[..] else { bail!("train.onnx measures two numbers") };
+                train.feed(&schedule)?;
+                let [loss, grad_norm] = train.run_on(opened, batch, &taps(batch)?)?[..] else {
+                    bail!("train.onnx measures two numbers")
+                };
                 Ok(Outcome { loss, grad_norm })
             }
             Way::Accumulated(parts) => {
@@ -190,12 +219,16 @@ impl<'o> Stepper<'o> {
                 let mut loss = 0.0;
                 for (index, batch) in batches.iter().enumerate() {
                     let weight = batch.counted as f64 / counted.max(1) as f64;
-                    let [part] = grad.run(&feeds(opened, batch))?[..] else { bail!("grad.onnx measures one number") };
+                    let [part] = grad.run_on(opened, batch, &taps(batch)?)?[..] else {
+                        bail!("grad.onnx measures one number")
+                    };
                     loss += weight * part;
                     let keep = if index == 0 { 0.0 } else { 1.0 };
-                    add.run(&[("keep", scalar(keep)), ("weight", scalar(weight as f32))])?;
+                    add.feed(&[("keep", scalar(keep)), ("weight", scalar(weight as f32))])?;
+                    add.run()?;
                 }
-                let [grad_norm] = apply.run(&schedule)?[..] else { bail!("apply.onnx measures one number") };
+                apply.feed(&schedule)?;
+                let [grad_norm] = apply.run()?[..] else { bail!("apply.onnx measures one number") };
                 Ok(Outcome { loss, grad_norm })
             }
         }
@@ -215,20 +248,13 @@ impl<'o> Stepper<'o> {
     }
 }
 
-fn feeds<'o>(opened: &'o Opened, batch: &Batch) -> Vec<(&'o str, Tensor)> {
-    let mut feeds = opened.feeds(batch);
-    feeds.push(("labels", batch.labels.clone().into()));
-    feeds
-}
-
 fn scalar(value: f32) -> Tensor {
     ndarray::arr0(value).into()
 }
 
-/// A graph whose state may be written where it lies.
-fn checked(opened: &Opened, file: &str) -> anyhow::Result<Graph> {
-    let graph = opened.graph(file)?;
-    let find = |name: &str| graph.find(name).ok_or_else(|| anyhow!("`{file}` has no value `{name}`: rewrite again"));
+/// Makes sure that the state may be written where it lies.
+fn check_in_place(opened: &Opened, file: &str, graph: &Graph) -> anyhow::Result<()> {
+    let find = |name: &str| graph.find(name).ok_or_else(|| opened.lacks(file, name));
     let mut pairs = Vec::new();
     for p in &opened.record.parameters {
         for prefix in ["", FIRST_MOMENT, SECOND_MOMENT] {
@@ -236,9 +262,8 @@ fn checked(opened: &Opened, file: &str) -> anyhow::Result<Graph> {
             pairs.push((find(&name)?, find(&format!("{name}.next"))?));
         }
     }
-    written_in_place(&graph, &pairs, find("grad_norm")?)
-        .map_err(|reason| anyhow!("`{file}` is not as lstc writes it: {reason}"))?;
-    Ok(graph)
+    written_in_place(graph, &pairs, find("grad_norm")?)
+        .map_err(|reason| anyhow!("`{file}` is not as lstc writes it: {reason}"))
 }
 
 /// The graph as a session would find it after so many runs: ONNX Runtime draws the mask of a `Dropout` from its seed,

@@ -1,0 +1,92 @@
+//! A training graph in two at its taps: the backbone, which no gradient enters, and the side network's step.
+//!
+//! ```text
+//! backbone: model's inputs -> taps
+//! side:     taps, model's inputs (for masks and position buckets), labels, parameters, ... -> what the graph gives
+//! ```
+//!
+//! Ensures: the side graph computes no hidden state of the backbone. So it may run while the backbone reads another batch,
+//! or on taps that were kept.
+
+use lstc_graph::{Builder, Dim, Graph, NodeId, Origin, ValueId};
+
+use crate::module::is_backbone;
+
+/// The two graphs.
+pub struct Parts {
+    /// Its outputs are the taps that the side graph reads, in the order in which they were given.
+    pub backbone: Graph,
+    pub side: Graph,
+}
+
+/// Takes a graph that [`crate::artifacts`] made apart.
+///
+/// # Errors
+/// A product or a table of the backbone that the side graph would still compute, because something else than the taps
+/// leads there.
+pub fn parts(graph: &Graph, taps: &[ValueId]) -> Result<Parts, String> {
+    let mut graph = graph.clone();
+    measure_inputs(&mut graph, taps);
+    let (backbone, side) = graph.divide(taps);
+    let is_heavy = |id| {
+        let node = side.node(id);
+        let is_matrix = |v: &ValueId| side.weight(*v).is_some_and(|w| w.dims().iter().filter(|d| **d > 1).count() > 1);
+        let reads_weights = ["MatMul", "Gemm", "MatMulInteger", "MatMulNBits"].iter().any(|op| node.op == *op)
+            || node.is("Gather") && node.inputs.first().copied().flatten().is_some_and(|v| is_matrix(&v));
+        is_backbone(&node.origin) && reads_weights
+    };
+    if let Some(id) = side.node_ids().find(|id| is_heavy(*id)) {
+        return Err(format!(
+            "the mask or position bias of the model depends on its hidden states, by `{}`: the side network cannot run \
+             without the backbone",
+            side.node(id).name
+        ));
+    }
+    Ok(Parts { backbone, side })
+}
+
+/// Exporters take the sizes of masks and position buckets from whatever has them, be it the keys of the first attention.
+/// The same sizes are those of inputs.
+fn measure_inputs(graph: &mut Graph, taps: &[ValueId]) {
+    let side = graph.ancestors_until(graph.outputs.clone(), |v| taps.contains(&v));
+    let is_size = |id: &NodeId| graph.node(*id).is("Shape") && is_backbone(&graph.node(*id).origin);
+    let mut sizes: Vec<NodeId> = side.into_iter().filter(is_size).collect();
+    sizes.sort_unstable();
+    for id in sizes {
+        let (Some(measured), Some(old)) = (graph.node(id).input(0), graph.node(id).output(0)) else { continue };
+        let attributes = &graph.node(id).attributes;
+        let is_whole = attributes.get_int("start").is_none() && attributes.get_int("end").is_none();
+        let dims = graph.shape(measured).filter(|_| is_whole && !graph.inputs.contains(&measured));
+        let Some(known) = dims.and_then(|dims| dims.iter().map(|d| size_of(graph, d)).collect::<Option<Vec<_>>>())
+        else {
+            continue;
+        };
+        let b = Builder::new(graph, Origin::pass("parts"));
+        let sizes: Vec<ValueId> = known
+            .into_iter()
+            .map(|size| match size {
+                Size::Fixed(size) => b.i64s(&[size]),
+                Size::Of(input, axis) => b.shape_slice(input, axis, axis + 1),
+            })
+            .collect();
+        let new = b.concat(&sizes, 0);
+        graph.redirect(old, new);
+    }
+}
+
+/// Where a dimension can be had.
+enum Size {
+    Fixed(i64),
+    /// An axis of a graph input.
+    Of(ValueId, i64),
+}
+
+fn size_of(graph: &Graph, dim: &Dim) -> Option<Size> {
+    if let Dim::Value(size) = dim {
+        return Some(Size::Fixed(i64::from(*size)));
+    }
+    graph.inputs.iter().find_map(|input| {
+        let axis = graph.shape(*input)?.iter().position(|d| d == dim)?;
+        Some(Size::Of(*input, axis as i64))
+    })
+}
