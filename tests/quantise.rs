@@ -254,6 +254,29 @@ fn every_command_takes_it() {
     }
 }
 
+/// In all forms that a head has: with the matrix turned and not, with a bias of the up-projection and a teacher.
+#[test]
+fn a_quantised_head_has_the_gradient_of_its_own_loss() {
+    for (name, flags) in [
+        ("gated_dynamo", &["--backbone", "int8", "--quantise-head"][..]),
+        ("relu_torchscript", &["--backbone", "bf16", "--quantise-head", "--distill", "0.5"]),
+    ] {
+        let tuned = Tuned::new(name, flags);
+        let verdict = tuned.run(&["verify"], "");
+        assert!(verdict.contains("the LM head's matrix against the source's"), "{verdict}");
+        let graph = load(&tuned.path("tuned/train.onnx")).expect("it is a model");
+        let head = |id: &lstc_graph::NodeId| graph.node(*id).origin.name() == "quantise-head";
+        let count = |op: &str| graph.node_ids().filter(head).filter(|id| graph.node(*id).is(op)).count();
+        assert_eq!((count("DequantizeLinear"), count("Gemm"), count("Concat"), count("Slice")), (8, 8, 1, 4));
+        let data = tuned.path("data.jsonl");
+        tuned.run(&["train", "--train", text(&data), "--epochs", "1", "--batch-size", "4"], "");
+        tuned.run(
+            &["export", "-o", text(&tuned.path("tuned.onnx")), "--side", text(&tuned.path("tuned/side.safetensors"))],
+            "",
+        );
+    }
+}
+
 #[test]
 fn what_was_tampered_with_is_found() {
     let tuned = Tuned::new("relu_torchscript", &["--backbone", "int8"]);

@@ -10,7 +10,7 @@ use crate::fold::Folded;
 use crate::initial::Initial;
 use crate::options::Options;
 use crate::plan::{Group, Plan, PlannedParameter};
-use crate::quantise::{QUANTISE, Quantised, Store};
+use crate::quantise::{QUANTISE, Quantised, QuantisedHead, Store};
 
 /// Where in a tower a hidden state is tapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,6 +59,8 @@ pub struct Module {
     pub folded: Option<Folded>,
     /// What became of the backbone's products, where another precision was asked for.
     pub quantised: Option<Quantised>,
+    /// The LM head in 8 bits, where that was asked for.
+    pub quantised_head: Option<QuantisedHead>,
     /// Where new constants of the backbone are kept.
     pub store: Store,
     pub taps: Vec<Tap>,
@@ -109,6 +111,7 @@ impl Module {
             plan,
             folded: None,
             quantised: None,
+            quantised_head: None,
             store: Store::default(),
             taps: Vec::new(),
             cut: HashSet::new(),

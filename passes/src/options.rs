@@ -163,6 +163,9 @@ pub struct BackboneOptions {
     /// How the integers of `int8` are written; as this machine computes best where nothing is said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub int8_weights: Option<Int8Weights>,
+    /// The frozen LM head of the side network, and the backbone's own where that is in the graph, in 8 bits.
+    #[serde(skip_serializing_if = "is_false")]
+    pub quantise_head: bool,
     /// The relative error of a tap beyond which products of its block stay as they are in the source.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_tap_error: Option<f64>,
@@ -170,6 +173,11 @@ pub struct BackboneOptions {
     /// which.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kept: Option<Vec<String>>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// The type of a product's matrix.

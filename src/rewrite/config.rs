@@ -130,6 +130,7 @@ pub fn annotated(options: &Options, training: &Started) -> String {
         optional(backbone.int8_weights.map(|form| form.to_string())),
         "signed | unsigned; null is what this machine computes best",
     );
+    line("  quantise_head", backbone.quantise_head.to_string(), "the frozen LM head in 8 bits: less memory, slower");
     line(
         "  max_tap_error",
         optional(backbone.max_tap_error.map(|error| format!("{error:?}"))),
@@ -209,6 +210,7 @@ mod tests {
         options.sizes.source_length = Some(128);
         options.backbone.precision = lstc_passes::options::Precision::Int8;
         options.backbone.max_tap_error = Some(0.02);
+        options.backbone.quantise_head = true;
         options.backbone.kept = Some(vec!["/wo: \"y\"".to_owned()]);
         options.optimizer.epsilon = 1e-8;
         let mut training = Started::default();

@@ -83,6 +83,8 @@ pub struct Written {
     pub data: Vec<Saved>,
     /// Elements of the backbone's weights, each counted once.
     pub frozen: usize,
+    /// Bytes of the LM head's matrix before and after, where it was quantised.
+    pub head: Option<(u64, u64)>,
     /// The precisions that were measured, the fastest first.
     pub candidates: Vec<Candidate>,
     /// What is odd about the model.
@@ -158,7 +160,7 @@ pub fn sketch(model: impl Into<SourceModel>, options: Options) -> anyhow::Result
 
 /// Where quantised matrices are kept until they are written: a file without a name in a folder.
 fn store(options: &Options, folder: &Path) -> anyhow::Result<Store> {
-    if options.backbone.precision == Precision::Source {
+    if options.backbone.precision == Precision::Source && !options.backbone.quantise_head {
         return Ok(Store::default());
     }
     let file =
@@ -258,7 +260,8 @@ pub fn rewrite_with(
     fs::write(folder.path().join(MANIFEST), manifest.to_yaml()?).with_context(cannot)?;
     sync(folder.path(), &data).with_context(cannot)?;
     directory::publish(folder, model.files(), output, force)?;
-    Ok(Written { manifest, timings, data, frozen: frozen_elements(&module), candidates, warnings })
+    let head = module.quantised_head.as_ref().map(|head| (head.bytes_before, head.bytes_after));
+    Ok(Written { manifest, timings, data, head, frozen: frozen_elements(&module), candidates, warnings })
 }
 
 /// The options with the precision that is the fastest, where that is asked for.

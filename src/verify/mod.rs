@@ -151,7 +151,7 @@ pub fn prove(
         progress("folded values against the source");
         checks.extend(folded::check(&subject)?);
     }
-    if subject.module.quantised.is_some() {
+    if subject.module.quantised.is_some() || subject.module.quantised_head.is_some() {
         progress("quantised matrices against the source");
         checks.extend(quantised::check(&subject)?);
     }

@@ -16,23 +16,37 @@ const RELATIVE: f64 = 0.1;
 const ABSOLUTE: f64 = 1e-6;
 
 pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
-    let Some(quantised) = &subject.module.quantised else { return Ok(Vec::new()) };
-    let mut checks = vec![matrices(subject, quantised)];
-    checks.extend(errors(subject)?);
+    let mut checks = Vec::new();
+    if let Some(quantised) = &subject.module.quantised {
+        checks.push(matrices(subject, quantised));
+        checks.extend(errors(subject)?);
+    }
+    if let Some(head) = &subject.module.quantised_head {
+        let graph = &subject.module.graph;
+        checks.push(within_half("the LM head's matrix against the source's", head.furthest(graph)));
+    }
     Ok(checks)
+}
+
+/// A check of the largest error of matrices, in steps.
+fn within_half(name: impl Into<String>, furthest: Result<f64, String>) -> Check {
+    match furthest {
+        Ok(steps) => Check {
+            name: name.into(),
+            measured: format!("{steps:.4} steps"),
+            bound: "half a step".to_owned(),
+            holds: steps <= HALF,
+        },
+        Err(reason) => Check::holds(name, "", &[reason]),
+    }
 }
 
 /// Every matrix against its source's, in steps of its scales.
 fn matrices(subject: &Subject, quantised: &Quantised) -> Check {
     let name = format!("{} matrices against the source's", quantised.products.len());
-    let mut worst = 0.0_f64;
-    for product in &quantised.products {
-        match furthest(subject, quantised, product) {
-            Ok(steps) => worst = worst.max(steps),
-            Err(reason) => return Check::holds(name, "", &[reason]),
-        }
-    }
-    Check { name, measured: format!("{worst:.4} steps"), bound: "half a step".to_owned(), holds: worst <= HALF }
+    let of = |product| furthest(subject, quantised, product);
+    let worst = quantised.products.iter().try_fold(0.0, |worst: f64, product| Ok(worst.max(of(product)?)));
+    within_half(name, worst)
 }
 
 /// The largest error of a matrix, in steps.

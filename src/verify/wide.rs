@@ -7,8 +7,8 @@ use lstc_graph::{Builder, DType, Graph, NodeId, Origin, Source, ValueId, Weight}
 use lstc_passes::quantise::QUANTISE;
 
 /// Operators without an f64 kernel on the CPU; they stay in f32 between casts. `OneHot` makes zeros and ones, which
-/// are the same in both.
-const NARROW: [&str; 2] = ["Erf", "OneHot"];
+/// are the same in both, and `DequantizeLinear` what is rounded once for all.
+const NARROW: [&str; 3] = ["DequantizeLinear", "Erf", "OneHot"];
 
 /// Larger constants are cast when the graph runs, not copied into it.
 const MAX_CONSTANT: usize = 1024;

@@ -14,6 +14,7 @@
 //!
 //! A matrix is read, quantised, handed to the module's store and released before the next one is.
 
+mod head;
 pub mod matrix;
 mod product;
 
@@ -27,6 +28,7 @@ use lstc_models::Orientation;
 use crate::module::Module;
 use crate::options::{Int8Weights, Precision};
 use crate::pipeline::Pass;
+pub use head::{QuantiseHead, QuantisedHead};
 use matrix::{BLOCK, Floats, Nibbles};
 pub use product::{Product, Products, by_block, products};
 
@@ -227,7 +229,8 @@ impl Pass for Quantise {
             let problem = format!("bf16 needs opset {BF16_OPSET}, and the model is of opset {opset}: export it again");
             return Err(vec![problem]);
         }
-        let Products { plain, others } = products(&module.graph, &module.anatomy);
+        let Products { plain, others } =
+            products(&module.graph, &module.anatomy, module.options.backbone.quantise_head);
         let kept = kept(&module.graph, &plain, module.options.backbone.kept.as_deref().unwrap_or_default())?;
         let first = module.graph.node_ids().map(NodeId::index).max().map_or(0, |last| last + 1);
         let values = module.graph.value_ids().count();

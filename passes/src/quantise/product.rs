@@ -31,10 +31,10 @@ const OTHERS: [(&str, usize); 3] = [("Gemm", 1), ("MatMulInteger", 1), ("QLinear
 const FUSED: [(&str, usize); 4] =
     [("DynamicQuantizeMatMul", 1), ("FusedMatMul", 1), ("MatMulIntegerToFloat", 1), ("MatMulNBits", 1)];
 
-/// The products that the towers are computed by: all of the backbone's but the LM head.
-pub fn products(graph: &Graph, anatomy: &Anatomy) -> Products {
+/// The products that the towers are computed by: all of the backbone's but the LM head, or with it.
+pub fn products(graph: &Graph, anatomy: &Anatomy, with_head: bool) -> Products {
     let outputs = anatomy.towers.iter().flat_map(|t| t.blocks.iter().map(|b| b.output).chain([t.output]));
-    let towers = graph.ancestors(outputs);
+    let towers = graph.ancestors(outputs.chain(with_head.then_some(anatomy.head.logits)));
     let mut found = Products::default();
     for id in graph.node_ids().filter(|id| towers.contains(id)) {
         let node = graph.node(id);

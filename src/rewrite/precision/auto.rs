@@ -84,13 +84,14 @@ struct Bench<'b> {
 impl Bench<'_> {
     /// The median time of the first block; `None` where the precision changes nothing of it.
     fn seconds(&self, graph: &Graph, anatomy: &Anatomy) -> anyhow::Result<Option<f64>> {
-        let found = products(graph, anatomy).plain;
+        let found = products(graph, anatomy, false).plain;
         let own = by_block(graph, anatomy, &found).swap_remove(0).swap_remove(0);
         let others = found.iter().enumerate().filter(|(i, _)| !own.contains(i));
         let kept = others.map(|(_, p)| graph.value(p.y).name.clone()).collect();
         let backbone = BackboneOptions {
             precision: self.precision,
             int8_weights: self.options.backbone.int8_weights,
+            quantise_head: false,
             max_tap_error: None,
             kept: Some(kept),
         };
