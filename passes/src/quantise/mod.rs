@@ -229,8 +229,9 @@ impl Pass for Quantise {
             let problem = format!("bf16 needs opset {BF16_OPSET}, and the model is of opset {opset}: export it again");
             return Err(vec![problem]);
         }
-        let Products { plain, others } =
-            products(&module.graph, &module.anatomy, module.options.backbone.quantise_head);
+        // Of the backbone's own head only a distilled loss has a use.
+        let with_head = module.options.backbone.quantise_head && module.options.loss.distill > 0.0;
+        let Products { plain, others } = products(&module.graph, &module.anatomy, with_head);
         let kept = kept(&module.graph, &plain, module.options.backbone.kept.as_deref().unwrap_or_default())?;
         let first = module.graph.node_ids().map(NodeId::index).max().map_or(0, |last| last + 1);
         let values = module.graph.value_ids().count();
