@@ -518,6 +518,7 @@ const EMITTED: &[(&str, &str)] = &[
     ("ReduceSumSquare", "f32"),
     ("Relu", "f32"),
     ("Reshape", "any"),
+    ("ScatterElements", "f32 by i64, one of each row"),
     ("ScatterND", "f32 by i64, each row once"),
     ("Shape", "f32 and i64, from opset 15 with start and end"),
     ("Sigmoid", "f32"),

@@ -254,7 +254,11 @@ fn link(source: PathBuf, target: &Path) -> io::Result<Option<Means>> {
 
 /// Copies a weight, file to file where it lies in one: the kernel moves the bytes.
 fn copy(weight: &Weight, out: &mut File, sources: &mut HashMap<PathBuf, File>) -> io::Result<()> {
-    let Some(place) = weight.place() else { return out.write_all(weight.bytes()) };
+    let Some(place) = weight.place() else {
+        let written = out.write_all(weight.bytes());
+        weight.release();
+        return written;
+    };
     if !sources.contains_key(place.file.as_path()) {
         sources.insert(place.file.to_path_buf(), File::open(place.file.as_path())?);
     }

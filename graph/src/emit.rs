@@ -8,7 +8,7 @@ use rten_shape_inference::SymTensor;
 use crate::attribute::{Attribute, Attributes};
 use crate::dtype::DType;
 use crate::infer::Dim;
-use crate::ir::{Graph, Node, NodeId, Origin, Source, ValueId};
+use crate::ir::{Graph, MICROSOFT, Node, NodeId, Origin, Source, ValueId};
 use crate::weight::Weight;
 
 /// Emits nodes into a graph. Methods take `&self`, so that calls nest as the formula does:
@@ -82,6 +82,21 @@ impl<'g> Builder<'g> {
         // The verifier reports a value that inference could not shape.
         let _ = graph.infer_node(node);
         graph.node(node).outputs.iter().flatten().copied().collect()
+    }
+
+    /// One node of an operator of ONNX Runtime's own, with one output, never shared.
+    pub fn microsoft(&self, op: &str, inputs: &[ValueId], attributes: Attributes) -> ValueId {
+        let scope = self.scope.borrow();
+        let name = if scope.is_empty() { op.to_owned() } else { format!("{scope}/{op}") };
+        let mut graph = self.graph.borrow_mut();
+        let node = graph.add_node(&name, op, inputs, attributes, 1, self.origin.clone());
+        graph.nodes[node.index()].as_mut().expect("it was just added").domain = MICROSOFT.to_owned();
+        if !graph.opsets.iter().any(|(domain, _)| domain == MICROSOFT) {
+            graph.opsets.push((MICROSOFT.to_owned(), 1));
+        }
+        // As of any other node.
+        let _ = graph.infer_node(node);
+        graph.node(node).output(0).expect("it has one output")
     }
 
     /// Says the shape of a value where inference cannot tell it.

@@ -337,6 +337,18 @@ impl Graph {
         }
     }
 
+    /// A value is given from now on, as an input, instead of computed. What was computed for it alone goes with the next
+    /// slice.
+    pub fn give(&mut self, id: ValueId) {
+        if let Some((node, slot)) = self.producer_of(id) {
+            if let Some(node) = &mut self.nodes[node.index()] {
+                node.outputs[slot] = None;
+            }
+            self.values[id.index()].source = Source::Input(Role::Frozen);
+            self.inputs.push(id);
+        }
+    }
+
     /// Makes another operator of a node, on the same operands.
     pub fn replace_op(&mut self, id: NodeId, op: &str) {
         if let Some(node) = &mut self.nodes[id.index()] {

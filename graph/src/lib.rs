@@ -18,6 +18,7 @@ mod join;
 mod load;
 pub mod onnx;
 mod save;
+mod spill;
 mod text;
 mod traverse;
 mod verify;
@@ -36,6 +37,7 @@ pub use ir::{Graph, MICROSOFT, Node, NodeId, Origin, Role, Source, Uses, Value, 
 pub use join::join;
 pub use load::{LoadError, Problem, load, load_bytes};
 pub use save::{About, Encoding, encode};
+pub use spill::Spill;
 pub use text::{ParseError, listing, parse, print};
 pub use verify::{Flaw, verify};
 pub use weight::{FileRange, Weight};

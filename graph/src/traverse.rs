@@ -25,23 +25,41 @@ impl Graph {
         flow
     }
 
-    /// Nodes, each after those it reads from: in the order they were added where that serves.
+    /// Nodes, each after those it reads from: in the order they were added where that serves, else right before the
+    /// first that reads from it.
     ///
     /// # Errors
     /// A node on a cycle.
     pub fn order(&self) -> Result<Vec<NodeId>, NodeId> {
-        let reads_back = |id: NodeId| {
-            let earlier = |v: &ValueId| self.producer_of(*v).is_none_or(|(producer, _)| producer < id);
-            self.node(id).inputs.iter().flatten().all(earlier)
+        let producers = |id: NodeId| {
+            self.node(id).inputs.iter().flatten().filter_map(|v| self.producer_of(*v)).map(|(producer, _)| producer)
         };
-        if self.node_ids().all(reads_back) {
+        if self.node_ids().all(|id| producers(id).all(|producer| producer < id)) {
             return Ok(self.node_ids().collect());
         }
         let flow = self.dataflow();
-        match toposort(&flow, None) {
-            Ok(order) => Ok(order.into_iter().map(|i| flow[i]).collect()),
-            Err(cycle) => Err(flow[cycle.node_id()]),
+        if let Err(cycle) = toposort(&flow, None) {
+            return Err(flow[cycle.node_id()]);
         }
+        let mut order = Vec::with_capacity(self.nodes.len());
+        let mut placed = vec![false; self.nodes.len()];
+        for id in self.node_ids() {
+            let mut open = vec![id];
+            while let Some(&next) = open.last() {
+                let waits = producers(next).filter(|p| !placed[p.index()]);
+                let before = open.len();
+                open.extend(waits);
+                if open.len() == before {
+                    open.pop();
+                    if !std::mem::replace(&mut placed[next.index()], true) {
+                        order.push(next);
+                    }
+                } else {
+                    open[before..].reverse();
+                }
+            }
+        }
+        Ok(order)
     }
 
     /// The nodes that the given values are computed from.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use half::{bf16, f16};
+use memmap2::Mmap;
 use rustix::mm::{Advice, madvise};
 
 use crate::dtype::DType;
@@ -30,6 +31,8 @@ pub struct Weight {
     dims: Vec<usize>,
     bytes: Bytes,
     place: Option<Arc<FileRange>>,
+    /// **Invariant:** true only where the bytes are a view of a read-only map of a file.
+    mapped: bool,
 }
 
 /// Two weights are equal when type, shape and bytes are: their place does not matter.
@@ -43,7 +46,14 @@ impl Weight {
     /// A weight over `bytes`; `None` where their number does not fit the shape.
     pub fn new(dtype: DType, dims: Vec<usize>, bytes: Bytes, place: Option<FileRange>) -> Option<Weight> {
         let wanted = byte_len(dtype, &dims)?;
-        (wanted == bytes.len()).then(|| Weight { dtype, dims, bytes, place: place.map(Arc::new) })
+        let mapped = place.is_some();
+        (wanted == bytes.len()).then(|| Weight { dtype, dims, bytes, place: place.map(Arc::new), mapped })
+    }
+
+    /// A weight over a map of a file that has no name to be found by.
+    pub(crate) fn spilled(dtype: DType, dims: Vec<usize>, map: Mmap) -> Option<Weight> {
+        let weight = Weight::new(dtype, dims, Bytes::from_owner(map), None)?;
+        Some(Weight { mapped: true, ..weight })
     }
 
     pub fn scalar_f32(value: f32) -> Weight {
@@ -91,7 +101,7 @@ impl Weight {
 
     /// Gives the memory back that reading a mapped weight took. It can be read again, from its file.
     pub fn release(&self) {
-        if self.place.is_none() {
+        if !self.mapped {
             return;
         }
         let page = rustix::param::page_size();

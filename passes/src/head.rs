@@ -4,9 +4,9 @@
 //! y = scale (W_up out + b_up);   merge_last: y <- scale (g y + (1 - g) backbone's final output);   logits = y W
 //! ```
 //!
-//! Ensures: `module.head_input`, y as rows; `module.logits`, f32 `[batch, length, vocabulary]`, named `logits`.
+//! Ensures: `module.head_input`, y as rows; `module.head_matrix`, W; `module.logits`, f32 `[batch, length, vocabulary]`, named `logits`.
 
-use lstc_graph::{Attributes, Builder, Origin, ValueId};
+use lstc_graph::{Builder, Origin, ValueId};
 use lstc_models::{Anatomy, Linear, Orientation};
 
 use crate::block::{MatrixValue, Rows, linear};
@@ -48,9 +48,11 @@ impl Pass for Head {
         if scale != 1.0 {
             y = b.mul(y, b.f32(scale));
         }
-        let logits = rows.unflatten(&b, HeadMatrix::new(&b, &matrix).logits(&b, y), &[matrix.outputs]);
+        let head = HeadMatrix::new(&b, &matrix);
+        let logits = rows.unflatten(&b, head.logits(&b, y), &[matrix.outputs]);
         module.logits = Some(b.named(logits, "logits"));
         module.head_input = Some(y);
+        module.head_matrix = Some(head.0);
         Ok(())
     }
 }
@@ -83,14 +85,5 @@ impl HeadMatrix {
     /// `g W^T` of rows g, `[rows, vocabulary]`.
     pub(crate) fn back(&self, b: &Builder, g: ValueId) -> ValueId {
         b.gemm(g, self.0.value, None, false, self.0.orientation == Orientation::InOut)
-    }
-
-    /// The columns of W that these tokens have, as rows.
-    pub(crate) fn columns(&self, b: &Builder, tokens: ValueId) -> ValueId {
-        let gather = |axis| b.op("Gather", &[self.0.value, tokens], Attributes::none().int("axis", axis));
-        match self.0.orientation {
-            Orientation::OutIn => gather(0),
-            Orientation::InOut => b.transpose(gather(1), &[1, 0]),
-        }
     }
 }

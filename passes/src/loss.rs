@@ -11,7 +11,7 @@
 //! The head W is frozen, so that what it computes forward is needed for one thing more only: the gradient of its input y.
 //!
 //! ```text
-//! p = softmax(y W);   dCE/dy = (p W^T - W^T[label]) / labels that count;   dKL/dy = (p - teacher) W^T
+//! p = softmax(y W);   dCE/dy = (p - onehot(label)) W^T / labels that count;   dKL/dy = (p - teacher) W^T
 //! ```
 //!
 //! Without distillation, the rows of y whose labels count are gathered first, and logits exist for some rows at a time
@@ -69,6 +69,8 @@ impl Pass for Loss {
         let matrix = matrix(&module.anatomy);
         let y = module.head_input.expect("the head was emitted");
         let options = module.options.loss.clone();
+        // A head that each product makes from 8 bits is made once.
+        let whole = module.options.backbone.quantise_head;
         let teacher = (options.distill > 0.0).then(|| module.tap(tower, Point::Logits));
 
         let b = Builder::new(&mut module.graph, Origin::pass("loss"));
@@ -79,7 +81,7 @@ impl Pass for Loss {
         let counts = b.op("Not", &[ignored], Attributes::none());
         let (loss, gradient) = match teacher {
             None => {
-                let (loss, gradient) = cross_entropy(&b, &head, y, (labels_of_rows, counts));
+                let (loss, gradient) = cross_entropy(&b, &head, y, (labels_of_rows, counts), whole);
                 (weighted(&b, loss, options.label), weighted(&b, gradient, options.label))
             }
             Some(teacher) => {
@@ -116,12 +118,21 @@ fn picked(b: &Builder, log_probabilities: ValueId, labels: ValueId) -> ValueId {
     b.op("GatherElements", &[log_probabilities, column], Attributes::none().int("axis", 1))
 }
 
-/// The mean of `-log p[label]` over the rows whose label counts, and its gradient for all rows of y.
+/// `p - onehot(label)` of each row: p with one element of each row replaced, where it lies.
+fn missed(b: &Builder, log_probabilities: ValueId, labels: ValueId) -> ValueId {
+    let p = b.exp(log_probabilities);
+    let missing = b.sub(b.exp(picked(b, log_probabilities, labels)), b.f32(1.0));
+    b.op("ScatterElements", &[p, b.unsqueeze(labels, 1), missing], Attributes::none().int("axis", 1))
+}
+
+/// The mean of `-log p[label]` over the rows whose label counts, and its gradient for all rows of y. The rows are taken part
+/// by part, or `whole`.
 fn cross_entropy(
     b: &Builder,
     head: &HeadMatrix,
     y: ValueId,
     (labels, counts): (ValueId, ValueId),
+    whole: bool,
 ) -> (ValueId, ValueId) {
     let positions = b.reshape(b.op("NonZero", &[counts], Attributes::none()), &[-1]);
     let positions = b.shaped(positions, &[Dim::pos_var(COUNTED)]);
@@ -129,13 +140,11 @@ fn cross_entropy(
     let (kept, kept_labels) = (gather(y), gather(labels));
     let number = number_of(b, counts);
     let (mut losses, mut gradients) = (Vec::new(), Vec::new());
-    for (part, (kept, labels)) in (0..).zip(parts(b, positions, kept, kept_labels)) {
-        let size = Dim::pos_var(&part_symbol(part));
-        let width = b.shape(y).and_then(|shape| shape.last().cloned()).expect("rows were emitted with their shape");
-        let (kept, labels) = (b.shaped(kept, &[size.clone(), width]), b.shaped(labels, &[size]));
+    let parts = if whole { vec![(kept, kept_labels)] } else { parts(b, positions, kept, kept_labels) };
+    for (kept, labels) in parts {
         let log_probabilities = log_softmax(b, head.logits(b, kept));
         losses.push(b.reduce_sum(picked(b, log_probabilities, labels), &[], false));
-        gradients.push(b.sub(head.back(b, b.exp(log_probabilities)), head.columns(b, labels)));
+        gradients.push(head.back(b, missed(b, log_probabilities, labels)));
     }
     let loss = b.neg(b.div(b.op("Sum", &losses, Attributes::none()), number));
     let gradient = b.div(b.concat(&gradients, 0), number);
@@ -152,7 +161,13 @@ fn parts(b: &Builder, positions: ValueId, kept: ValueId, labels: ValueId) -> Vec
     let size = b.reshape(b.select(greater(b, share, FEWEST_ROWS), share, b.i64(FEWEST_ROWS)), &[1]);
     let bound = |part| b.mul(size, b.i64s(&[part]));
     let slice = |x, part| b.op("Slice", &[x, bound(part), bound(part + 1), b.i64s(&[0])], Attributes::none());
-    (0..PARTS).map(|part| (slice(kept, part), slice(labels, part))).collect()
+    let width = b.shape(kept).and_then(|shape| shape.last().cloned()).expect("rows were emitted with their shape");
+    (0..PARTS)
+        .map(|part| {
+            let size = Dim::pos_var(&part_symbol(part));
+            (b.shaped(slice(kept, part), &[size.clone(), width.clone()]), b.shaped(slice(labels, part), &[size]))
+        })
+        .collect()
 }
 
 fn greater(b: &Builder, x: ValueId, than: i64) -> ValueId {
@@ -173,15 +188,13 @@ fn distilled(
     let target = b.exp(teacher);
     let divergence = b.reduce_sum(b.mul(target, b.sub(teacher, student)), &[], false);
     let mut loss = b.mul(divergence, share);
-    let p = b.exp(student);
-    let mut gradient = head.back(b, b.mul(b.sub(p, target), share));
+    let mut gradient = b.mul(b.sub(b.exp(student), target), share);
     if label > 0.0 {
         let known = b.select(counts, labels, b.i64(0));
         // Of each row its part in the mean: 0 where its label does not count.
         let part = b.unsqueeze(b.div(b.mul(b.cast(counts, DType::F32), b.f32(label)), number_of(b, counts)), 1);
         loss = b.sub(loss, b.reduce_sum(b.mul(picked(b, student, known), part), &[], false));
-        let entropy = b.sub(head.back(b, p), head.columns(b, known));
-        gradient = b.add(gradient, b.mul(entropy, part));
+        gradient = b.add(gradient, b.mul(missed(b, student, known), part));
     }
-    (loss, gradient)
+    (loss, head.back(b, gradient))
 }

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use lstc_graph::{Dim, Graph, NodeId, Origin, Role, Source, ValueId};
 use lstc_models::{Anatomy, RESTATED};
 
+use crate::block::MatrixValue;
 use crate::fold::Folded;
 use crate::initial::Initial;
 use crate::options::Options;
 use crate::plan::{Group, Plan, PlannedParameter};
+use crate::quantise::{QUANTISE, Quantised, QuantisedHead, Store};
 
 /// Where in a tower a hidden state is tapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -56,6 +58,12 @@ pub struct Module {
     pub plan: Plan,
     /// What fixed sizes made of the backbone, where they were asked for.
     pub folded: Option<Folded>,
+    /// What became of the backbone's products, where another precision was asked for.
+    pub quantised: Option<Quantised>,
+    /// The LM head in 8 bits, where that was asked for.
+    pub quantised_head: Option<QuantisedHead>,
+    /// Where new constants of the backbone are kept.
+    pub store: Store,
     pub taps: Vec<Tap>,
     /// Backbone values that new nodes may read.
     pub cut: HashSet<ValueId>,
@@ -69,10 +77,14 @@ pub struct Module {
     pub loss: Option<ValueId>,
     /// What the head reads, `[batch * length, d]`.
     pub head_input: Option<ValueId>,
+    /// The LM head's matrix in f32, as the side network's products read it.
+    pub head_matrix: Option<MatrixValue>,
     /// Where differentiation begins: a value and the gradient of the loss there.
     pub seed: Option<(ValueId, ValueId)>,
     /// Values named in train.onnx's interface.
     pub step: Option<StepValues>,
+    /// The graph before its products were quantised.
+    pub(crate) unquantised: Option<Arc<Graph>>,
     /// The graph as it was read: what the backbone must stay.
     source: Arc<Graph>,
 }
@@ -87,9 +99,10 @@ pub struct StepValues {
     pub moments: Vec<[ValueId; 2]>,
 }
 
-/// True for a node of the source, or one that restates a fused node of it.
+/// True for a node of the source, one that restates a fused node of it, or one that computes a product of it in another
+/// precision.
 pub fn is_backbone(origin: &Origin) -> bool {
-    *origin == Origin::SOURCE || *origin == RESTATED
+    [Origin::SOURCE, RESTATED, QUANTISE].contains(origin)
 }
 
 impl Module {
@@ -106,6 +119,9 @@ impl Module {
             options,
             plan,
             folded: None,
+            quantised: None,
+            quantised_head: None,
+            store: Store::default(),
             taps: Vec::new(),
             cut: HashSet::new(),
             initial: Vec::new(),
@@ -115,8 +131,10 @@ impl Module {
             labels: None,
             loss: None,
             head_input: None,
+            head_matrix: None,
             seed: None,
             step: None,
+            unquantised: None,
         })
     }
 
@@ -154,6 +172,16 @@ impl Module {
         self.folded.as_ref().is_some_and(|folded| folded.values.contains(&value))
     }
 
+    /// The graph as it was read.
+    pub fn source(&self) -> &Graph {
+        &self.source
+    }
+
+    /// The graph with the backbone's products as they are in the source.
+    pub fn unquantised(&self) -> &Graph {
+        self.unquantised.as_deref().unwrap_or(&self.graph)
+    }
+
     pub fn planned(&self) -> impl Iterator<Item = &PlannedParameter> {
         self.plan.parameters.iter()
     }
@@ -163,7 +191,8 @@ impl Module {
     /// 1. No frozen value depends on a trainable parameter.
     /// 2. No new node reads a backbone value other than a tap, a mask, bucket indices or the frozen head weight.
     /// 3. The backbone's nodes are the source model's, unchanged, and those that restate fused ones. A value that fixed
-    ///    sizes decide may be a constant, and its node gone.
+    ///    sizes decide may be a constant, and its node gone. Where another precision was asked for, a product may be
+    ///    made by the nodes that the pass `quantise` recorded for it, and by no others.
     /// 4. Every value has an element type and a symbolic shape.
     ///
     /// # Errors
@@ -191,7 +220,8 @@ impl Module {
 
     fn check_cut(&self, breaches: &mut Vec<String>) {
         let graph = &self.graph;
-        let of_source = |v: &ValueId| !self.is_new(*v);
+        let inner = |v: &ValueId| self.quantised.as_ref().is_some_and(|q| q.is_inner(*v));
+        let of_source = |v: &ValueId| !self.is_new(*v) || inner(v);
         for id in graph.node_ids().filter(|id| !is_backbone(&graph.node(*id).origin)) {
             let node = graph.node(id);
             for value in node.inputs.iter().flatten().filter(|v| of_source(v) && !self.cut.contains(v)) {
@@ -206,10 +236,12 @@ impl Module {
 
     fn check_backbone(&self, breaches: &mut Vec<String>) {
         let left: HashSet<NodeId> = self.graph.node_ids().collect();
+        let product = |y: ValueId| self.quantised.as_ref()?.product(y);
+        let replaced = |id: NodeId, y: ValueId| product(y).is_some_and(|p| p.source.node == id);
         for id in self.source.node_ids() {
             let before = self.source.node(id);
             if !left.contains(&id) {
-                if !before.outputs.iter().flatten().all(|v| self.is_folded(*v)) {
+                if !before.outputs.iter().flatten().all(|v| self.is_folded(*v) || replaced(id, *v)) {
                     breaches.push(format!("invariant 3: the backbone's node `{}` was removed", before.name));
                 }
                 continue;
@@ -227,13 +259,26 @@ impl Module {
             let (before, after) = (self.source.value(id), self.graph.value(id));
             let same = match (&before.source, &after.source) {
                 (Source::Weight(a), Source::Weight(b)) => a.bytes().as_ptr() == b.bytes().as_ptr() || a == b,
-                (Source::Node(a, i), Source::Node(b, j)) => (a, i) == (b, j),
+                (Source::Node(a, i), Source::Node(b, j)) => {
+                    (a, i) == (b, j) || *j == 0 && product(id).is_some_and(|p| p.by == *b && p.source.node == *a)
+                }
                 (Source::Input(_), Source::Input(role)) => *role == Role::Frozen,
                 (Source::Node(..), Source::Weight(_)) => self.is_folded(id),
                 _ => false,
             };
             if !same {
                 breaches.push(format!("invariant 3: the backbone's value `{}` was changed", before.name));
+            }
+        }
+        match &self.quantised {
+            Some(quantised) => {
+                breaches.extend(quantised.breaches(&self.graph).into_iter().map(|b| format!("invariant 3: {b}")));
+            }
+            None => {
+                let made = |id: &NodeId| self.graph.node(*id).origin == QUANTISE;
+                breaches.extend(self.graph.node_ids().filter(made).map(|id| {
+                    format!("invariant 3: `{}` computes in a precision that nobody asked for", self.graph.node(id).name)
+                }));
             }
         }
     }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 pub struct Options {
     pub method: Method,
     pub sizes: Sizes,
+    pub backbone: BackboneOptions,
     pub loss: LossOptions,
     pub optimizer: OptimizerOptions,
 }
@@ -153,6 +154,81 @@ impl Sizes {
     }
 }
 
+/// What the backbone's products with constant matrices are computed in. No gradient enters them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BackboneOptions {
+    #[serde(rename = "type")]
+    pub precision: Precision,
+    /// How the integers of `int8` are written; as this machine computes best where nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub int8_weights: Option<Int8Weights>,
+    /// The frozen LM head of the side network, and the backbone's own where that is in the graph, in 8 bits.
+    #[serde(skip_serializing_if = "is_false")]
+    pub quantise_head: bool,
+    /// The relative error of a tap beyond which products of its block stay as they are in the source.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_tap_error: Option<f64>,
+    /// The products that stay as they are in the source, by the names of what they make; `None` until it was measured
+    /// which.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Vec<String>>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
+/// The type of a product's matrix.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// As the model was exported.
+    #[default]
+    Source,
+    Fp32,
+    Fp16,
+    Bf16,
+    /// Integers with a scale for each output feature; activations are quantised when the graph runs.
+    Int8,
+    /// Integers with a scale for each 32 input features of an output feature.
+    Int4,
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Precision::Source => "source",
+            Precision::Fp32 => "fp32",
+            Precision::Fp16 => "fp16",
+            Precision::Bf16 => "bf16",
+            Precision::Int8 => "int8",
+            Precision::Int4 => "int4",
+        })
+    }
+}
+
+/// How the integers of a matrix in 8 bits are written. They stand for the same numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Int8Weights {
+    /// i8. ONNX Runtime's kernels for x86 without VNNI add pairs of their products in 16 bits, which saturate.
+    #[default]
+    Signed,
+    /// u8 around 128, whose kernels saturate nowhere.
+    Unsigned,
+}
+
+impl fmt::Display for Int8Weights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Int8Weights::Signed => "signed",
+            Int8Weights::Unsigned => "unsigned",
+        })
+    }
+}
+
 /// A tower as the configuration names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -288,6 +364,11 @@ impl Options {
                 format!("sizes.{name} is {}, but must be between 1 and {}", size.unwrap_or_default(), i32::MAX),
             );
         }
+        let b = &self.backbone;
+        check(
+            b.max_tap_error.is_none_or(|error| error > 0.0 && error.is_finite()),
+            format!("backbone.max_tap_error is {}, but must be positive", b.max_tap_error.unwrap_or_default()),
+        );
         check(m.alpha.is_finite(), format!("method.alpha is {}", m.alpha));
         check((0.0..1.0).contains(&m.dropout), format!("method.dropout is {}, but must be in [0, 1)", m.dropout));
         check(l.label >= 0.0 && l.label.is_finite(), format!("loss.label is {}, but must not be negative", l.label));

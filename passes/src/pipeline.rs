@@ -11,6 +11,7 @@ use crate::loss::Loss;
 use crate::module::Module;
 use crate::optimizer::Optimizer;
 use crate::prune::Prune;
+use crate::quantise::{Quantise, QuantiseHead};
 use crate::side_stack::SideStack;
 use crate::tap::Taps;
 
@@ -45,6 +46,8 @@ pub fn ladder_side_tuning() -> Pipeline {
         .then(Loss)
         .then(Differentiate) // sees the whole forward graph
         .then(Optimizer)
+        .then(Quantise) // changes the backbone's weights, whose gradient nobody asks for: after all that reads them
+        .then(QuantiseHead) // one form for the product and for its gradient: after both were made
 }
 
 /// Why a pass failed.

@@ -16,7 +16,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 
-use lstc_graph::{Dim, Graph, NodeId, ValueId, dim_text};
+use lstc_graph::{DType, Dim, Graph, MICROSOFT, NodeId, ValueId, dim_text};
 use lstc_passes::loss::counted;
 use lstc_passes::{Artifacts, Module, Parts, parts};
 use serde::Serialize;
@@ -91,7 +91,7 @@ impl Memory {
         };
         let weights = weights + side as u64 * 4;
         let runtime = PROCESS + NODE * train.node_ids().count() as u64;
-        let full = module.graph.slice(&[module.anatomy.head.logits]);
+        let full = module.unquantised().slice(&[module.anatomy.head.logits]);
         let kept = binding.sum_of_floats(&full) + 2 * binding.bytes(&full, module.anatomy.head.logits);
         Memory {
             reduction: module.options.method.reduction,
@@ -171,7 +171,8 @@ impl Binding {
         let (mut alive, mut peak) = (0_u64, 0_u64);
         for (at, id) in order.iter().enumerate() {
             if !is_view(graph, *id) {
-                for value in graph.node(*id).outputs.iter().flatten().filter(|v| !elsewhere.contains(v)) {
+                let stored = |v: &&ValueId| !elsewhere.contains(v) && !is_fused(graph, **v);
+                for value in graph.node(*id).outputs.iter().flatten().filter(stored) {
                     let bytes = self.bytes(graph, *value);
                     alive += bytes;
                     ends[last_use.get(value).copied().unwrap_or(at)] += bytes;
@@ -193,7 +194,9 @@ fn runtime_order(graph: &Graph) -> Vec<NodeId> {
     }
     let uses = graph.uses();
     let is_leaf = |id: &NodeId| graph.node(*id).outputs.iter().flatten().all(|v| uses.of(*v).is_empty());
-    let mut stack: Vec<Visit> = graph.node_ids().filter(is_leaf).map(Visit::Enter).collect();
+    let file = graph.order().unwrap_or_else(|_| graph.node_ids().collect());
+    let place: HashMap<NodeId, usize> = file.iter().enumerate().map(|(place, id)| (*id, place)).collect();
+    let mut stack: Vec<Visit> = file.iter().copied().filter(is_leaf).map(Visit::Enter).collect();
     let mut seen = HashSet::new();
     let mut order = Vec::new();
     while let Some(visit) = stack.pop() {
@@ -206,7 +209,7 @@ fn runtime_order(graph: &Graph) -> Vec<NodeId> {
                 stack.push(Visit::Leave(id));
                 let producer = |value: &ValueId| graph.producer_of(*value).map(|(producer, _)| producer);
                 let mut before: Vec<NodeId> = graph.node(id).inputs.iter().flatten().filter_map(producer).collect();
-                before.sort_unstable();
+                before.sort_unstable_by_key(|id| place[id]);
                 stack.extend(before.into_iter().filter(|id| !seen.contains(id)).map(Visit::Enter));
             }
         }
@@ -217,6 +220,15 @@ fn runtime_order(graph: &Graph) -> Vec<NodeId> {
 /// Operators whose output is their first operand's memory.
 fn is_view(graph: &Graph, id: NodeId) -> bool {
     ["Reshape", "Identity", "Unsqueeze", "Squeeze", "Flatten"].iter().any(|op| graph.node(id).is(op))
+}
+
+/// Sums of quantised products: the runtime makes one operator of the product and what scales it.
+fn is_fused(graph: &Graph, value: ValueId) -> bool {
+    let is_sum = |v: ValueId| graph.producer_of(v).is_some_and(|(id, _)| graph.node(id).is("MatMulInteger"));
+    let cast_of = |v: ValueId| {
+        graph.producer_of(v).and_then(|(id, _)| graph.node(id).input(0).filter(|_| graph.node(id).is("Cast")))
+    };
+    is_sum(value) || cast_of(value).is_some_and(is_sum)
 }
 
 /// The value whose memory a value lies in.
@@ -231,18 +243,31 @@ fn owner(graph: &Graph, value: ValueId) -> ValueId {
     value
 }
 
+/// Operators of ONNX Runtime's own that lay their matrix out for themselves.
+const PACKING: [&str; 3] = ["DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits"];
+
+/// Types that products on the CPU are not computed in, but in f32.
+fn is_narrow(dtype: DType) -> bool {
+    matches!(dtype, DType::F16 | DType::BF16)
+}
+
 /// The weights as a session on the CPU holds them.
 fn resident_weights(graph: &Graph) -> u64 {
     let uses = graph.uses();
     let packed = |(id, slot): &&(NodeId, usize)| {
         let node = graph.node(*id);
-        *slot == 1 && (node.is("MatMul") || node.is("Gemm"))
+        let own = node.domain == MICROSOFT && PACKING.contains(&node.op.as_str());
+        let is_matrix = node.input(1).and_then(|v| graph.weight(v)).is_some_and(|w| w.dims().len() == 2);
+        let plain = || is_matrix && ["MatMul", "Gemm", "MatMulInteger"].iter().any(|op| node.is(op));
+        *slot == 1 && (own || plain())
     };
     let resident = |value: ValueId| {
         let (weight, readers) = (graph.weight(value)?, uses.of(value));
-        let packed = if weight.dims().len() == 2 { readers.iter().filter(packed).count() } else { 0 };
+        let packed = readers.iter().filter(packed).count();
         let mapped = usize::from(packed < readers.len());
-        Some((packed + mapped) as u64 * weight.bytes().len() as u64)
+        let bytes = weight.bytes().len() as u64;
+        let wide = if is_narrow(weight.dtype()) { 2 * bytes } else { bytes };
+        Some(packed as u64 * wide + mapped as u64 * bytes)
     };
     graph.value_ids().filter_map(resident).sum()
 }

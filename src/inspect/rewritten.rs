@@ -17,7 +17,7 @@ use super::{Memory, Sizes, Weights, by_group, port};
 use crate::report;
 use crate::rewrite::config::Config;
 use crate::rewrite::manifest::{ModelSummary, PortSummary};
-use crate::rewrite::{GRAPHS, MANIFEST, compile, manifest, nodes_by_pass};
+use crate::rewrite::{GRAPHS, MANIFEST, manifest, nodes_by_pass, sketch};
 
 /// What is in a rewritten directory.
 #[derive(Debug, Serialize)]
@@ -129,8 +129,8 @@ fn predict(config: &Config, recorded: &manifest::Record, sizes: Sizes) -> Predic
             }
         }
     }
-    match compile(source, options, None, |_, _| ()) {
-        Ok((module, _)) => Prediction::Made(Memory::predict(&module, &artifacts(&module), sizes)),
+    match sketch(source, options) {
+        Ok(module) => Prediction::Made(Memory::predict(&module, &artifacts(&module), sizes)),
         Err(error) => Prediction::LeftOut(format!("{error:#}")),
     }
 }

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use lstc_passes::Options;
-use lstc_passes::options::{LossOptions, Method, OptimizerOptions, Sizes};
+use lstc_passes::options::{BackboneOptions, LossOptions, Method, OptimizerOptions, Sizes};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::manifest::SourceFile;
+use super::precision::Quantised;
 use crate::data::Reading;
 use crate::train::{Started, TrainOptions};
 
@@ -21,6 +22,7 @@ pub struct Config {
     pub source: Vec<SourceFile>,
     pub method: Method,
     pub sizes: Sizes,
+    pub backbone: BackboneOptions,
     pub loss: LossOptions,
     pub optimizer: OptimizerOptions,
     /// How a rewritten model is trained, where a command says nothing else.
@@ -43,6 +45,8 @@ pub struct Config {
     _chosen_blocks: Option<IgnoredAny>,
     #[serde(rename = "folded")]
     _folded: Option<IgnoredAny>,
+    /// What a manifest's backbone lost by its precision.
+    pub quantised: Option<Quantised>,
     #[serde(rename = "parameters")]
     _parameters: Option<IgnoredAny>,
     #[serde(rename = "taps")]
@@ -76,6 +80,7 @@ impl Config {
         Options {
             method: self.method.clone(),
             sizes: self.sizes,
+            backbone: self.backbone.clone(),
             loss: self.loss.clone(),
             optimizer: self.optimizer.clone(),
         }
@@ -84,7 +89,7 @@ impl Config {
 
 /// The complete configuration with a comment on every key: what `--print-config` prints.
 pub fn annotated(options: &Options, training: &Started) -> String {
-    let Options { method: m, sizes, loss: l, optimizer: o } = options;
+    let Options { method: m, sizes, backbone, loss: l, optimizer: o } = options;
     let optional = |n: Option<String>| n.unwrap_or_else(|| "null".to_owned());
     let mut text = String::new();
     let mut line = |key: &str, value: String, comment: &str| {
@@ -120,6 +125,24 @@ pub fn annotated(options: &Options, training: &Started) -> String {
     ]) {
         line(&format!("  {name}"), optional(size.map(|n| n.to_string())), comment);
     }
+    line("backbone", String::new(), "what the backbone's products with constant matrices are computed in");
+    line("  type", backbone.precision.to_string(), "source | fp32 | fp16 | bf16 | int8 | int4");
+    line(
+        "  int8_weights",
+        optional(backbone.int8_weights.map(|form| form.to_string())),
+        "signed | unsigned; null is what this machine computes best",
+    );
+    line("  quantise_head", backbone.quantise_head.to_string(), "the frozen LM head in 8 bits: less memory, slower");
+    line(
+        "  max_tap_error",
+        optional(backbone.max_tap_error.map(|error| format!("{error:?}"))),
+        "keep products in the source's precision where a tap's relative error exceeds this",
+    );
+    line(
+        "  kept",
+        optional(backbone.kept.as_ref().map(|kept| serde_json::Value::from(kept.clone()).to_string())),
+        "the products that are kept, by what they make; null measures which",
+    );
     line("loss", String::new(), "label * cross-entropy + distill * KL from the backbone's own logits");
     line("  label", number(l.label), "weight of the cross-entropy with the labels");
     line("  distill", number(l.distill), "weight of the distillation; 0 leaves it out");
@@ -198,6 +221,10 @@ mod tests {
         options.method.blocks.insert(TowerName::Encoder, vec![1, 2]);
         options.method.keep_blocks = Some(KeepBlocks::ByTower([(TowerName::Decoder, 3)].into()));
         options.sizes.source_length = Some(128);
+        options.backbone.precision = lstc_passes::options::Precision::Int8;
+        options.backbone.max_tap_error = Some(0.02);
+        options.backbone.quantise_head = true;
+        options.backbone.kept = Some(vec!["/wo: \"y\"".to_owned()]);
         options.optimizer.epsilon = 1e-8;
         let mut training = Started::default();
         training.train.data = Some("a #: \"b\".jsonl".into());

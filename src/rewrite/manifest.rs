@@ -6,11 +6,12 @@ use anyhow::{Context, anyhow};
 use lstc_graph::{Graph, ValueId, dim_text};
 use lstc_models::{Activation, Anatomy, AttentionKind, InputRole, SpecialTokens, TowerKind, model_inputs};
 use lstc_passes::optimizer::{FIRST_MOMENT, SECOND_MOMENT, moments};
-use lstc_passes::options::{LossOptions, Method, OptimizerOptions, Sizes};
+use lstc_passes::options::{BackboneOptions, LossOptions, Method, OptimizerOptions, Sizes};
 use lstc_passes::{Artifacts, Choice, Folded, Group, Module, Point};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
+use super::precision::Quantised;
 use super::{MANIFEST, SourceModel};
 use crate::data::Reading;
 use crate::report::Hinted;
@@ -84,6 +85,7 @@ pub struct Manifest {
     pub source: Vec<SourceFile>,
     pub method: Method,
     pub sizes: Sizes,
+    pub backbone: BackboneOptions,
     pub loss: LossOptions,
     pub optimizer: OptimizerOptions,
     /// How `lstc train` trains where its flags say nothing else.
@@ -98,6 +100,9 @@ pub struct Manifest {
     pub chosen_blocks: Vec<ChoiceSummary>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub folded: Option<FoldedSummary>,
+    /// What the backbone lost by its precision.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantised: Option<Quantised>,
     pub graphs: Vec<GraphSummary>,
     pub parameters: Vec<ParameterSummary>,
     pub moments: Vec<MomentSummary>,
@@ -321,6 +326,7 @@ impl Manifest {
         source: Vec<SourceFile>,
         tokens: SpecialTokens,
         training: Started,
+        quantised: Option<Quantised>,
     ) -> Manifest {
         let options = module.options.clone();
         let mut cut: Vec<String> = module.cut.iter().map(|v| module.graph.value(*v).name.clone()).collect();
@@ -331,6 +337,7 @@ impl Manifest {
             source,
             method: options.method,
             sizes: options.sizes,
+            backbone: options.backbone,
             loss: options.loss,
             optimizer: options.optimizer,
             train: training.train,
@@ -340,6 +347,7 @@ impl Manifest {
             tokens,
             chosen_blocks: module.plan.choices.iter().map(|c| ChoiceSummary::new(c, &module.anatomy)).collect(),
             folded: module.folded.as_ref().map(FoldedSummary::new),
+            quantised,
             graphs: artifacts.files().into_iter().map(|(file, g)| GraphSummary::new(file, g, module)).collect(),
             parameters: module
                 .parameters
@@ -402,6 +410,7 @@ pub struct Record {
     pub moments: Vec<MomentSummary>,
     pub taps: Vec<TapSummary>,
     pub cut: Vec<String>,
+    pub quantised: Option<Quantised>,
 }
 
 impl Record {

@@ -6,23 +6,28 @@ pub(crate) mod directory;
 pub mod manifest;
 mod model;
 pub mod opened;
+pub mod precision;
 mod source;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
-use lstc_graph::{DataFiles, DataWriter, Graph, Means, Saved, encode, load};
+use lstc_graph::{DataFiles, DataWriter, Graph, Means, Saved, Spill, encode, load};
 use lstc_models::{Anatomy, recognise, unread_inputs};
-use lstc_passes::{Artifacts, Module, Options, PassError, Timing, artifacts, ladder_side_tuning};
+use lstc_passes::options::Precision;
+use lstc_passes::{Artifacts, Module, Options, PassError, Store, Timing, artifacts, ladder_side_tuning};
 
 use crate::inspect::why;
+use crate::runtime::{Device, Runtime, find};
 use crate::side;
 use crate::train::Started;
 pub use companions::TOKENIZER;
 use companions::{copy_tokenizer, special_tokens};
-use manifest::Manifest;
+use config::Config;
+use manifest::{Manifest, SourceFile};
 pub use model::SourceModel;
+use precision::{Candidate, Given, Quantised, Sample};
 use source::Hashing;
 pub use source::source_file;
 
@@ -60,6 +65,17 @@ pub enum Backbone<'r> {
     Shared(&'r Path),
 }
 
+/// How the backbone's precision is measured, and chosen where it is to be the fastest.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Measuring<'r> {
+    /// A file of examples; what was measured on before, or random tokens, where there is none.
+    pub sample: Option<&'r Path>,
+    /// What an earlier rewrite was made with, and what it measured: it counts where nothing has changed.
+    pub earlier: Option<&'r Config>,
+    /// Choose the precision that is the fastest on this device.
+    pub fastest_on: Option<Device>,
+}
+
 /// What was written.
 pub struct Written {
     pub manifest: Manifest,
@@ -67,6 +83,10 @@ pub struct Written {
     pub data: Vec<Saved>,
     /// Elements of the backbone's weights, each counted once.
     pub frozen: usize,
+    /// Bytes of the LM head's matrix before and after, where it was quantised.
+    pub head: Option<(u64, u64)>,
+    /// The precisions that were measured, the fastest first.
+    pub candidates: Vec<Candidate>,
     /// What is odd about the model.
     pub warnings: Vec<String>,
 }
@@ -123,7 +143,30 @@ pub fn compile(
 ) -> anyhow::Result<(Module, Vec<Timing>)> {
     let model = model.into();
     let (graph, anatomy) = open(&model)?;
-    run_passes(&model, graph, anatomy, options, stop_after, after)
+    let options = Options { backbone: precision::decided(options.backbone), ..options };
+    let store = store(&options, &std::env::temp_dir())?;
+    run_passes(&model, graph, anatomy, options, store, stop_after, after)
+}
+
+/// As [`compile`], for what goes by shapes alone: the matrices of a backbone in another precision are not made.
+///
+/// # Errors
+/// As [`compile`].
+pub fn sketch(model: impl Into<SourceModel>, options: Options) -> anyhow::Result<Module> {
+    let model = model.into();
+    let (graph, anatomy) = open(&model)?;
+    Ok(run_passes(&model, graph, anatomy, options, Store::sketch(), None, |_, _| ())?.0)
+}
+
+/// Where quantised matrices are kept until they are written: a file without a name in a folder.
+fn store(options: &Options, folder: &Path) -> anyhow::Result<Store> {
+    if options.backbone.precision == Precision::Source && !options.backbone.quantise_head {
+        return Ok(Store::default());
+    }
+    let file =
+        tempfile::tempfile_in(folder).with_context(|| format!("cannot create a file in `{}`", folder.display()))?;
+    let spill = Spill::new(file);
+    Ok(Store::new(move |dtype, dims, bytes| spill.keep(dtype, dims, &bytes).map_err(|e| e.to_string())))
 }
 
 fn run_passes(
@@ -131,11 +174,13 @@ fn run_passes(
     graph: Graph,
     anatomy: Anatomy,
     options: Options,
+    store: Store,
     stop_after: Option<&str>,
     after: impl FnMut(&'static str, &Module),
 ) -> anyhow::Result<(Module, Vec<Timing>)> {
     let mut module = Module::new(graph, anatomy, options)
         .map_err(|problems| anyhow!("the options do not fit `{model}`\n  {}", problems.join("\n  ")))?;
+    module.store = store;
     let timings = ladder_side_tuning()
         .run(&mut module, stop_after, after)
         .map_err(|source| Stopped { model: model.clone(), source })?;
@@ -160,16 +205,17 @@ pub fn odd_inputs(graph: &Graph, anatomy: &Anatomy) -> Vec<String> {
 /// # Errors
 /// As [`compile`]; an output that is there already; anything from the file system.
 pub fn rewrite(request: Request, after: impl FnMut(&'static str, &Module)) -> anyhow::Result<Written> {
-    rewrite_with(request, Backbone::default(), after)
+    rewrite_with(request, Backbone::default(), Measuring::default(), after)
 }
 
-/// As [`rewrite`], with a choice of what becomes of the weights.
+/// As [`rewrite`], with a choice of what becomes of the weights, and of how another precision is measured.
 ///
 /// # Errors
-/// As [`rewrite`]; a directory to share with that is of another model.
+/// As [`rewrite`]; a directory to share with that is of another model; what keeps the precision from being measured.
 pub fn rewrite_with(
     request: Request,
     backbone: Backbone,
+    measuring: Measuring,
     after: impl FnMut(&'static str, &Module),
 ) -> anyhow::Result<Written> {
     let Request { model, options, training, output, force } = request;
@@ -179,21 +225,130 @@ pub fn rewrite_with(
     let hashing = Hashing::begin(&model, &graph);
     let mut warnings = odd_inputs(&graph, &anatomy);
     let opset = graph.opset();
-    let (module, timings) = run_passes(&model, graph, anatomy, options, None, after)?;
+    let folder = directory::begin(output)?;
+    let tokens = special_tokens(model.first(), anatomy.family)?;
+    let tokenizer = model.first().with_file_name(TOKENIZER);
+    let given = Given { reading: &training.data, tokenizer: &tokenizer, special: tokens };
+    let (options, candidates) = chosen(&graph, &anatomy, options, &measuring, folder.path())?;
+    let compiled = |options: Options, after: &mut dyn FnMut(&'static str, &Module)| {
+        let store = store(&options, folder.path())?;
+        run_passes(&model, graph.clone(), anatomy.clone(), options, store, None, after)
+    };
+    let quantising = Quantising { measuring: &measuring, given: &given, folder: folder.path() };
+    let mut after = after;
+    let (options, source) = if quantising.is_open(&options) {
+        (quantising.keep(options, |options| Ok(compiled(options, &mut |_, _| ())?.0))?, None)
+    } else {
+        (options, None::<Vec<SourceFile>>)
+    };
+    let (module, timings) = compiled(options, &mut after)?;
+    let source = source.map_or_else(|| hashing.finish(), Ok)?;
+    let quantised = quantising.outcome(&module, &source)?;
     let raised = module.graph.opset();
     if raised != opset {
         warnings.push(format!("the graphs are of opset {raised}, the model is of opset {opset}: dropout needs it"));
     }
+    if let (Some(limit), Some(Quantised { within_limit: Some(false), .. })) =
+        (module.options.backbone.max_tap_error, &quantised)
+    {
+        warnings.push(format!("keeping products does not bring every tap's error below {limit}: see the manifest"));
+    }
     let artifacts = artifacts(&module);
-    let folder = directory::begin(output)?;
     let cannot = || format!("cannot write `{}`", output.display());
     let data = write(&model, &module, &artifacts, backbone, folder.path()).with_context(cannot)?;
-    let tokens = special_tokens(model.first(), module.anatomy.family)?;
-    let manifest = Manifest::new(&module, &artifacts, hashing.finish()?, tokens, training);
+    let manifest = Manifest::new(&module, &artifacts, source, tokens, training.clone(), quantised);
     fs::write(folder.path().join(MANIFEST), manifest.to_yaml()?).with_context(cannot)?;
     sync(folder.path(), &data).with_context(cannot)?;
     directory::publish(folder, model.files(), output, force)?;
-    Ok(Written { manifest, timings, data, frozen: frozen_elements(&module), warnings })
+    let head = module.quantised_head.as_ref().map(|head| (head.bytes_before, head.bytes_after));
+    Ok(Written { manifest, timings, data, head, frozen: frozen_elements(&module), candidates, warnings })
+}
+
+/// The options with the precision that is the fastest, where that is asked for.
+fn chosen(
+    graph: &Graph,
+    anatomy: &Anatomy,
+    mut options: Options,
+    measuring: &Measuring,
+    scratch: &Path,
+) -> anyhow::Result<(Options, Vec<Candidate>)> {
+    let mut candidates = Vec::new();
+    if let Some(device) = measuring.fastest_on {
+        let runtime = Runtime::load(&find(device)?)?;
+        candidates = precision::fastest(runtime, device, graph, anatomy, &options, scratch)?;
+        options.backbone.precision = candidates.first().map_or(Precision::Source, |c| c.precision);
+        options.backbone.kept = None;
+    }
+    options.backbone = precision::decided(options.backbone);
+    Ok((options, candidates))
+}
+
+/// What is measured of a backbone in another precision.
+struct Quantising<'q> {
+    measuring: &'q Measuring<'q>,
+    given: &'q Given<'q>,
+    /// For what is in the way of being measured.
+    folder: &'q Path,
+}
+
+impl Quantising<'_> {
+    /// True where it is yet to be measured which products are kept.
+    fn is_open(&self, options: &Options) -> bool {
+        let backbone = &options.backbone;
+        backbone.precision != Precision::Source && backbone.max_tap_error.is_some() && backbone.kept.is_none()
+    }
+
+    /// The options with the products to keep.
+    fn keep(
+        &self,
+        mut options: Options,
+        compiled: impl FnOnce(Options) -> anyhow::Result<Module>,
+    ) -> anyhow::Result<Options> {
+        let Some(limit) = options.backbone.max_tap_error else { return Ok(options) };
+        let module = compiled(options.clone())?;
+        let feeds = self.sample()?.feeds(&module, self.given)?;
+        let scratch = tempfile::tempdir_in(self.folder)?;
+        options.backbone.kept = Some(precision::keep(self.runtime()?, &module, &feeds, limit, scratch.path())?);
+        Ok(options)
+    }
+
+    /// What the precision loses: as it was measured before, where nothing has changed since.
+    fn outcome(&self, module: &Module, source: &[SourceFile]) -> anyhow::Result<Option<Quantised>> {
+        if module.quantised.is_none() {
+            return Ok(None);
+        }
+        let sample = self.sample()?;
+        let options = &module.options;
+        let same = |earlier: &&Config| {
+            let hashes = |files: &[SourceFile]| files.iter().map(|f| f.blake3.clone()).collect::<Vec<_>>();
+            earlier.backbone == options.backbone
+                && earlier.sizes == options.sizes
+                && earlier.written_by() == Some(env!("CARGO_PKG_VERSION"))
+                && hashes(&earlier.source) == hashes(source)
+        };
+        let known = self.measuring.earlier.filter(same).and_then(|earlier| earlier.quantised.as_ref());
+        if let Some(known) = known.filter(|known| known.sample == sample) {
+            return Ok(Some(known.clone()));
+        }
+        let feeds = sample.feeds(module, self.given)?;
+        let scratch = tempfile::tempdir_in(self.folder)?;
+        let measured = precision::measure(self.runtime()?, module, &feeds, scratch.path())?;
+        Ok(Quantised::new(module, sample, measured))
+    }
+
+    fn sample(&self) -> anyhow::Result<Sample> {
+        let earlier = || self.measuring.earlier.and_then(|e| Some(e.quantised.as_ref()?.sample.clone()));
+        match self.measuring.sample {
+            Some(file) => Sample::of(file),
+            None => Ok(earlier().unwrap_or_default()),
+        }
+    }
+
+    fn runtime(&self) -> anyhow::Result<&'static Runtime> {
+        let device = self.measuring.fastest_on.unwrap_or(Device::Cpu);
+        let library = find(device).context("what the backbone loses by its precision cannot be measured")?;
+        Ok(Runtime::load(&library)?)
+    }
 }
 
 /// Writes every file of a rewritten model but its manifest into a folder.
@@ -269,10 +424,12 @@ pub fn data_files(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
 pub fn frozen_elements(module: &Module) -> usize {
     let (graph, head) = (&module.graph, &module.anatomy.head);
     let uses = graph.uses();
+    let taken: std::collections::HashSet<_> =
+        module.quantised.iter().flat_map(|q| q.products.iter().map(|p| p.source.weight)).collect();
     let counted = |v: &lstc_graph::ValueId| {
         let copy =
             head.tied && head.linear.weight.value() == Some(*v) && module.anatomy.last().table.value() != Some(*v);
-        !copy && !uses.of(*v).is_empty() && !module.is_new(*v) && !module.is_folded(*v)
+        !copy && (!uses.of(*v).is_empty() || taken.contains(v)) && !module.is_new(*v) && !module.is_folded(*v)
     };
     let weights = graph.value_ids().filter(counted).filter_map(|v| graph.weight(v));
     let floats: usize = weights.filter(|w| w.dtype().is_float() && !w.dims().is_empty()).map(|w| w.elements()).sum();

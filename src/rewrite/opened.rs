@@ -1,9 +1,10 @@
 //! A rewritten directory as training and evaluation see it: its graphs, and how a batch becomes their inputs.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
-use lstc_graph::{DType, DataFiles, Dim, Graph, encode, load};
+use lstc_graph::{DType, DataFiles, Dim, Graph, encode, load, widen};
 use lstc_models::{InputRole, TowerKind};
 use lstc_passes::{Parts, parts};
 use ndarray::Array2;
@@ -102,7 +103,8 @@ impl Opened {
     /// From ONNX Runtime.
     pub fn session(&self, graph: &Graph, execution: &Execution) -> anyhow::Result<Session> {
         let builder = execution.runtime.session().device(execution.device).threads(execution.threads);
-        let bytes = encode(graph, &DataFiles::of(graph, &self.directory));
+        let graph = runnable(graph, execution.device);
+        let bytes = encode(&graph, &DataFiles::of(&graph, &self.directory));
         Ok(builder.deterministic(true).mapped(execution.mapped).load(&bytes, Some(&self.directory))?)
     }
 
@@ -184,6 +186,17 @@ impl Opened {
     }
 }
 
+/// A graph as a device has kernels for it: none of the CPU's computes in bf16.
+pub fn runnable(graph: &Graph, device: Device) -> Cow<'_, Graph> {
+    let narrow = |v| graph.value(v).dtype == Some(DType::BF16);
+    if device != Device::Cpu || !graph.value_ids().any(narrow) {
+        return Cow::Borrowed(graph);
+    }
+    let mut wide = graph.clone();
+    widen(&mut wide, DType::BF16);
+    Cow::Owned(wide)
+}
+
 fn graph(directory: &Path, file: &str) -> anyhow::Result<Graph> {
     let context = || format!("`{}` is damaged; rewrite the model again", directory.display());
     load(&directory.join(file)).with_context(context)
@@ -194,7 +207,7 @@ fn fills(dtype: DType) -> bool {
     matches!(dtype, DType::I64 | DType::I32 | DType::F32 | DType::Bool)
 }
 
-fn cast(array: &Array2<i64>, dtype: DType) -> Tensor {
+pub(super) fn cast(array: &Array2<i64>, dtype: DType) -> Tensor {
     match dtype {
         DType::I32 => array.mapv(|v| v as i32).into(),
         DType::F32 => array.mapv(|v| v as f32).into(),

@@ -2,13 +2,17 @@
 //!
 //! What the side network reads of the backbone is compared in infer.onnx as it lies on disk, with the weights of the
 //! directory; the backbone's own logits, which no written graph computes unless it distils, in the graph from which the
-//! written ones were sliced.
+//! written ones were sliced. Values that are computed from products in another precision are held against those of the graph
+//! that the compiler makes once more; [`super::quantised`] holds these against the source's.
 
 use lstc_graph::{Graph, ValueId, encode, write_data};
+use lstc_passes::Module;
+use lstc_passes::options::Precision;
 
 use super::precision::Arithmetic;
 use super::{Check, Subject, difference, give, run, sample};
-use crate::runtime::{Optimisation, Tensor};
+use crate::rewrite::opened::runnable;
+use crate::runtime::{Device, Optimisation, Tensor};
 
 /// With graph optimisation on: fusions see other consumers.
 const FUSED: f64 = 1e-5;
@@ -21,44 +25,81 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
     let cut: Vec<ValueId> = module.cut.iter().filter(computed).copied().collect();
     let on_disk = |v: &ValueId| disk.find(&module.graph.value(*v).name);
     let cut: Vec<ValueId> = cut.into_iter().filter(|v| on_disk(v).is_some()).collect();
+    let (own, other) = behind_products(subject, &cut);
     let logits = module.anatomy.head.logits;
 
     // Ids are kept: a value of the module's that is no pass's is the source's of the same id.
-    let mut source = source_of(subject)?;
-    let originals: Vec<ValueId> = cut.iter().chain([&logits]).copied().collect();
-    let names = give(&mut source, &originals);
-    let mut tuned = module.graph.clone();
-    let tuned_logits = give(&mut tuned, &[logits]);
-    tuned.outputs.push(module.logits.expect("the head was emitted"));
-    let [source, tuned] = [source, tuned].map(|graph| graph.slice(&graph.outputs));
-    let folder = tempfile::tempdir()?;
-    let (data, _) = write_data(&[&source, &tuned], folder.path(), "source.data")?;
-
+    let source = source_of(subject)?;
+    let mut sides = vec![Side { reference: source, values: own, of: "the source's" }];
+    if module.quantised.is_some() {
+        sides.push(Side { reference: module.graph.clone(), values: other, of: "the compiler's" });
+    }
+    let (tuned, tuned_logits) = {
+        let mut tuned = module.graph.clone();
+        let names = give(&mut tuned, &[logits]);
+        tuned.outputs.push(module.logits.expect("the head was emitted"));
+        (tuned.slice(&tuned.outputs), names)
+    };
     let inputs = sample::inputs(module, subject.seed)?;
-    let side = sample::side(module, subject.seed);
     let mut all = inputs.clone();
-    all.extend(side.into_iter().map(|(name, value)| (name, Tensor::from(value))));
-    let arithmetic = Arithmetic::of(module);
+    all.extend(sample::side(module, subject.seed).into_iter().map(|(name, value)| (name, Tensor::from(value))));
     let mut checks = Vec::new();
-    for optimisation in [Optimisation::Off, Optimisation::All] {
-        let open = |graph: &Graph| {
-            let session = subject.runtime.session().optimisation(optimisation);
-            session.load(&encode(graph, &data), Some(folder.path()))
-        };
-        let expected = run(&mut open(&source)?, &inputs, &names)?;
-        let found_logits = run(&mut open(&tuned)?, &all, &tuned_logits)?;
-
-        let mut graph = disk.clone();
-        let values: Vec<ValueId> = cut.iter().filter_map(on_disk).collect();
-        let here = give(&mut graph, &values);
-        let found = run(&mut subject.session(&graph, optimisation)?, &all, &here)?;
-
-        let taps = format!("{} backbone values in infer.onnx", cut.len());
-        checks.push(compare(taps, arithmetic, optimisation, found.iter().zip(&expected)));
-        let logits = "the backbone's logits".to_owned();
-        checks.push(compare(logits, arithmetic, optimisation, found_logits.iter().zip(&expected[cut.len()..])));
+    for Side { reference, values, of } in sides {
+        let arithmetic = arithmetic(module, of == "the compiler's");
+        let is_last = module.quantised.is_none() || of == "the compiler's";
+        let mut reference = reference;
+        let originals: Vec<ValueId> = values.iter().chain([&logits]).copied().collect();
+        let names = give(&mut reference, &originals);
+        let reference = reference.slice(&reference.outputs);
+        let folder = tempfile::tempdir()?;
+        let (data, _) = write_data(&[&reference, &tuned], folder.path(), "source.data")?;
+        for optimisation in [Optimisation::Off, Optimisation::All] {
+            let open = |graph: &Graph| {
+                let session = subject.runtime.session().optimisation(optimisation);
+                session.load(&encode(&runnable(graph, Device::Cpu), &data), Some(folder.path()))
+            };
+            let expected = run(&mut open(&reference)?, &all, &names)?;
+            let mut graph = disk.clone();
+            let here: Vec<ValueId> = values.iter().filter_map(on_disk).collect();
+            let here = give(&mut graph, &here);
+            let found = run(&mut subject.session(&graph, optimisation)?, &all, &here)?;
+            let taps = match module.quantised {
+                None => format!("{} backbone values in infer.onnx", values.len()),
+                Some(_) => format!("{} backbone values in infer.onnx are {of}", values.len()),
+            };
+            checks.push(compare(taps, arithmetic, optimisation, found.iter().zip(&expected)));
+            if is_last {
+                let found = run(&mut open(&tuned)?, &all, &tuned_logits)?;
+                let logits = "the backbone's logits".to_owned();
+                checks.push(compare(logits, arithmetic, optimisation, found.iter().zip(&expected[values.len()..])));
+            }
+        }
     }
     Ok(checks)
+}
+
+/// Values, and the graph that they must be those of.
+struct Side {
+    reference: Graph,
+    values: Vec<ValueId>,
+    of: &'static str,
+}
+
+/// Values that no product in another precision goes into, and the others.
+fn behind_products(subject: &Subject, values: &[ValueId]) -> (Vec<ValueId>, Vec<ValueId>) {
+    let module = &subject.module;
+    let products = module.quantised.iter().flat_map(|q| q.products.iter().map(|p| p.source.y));
+    let behind = module.graph.dependents(products);
+    values.iter().partition(|v| !behind[v.index()])
+}
+
+/// The arithmetic of the backbone, as it is written or as it was.
+fn arithmetic(module: &Module, quantised: bool) -> Arithmetic {
+    match module.options.backbone.precision {
+        Precision::Int8 | Precision::Int4 if quantised => Arithmetic::Quantised,
+        Precision::Fp16 if quantised => Arithmetic::Half,
+        _ => Arithmetic::of(module),
+    }
 }
 
 pub(super) fn source_of(subject: &Subject) -> anyhow::Result<Graph> {

@@ -1,5 +1,5 @@
 //! Each block at full width, emitted in the side network's canonical form with the backbone's weights, against the
-//! backbone itself.
+//! backbone itself: the source's own, in whatever precision the written graphs compute its products.
 
 use lstc_graph::{Builder, DType, Graph, Origin, ValueId, encode, write_data};
 use lstc_models::{Attention, AttentionKind, SublayerKind};
@@ -23,7 +23,7 @@ const UPDATE: f64 = 1e-3;
 
 pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
     let module = &subject.module;
-    let mut graph = module.graph.clone();
+    let mut graph = module.unquantised().clone();
     let mut proofs: Vec<(String, ValueId, ValueId, ValueId)> = Vec::new();
     for tower in 0..module.anatomy.towers.len() {
         for index in 0..module.anatomy.towers[tower].blocks.len() {

@@ -6,7 +6,9 @@
 //! * each block, emitted from the anatomy at full width with the backbone's own weights, is the backbone's own map from
 //!   tap to tap: so the description that the side network was grown from is right;
 //! * what fixed sizes made constants is what the source computes at those sizes;
-//! * the backbone inside the rewritten graphs gives the source's values, bit for bit with graph optimisation off;
+//! * the backbone inside the rewritten graphs gives the source's values, bit for bit with graph optimisation off; one in
+//!   another precision gives, so far as that is in what is computed from its products, what the compiler's own does, each
+//!   matrix is within half a step of its source's, and every tap is as far from the source's as the manifest says;
 //! * gradients agree with finite differences, for each group of parameters.
 
 mod backbone;
@@ -16,6 +18,7 @@ mod folded;
 mod gradients;
 mod invariants;
 mod precision;
+mod quantised;
 pub(crate) mod sample;
 mod wide;
 
@@ -28,8 +31,9 @@ use lstc_passes::Module;
 use serde::Serialize;
 
 use crate::report;
+use crate::rewrite::opened::runnable;
 use crate::rewrite::{compile, manifest, source_file};
-use crate::runtime::{Runtime, Session, Tensor};
+use crate::runtime::{Device, Runtime, Session, Tensor};
 
 /// One thing that was checked.
 #[derive(Clone, Debug, Serialize)]
@@ -147,6 +151,10 @@ pub fn prove(
         progress("folded values against the source");
         checks.extend(folded::check(&subject)?);
     }
+    if subject.module.quantised.is_some() || subject.module.quantised_head.is_some() {
+        progress("quantised matrices against the source");
+        checks.extend(quantised::check(&subject)?);
+    }
     progress("gradients against finite differences");
     checks.extend(gradients::check(&subject)?);
     Ok(checks)
@@ -164,7 +172,7 @@ fn source_check(files: &[manifest::SourceFile]) -> anyhow::Result<Check> {
 }
 
 /// Makes values a graph's outputs, in f32 where they are of another float type; their names.
-fn give(graph: &mut Graph, values: &[ValueId]) -> Vec<String> {
+pub(crate) fn give(graph: &mut Graph, values: &[ValueId]) -> Vec<String> {
     let wide = |graph: &mut Graph, v: ValueId| match graph.value(v).dtype {
         Some(dtype) if dtype.is_float() => Builder::new(graph, Origin::pass("verify")).cast(v, DType::F32),
         _ => v,
@@ -181,13 +189,18 @@ impl Subject<'_> {
 
     /// A session over a changed graph of the directory, beside its own data files.
     fn session(&self, graph: &Graph, optimisation: crate::runtime::Optimisation) -> anyhow::Result<Session> {
-        let bytes = lstc_graph::encode(graph, &lstc_graph::DataFiles::of(graph, self.directory));
+        let graph = runnable(graph, Device::Cpu);
+        let bytes = lstc_graph::encode(&graph, &lstc_graph::DataFiles::of(&graph, self.directory));
         Ok(self.runtime.session().optimisation(optimisation).load(&bytes, Some(self.directory))?)
     }
 }
 
 /// Runs a session on those of the named inputs that it takes.
-fn run(session: &mut Session, inputs: &[(String, Tensor)], outputs: &[String]) -> anyhow::Result<Vec<Tensor>> {
+pub(crate) fn run(
+    session: &mut Session,
+    inputs: &[(String, Tensor)],
+    outputs: &[String],
+) -> anyhow::Result<Vec<Tensor>> {
     let taken: Vec<(&str, &Tensor)> = inputs
         .iter()
         .filter(|(name, _)| session.inputs().iter().any(|port| port.name == *name))

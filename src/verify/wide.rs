@@ -4,10 +4,11 @@
 //! wrong gradient.
 
 use lstc_graph::{Builder, DType, Graph, NodeId, Origin, Source, ValueId, Weight};
+use lstc_passes::quantise::QUANTISE;
 
 /// Operators without an f64 kernel on the CPU; they stay in f32 between casts. `OneHot` makes zeros and ones, which
-/// are the same in both.
-const NARROW: [&str; 2] = ["Erf", "OneHot"];
+/// are the same in both, and `DequantizeLinear` what is rounded once for all.
+const NARROW: [&str; 3] = ["DequantizeLinear", "Erf", "OneHot"];
 
 /// Larger constants are cast when the graph runs, not copied into it.
 const MAX_CONSTANT: usize = 1024;
@@ -18,7 +19,8 @@ pub fn is_exact(graph: &Graph) -> bool {
 }
 
 fn new_nodes(graph: &Graph) -> Vec<NodeId> {
-    graph.node_ids().filter(|id| graph.node(*id).origin != Origin::SOURCE).collect()
+    let is_new = |id: &NodeId| ![Origin::SOURCE, QUANTISE].contains(&graph.node(*id).origin);
+    graph.node_ids().filter(is_new).collect()
 }
 
 /// The graph with every new node in f64. Parameters become f64 inputs; f32 values of the backbone are cast where new

@@ -1,0 +1,416 @@
+//! Puts products of another type in the place of the backbone's products with constant matrices.
+//!
+//! ```text
+//! int8   y = float(quantised(x) Q) (s_x s)     DynamicQuantizeLinear, MatMulInteger: the default domain
+//! int4   y = MatMulNBits(x, Q, s, z)           com.microsoft, blocks of 32
+//! fp16, bf16, fp32    y = cast(cast(x) W)
+//! ```
+//!
+//! Requires: a module whose source weights nobody reads any more to make something of them, and so the end of the pipeline;
+//! no gradient enters the backbone, and no rule for one is needed. Ensures: each value that a product made is made by other
+//! nodes, under its name and of its type; what stays in the source's precision is what the options keep, and what cannot be
+//! taken: products that are fused or quantised already, matrices that the type cannot hold. An activation is quantised
+//! once for all products that read it. All else of the backbone is the source's own.
+//!
+//! A matrix is read, quantised, handed to the module's store and released before the next one is.
+
+mod head;
+pub mod matrix;
+mod product;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use lstc_graph::{Attributes, Builder, DType, Graph, Node, NodeId, Origin, ValueId, Weight};
+use lstc_models::Orientation;
+
+use crate::module::Module;
+use crate::options::{Int8Weights, Precision};
+use crate::pipeline::Pass;
+pub use head::{QuantiseHead, QuantisedHead};
+use matrix::{BLOCK, Floats, Nibbles};
+pub use product::{Product, Products, by_block, products};
+
+pub struct Quantise;
+
+/// The origin of nodes that compute the backbone's products in another type.
+pub const QUANTISE: Origin = Origin::pass("quantise");
+
+/// The opset from which products and casts know bf16.
+const BF16_OPSET: i64 = 13;
+
+/// Keeps the bytes of a new constant, wherever the caller wants them.
+#[derive(Clone)]
+pub struct Store {
+    keep: Arc<Keep>,
+    /// Constants are zeros of the right size: no weight is read.
+    sketches: bool,
+}
+
+type Keep = dyn Fn(DType, Vec<usize>, Vec<u8>) -> Result<Weight, String> + Send + Sync;
+
+impl Store {
+    pub fn new(keep: impl Fn(DType, Vec<usize>, Vec<u8>) -> Result<Weight, String> + Send + Sync + 'static) -> Store {
+        Store { keep: Arc::new(keep), sketches: false }
+    }
+
+    /// For what goes by shapes alone: no weight is read, and every new constant is zeros.
+    pub fn sketch() -> Store {
+        Store { sketches: true, ..Store::default() }
+    }
+
+    fn keep(&self, dtype: DType, dims: Vec<usize>, bytes: Vec<u8>) -> Result<Weight, String> {
+        (self.keep)(dtype, dims, bytes)
+    }
+}
+
+/// In memory.
+impl Default for Store {
+    fn default() -> Store {
+        Store::new(|dtype, dims, bytes| {
+            Weight::new(dtype, dims, bytes.into(), None).ok_or_else(|| "a matrix has other dimensions".to_owned())
+        })
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Store")
+    }
+}
+
+/// What became of the backbone's products.
+#[derive(Clone, Debug, Default)]
+pub struct Quantised {
+    /// The products that were taken.
+    pub products: Vec<QuantisedProduct>,
+    /// The products that stay because the options keep them.
+    pub kept: Vec<ValueId>,
+    /// The products whose matrix the type cannot hold.
+    pub unfit: Vec<ValueId>,
+    /// How many others stay: fused, quantised, or of the type already.
+    pub others: usize,
+    /// Bytes of the matrices that were taken, and of what was made of them.
+    pub bytes_before: u64,
+    pub bytes_after: u64,
+    /// Each node as it was made.
+    made: Vec<(NodeId, Node)>,
+    /// Each constant as it was made.
+    constants: Vec<(ValueId, Weight)>,
+}
+
+/// A product in another type.
+#[derive(Clone, Debug)]
+pub struct QuantisedProduct {
+    pub source: Product,
+    /// The node that makes the product's value.
+    pub by: NodeId,
+    pub matrix: NewMatrix,
+}
+
+/// The constants of a product.
+#[derive(Clone, Copy, Debug)]
+pub enum NewMatrix {
+    /// `[in, out]`, one scale a column.
+    Int8 { integers: ValueId, scales: ValueId, zero: ValueId },
+    /// `[in, out]` of these sizes as `MatMulNBits` takes it.
+    Int4 { integers: ValueId, scales: ValueId, zeros: Option<ValueId>, dims: [usize; 2] },
+    /// `[in, out]`
+    Float(ValueId),
+}
+
+impl Quantised {
+    /// How many products there are.
+    pub fn of(&self) -> usize {
+        self.products.len() + self.kept.len() + self.unfit.len() + self.others
+    }
+
+    /// The product that makes a value of the source.
+    pub fn product(&self, y: ValueId) -> Option<&QuantisedProduct> {
+        self.products.iter().find(|p| p.source.y == y)
+    }
+
+    /// True for a value that a node of this pass makes for itself, or a constant of it.
+    pub fn is_inner(&self, value: ValueId) -> bool {
+        let made = |(_, node): &(NodeId, Node)| node.outputs.contains(&Some(value));
+        self.constants.iter().any(|(c, _)| *c == value) || self.made.iter().any(made)
+    }
+
+    /// What of a graph is not as this pass left it.
+    pub(crate) fn breaches(&self, graph: &Graph) -> Vec<String> {
+        let mut breaches = Vec::new();
+        for (id, made) in &self.made {
+            let node = graph.node_ids().any(|n| n == *id).then(|| graph.node(*id));
+            let same = node.is_some_and(|node| {
+                node.op == made.op
+                    && node.domain == made.domain
+                    && node.inputs == made.inputs
+                    && node.outputs == made.outputs
+                    && node.attributes == made.attributes
+            });
+            if !same {
+                breaches.push(format!("the node `{}` of pass quantise was changed", made.name));
+            }
+        }
+        for (id, made) in &self.constants {
+            let same = graph.weight(*id).is_some_and(|w| {
+                w.dims() == made.dims() && w.dtype() == made.dtype() && w.bytes().as_ptr() == made.bytes().as_ptr()
+            });
+            if !same {
+                breaches.push(format!("the constant `{}` of pass quantise was changed", graph.value(*id).name));
+            }
+        }
+        let known: std::collections::HashSet<NodeId> = self.made.iter().map(|(id, _)| *id).collect();
+        for id in graph.node_ids().filter(|id| graph.node(*id).origin == QUANTISE && !known.contains(id)) {
+            breaches.push(format!("the node `{}` of pass quantise was added behind its back", graph.node(id).name));
+        }
+        breaches
+    }
+
+    /// The numbers that a product's constants stand for, `[in, out]`, and half a step of each; for a float type, half the
+    /// distance to the next number.
+    pub fn dequantised(&self, graph: &Graph, product: &QuantisedProduct) -> Result<(Vec<f32>, Vec<f32>), String> {
+        let weight = |v: ValueId| graph.weight(v).ok_or_else(|| "a constant is gone".to_owned());
+        let floats = |w: Weight| w.to_f32().ok_or_else(|| "a scale is no float".to_owned());
+        match product.matrix {
+            NewMatrix::Int8 { integers, scales, zero } => {
+                let found =
+                    lstc_models::Quantised::linear(weight(integers)?, weight(scales)?, Some(weight(zero)?), 1, 0)?;
+                let [inputs, outputs] = found.dims();
+                let scales = floats(weight(scales)?.clone())?;
+                let half = (0..inputs * outputs).map(|i| scales[i % outputs] / 2.0).collect();
+                Ok((floats(found.dequantised())?, half))
+            }
+            NewMatrix::Int4 { integers, scales, zeros, dims: [inputs, outputs] } => {
+                let zeros = zeros.map(weight).transpose()?;
+                let shape = [outputs, inputs];
+                let found = lstc_models::Quantised::packed(weight(integers)?, weight(scales)?, zeros, shape, 4, BLOCK)?;
+                let (found, scales) = (floats(found.dequantised())?, floats(weight(scales)?.clone())?);
+                let blocks = inputs.div_ceil(BLOCK);
+                let turned = |i: usize| (i % outputs, i / outputs);
+                let value = |i| {
+                    let (n, k) = turned(i);
+                    found[n * inputs + k]
+                };
+                let half = |i| {
+                    let (n, k) = turned(i);
+                    scales[n * blocks + k / BLOCK] / 2.0
+                };
+                let all = 0..inputs * outputs;
+                Ok((all.clone().map(value).collect(), all.map(half).collect()))
+            }
+            NewMatrix::Float(value) => {
+                let weight = weight(value)?;
+                let found = floats(weight.clone())?;
+                let (ulp, least) = match weight.dtype() {
+                    DType::F16 => (2.0_f32.powi(-11), 2.0_f32.powi(-25)),
+                    DType::BF16 => (2.0_f32.powi(-8), f32::MIN_POSITIVE),
+                    _ => (0.0, 0.0),
+                };
+                let half = found.iter().map(|v| (v.abs() * ulp).max(least)).collect();
+                Ok((found, half))
+            }
+        }
+    }
+}
+
+impl Pass for Quantise {
+    fn name(&self) -> &'static str {
+        "quantise"
+    }
+
+    fn run(&self, module: &mut Module) -> Result<(), Vec<String>> {
+        if module.options.backbone.precision == Precision::Source {
+            return Ok(());
+        }
+        let (precision, opset) = (module.options.backbone.precision, module.graph.opset());
+        if precision == Precision::Bf16 && opset < BF16_OPSET {
+            let problem = format!("bf16 needs opset {BF16_OPSET}, and the model is of opset {opset}: export it again");
+            return Err(vec![problem]);
+        }
+        // Of the backbone's own head only a distilled loss has a use.
+        let with_head = module.options.backbone.quantise_head && module.options.loss.distill > 0.0;
+        let Products { plain, others } = products(&module.graph, &module.anatomy, with_head);
+        let kept = kept(&module.graph, &plain, module.options.backbone.kept.as_deref().unwrap_or_default())?;
+        let first = module.graph.node_ids().map(NodeId::index).max().map_or(0, |last| last + 1);
+        let values = module.graph.value_ids().count();
+        module.unquantised = Some(Arc::new(module.graph.clone()));
+        let mut replacing = Replacing {
+            precision,
+            form: module.options.backbone.int8_weights.unwrap_or_default(),
+            store: &module.store,
+            b: Builder::new(&mut module.graph, QUANTISE),
+            matrices: HashMap::new(),
+            done: Quantised { others, ..Quantised::default() },
+        };
+        for product in plain {
+            if kept.contains(&product.y) {
+                replacing.done.kept.push(product.y);
+            } else {
+                replacing.replace(product).map_err(|problem| vec![problem])?;
+            }
+        }
+        let Replacing { mut done, .. } = replacing;
+        let graph = &module.graph;
+        let made = graph.node_ids().filter(|id| id.index() >= first);
+        done.made = made.map(|id| (id, graph.node(id).clone())).collect();
+        let constants = graph.value_ids().skip(values).filter_map(|v| Some((v, graph.weight(v)?.clone())));
+        done.constants = constants.collect();
+        module.quantised = Some(done);
+        Ok(())
+    }
+}
+
+/// The products of these names.
+fn kept(graph: &Graph, products: &[Product], names: &[String]) -> Result<Vec<ValueId>, Vec<String>> {
+    let (mut kept, mut unknown) = (Vec::new(), Vec::new());
+    for name in names {
+        match products.iter().find(|p| graph.value(p.y).name == *name) {
+            Some(product) => kept.push(product.y),
+            None => {
+                unknown.push(format!("backbone.kept names `{name}`, which no product with a constant matrix makes"))
+            }
+        }
+    }
+    if unknown.is_empty() { Ok(kept) } else { Err(unknown) }
+}
+
+/// Products that are being replaced.
+struct Replacing<'m> {
+    precision: Precision,
+    form: Int8Weights,
+    store: &'m Store,
+    b: Builder<'m>,
+    /// By the constant and whether it is turned; `None` for one that the type cannot hold.
+    matrices: HashMap<(ValueId, bool), Option<NewMatrix>>,
+    done: Quantised,
+}
+
+impl Replacing<'_> {
+    fn replace(&mut self, product: Product) -> Result<(), String> {
+        let (x, y) = self.b.read(|g| (g.value(product.x).dtype, g.value(product.y).dtype));
+        let (Some(x), Some(y)) = (x, y) else {
+            self.done.others += 1;
+            return Ok(());
+        };
+        let is_already = |dtype| x == dtype && y == dtype;
+        let wanted = match self.precision {
+            Precision::Fp32 => Some(DType::F32),
+            Precision::Fp16 => Some(DType::F16),
+            Precision::Bf16 => Some(DType::BF16),
+            Precision::Source | Precision::Int8 | Precision::Int4 => None,
+        };
+        if wanted.is_some_and(is_already) {
+            self.done.others += 1;
+            return Ok(());
+        }
+        let key = (product.weight, product.orientation == Orientation::OutIn);
+        let matrix = match self.matrices.get(&key) {
+            Some(matrix) => *matrix,
+            None => {
+                let matrix = self.matrix(&product, wanted)?;
+                self.matrices.insert(key, matrix);
+                matrix
+            }
+        };
+        let Some(matrix) = matrix else {
+            self.done.unfit.push(product.y);
+            return Ok(());
+        };
+        self.b.scope(&format!("quantise/{}", self.b.read(|g| g.value(product.y).name.clone())));
+        let made = self.emit(product.x, y, matrix);
+        let by = self.b.read(|g| g.producer_of(made)).expect("a node was emitted").0;
+        self.b.edit(|g| g.remake(product.y, by));
+        self.done.products.push(QuantisedProduct { source: product, by, matrix });
+        Ok(())
+    }
+
+    /// Makes the constants of a matrix; `None` where the type cannot hold it.
+    fn matrix(&mut self, product: &Product, wanted: Option<DType>) -> Result<Option<NewMatrix>, String> {
+        let name = self.b.read(|g| g.value(product.weight).name.clone());
+        let weight = self.b.read(|g| g.weight(product.weight).cloned()).expect("products are with constants");
+        if wanted == Some(weight.dtype()) && product.orientation == Orientation::InOut {
+            return Ok(Some(NewMatrix::Float(product.weight)));
+        }
+        let floats = match self.store.sketches {
+            true => Floats::sketch(&weight, product.orientation),
+            false => Floats::read(&weight, product.orientation),
+        };
+        let floats = floats.expect("the finder takes matrices of floats");
+        weight.release();
+        if !wanted.map_or_else(|| floats.is_finite(), |to| floats.fits(to)) {
+            return Ok(None);
+        }
+        let dims = [floats.inputs, floats.outputs];
+        let mut bytes = 0;
+        let mut add = |what: &str, dtype: DType, dims: &[usize], data: Vec<u8>| {
+            bytes += data.len() as u64;
+            let weight = self.store.keep(dtype, dims.to_vec(), data).map_err(|e| format!("`{name}`: {e}"))?;
+            Ok::<_, String>(self.b.edit(|g| g.add_weight(&format!("quantise/{name}/{what}"), weight)))
+        };
+        let f32s = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+        let matrix = match (self.precision, wanted) {
+            (_, Some(to)) => NewMatrix::Float(add(to.name(), to, &dims, floats.cast(to))?),
+            (Precision::Int4, _) => {
+                let Nibbles { blocks, integers, scales, zeros } = floats.int4();
+                let outputs = floats.outputs;
+                NewMatrix::Int4 {
+                    integers: add("int4", DType::U8, &[outputs, blocks, BLOCK / 2], integers)?,
+                    scales: add("scales", DType::F32, &[outputs * blocks], f32s(&scales))?,
+                    zeros: zeros.map(|z| add("zeros", DType::U8, &[outputs * blocks.div_ceil(2)], z)).transpose()?,
+                    dims,
+                }
+            }
+            _ => {
+                let (integers, scales) = floats.int8(self.form);
+                let (dtype, zero) = match self.form {
+                    Int8Weights::Signed => (DType::I8, 0),
+                    Int8Weights::Unsigned => (DType::U8, 128),
+                };
+                let zero = Weight::new(dtype, Vec::new(), vec![zero].into(), None).expect("one byte is a scalar");
+                NewMatrix::Int8 {
+                    integers: add("int8", dtype, &dims, integers)?,
+                    scales: add("scales", DType::F32, &dims[1..], f32s(&scales))?,
+                    zero: self.b.constant(zero),
+                }
+            }
+        };
+        self.done.bytes_before += weight.bytes().len() as u64;
+        self.done.bytes_after += bytes;
+        Ok(Some(matrix))
+    }
+
+    /// The value of a product, by a node of its own.
+    fn emit(&self, x: ValueId, y: DType, matrix: NewMatrix) -> ValueId {
+        let b = &self.b;
+        let last = |op: &str, inputs: &[ValueId], attributes| b.unshared(op, inputs, attributes, 1)[0];
+        let cast = |value: ValueId, from: DType| match from == y {
+            true => value,
+            false => last("Cast", &[value], Attributes::none().int("to", y.onnx().into())),
+        };
+        match matrix {
+            NewMatrix::Int8 { integers, scales, zero } => {
+                let quantised = b.op_n("DynamicQuantizeLinear", &[b.cast(x, DType::F32)], Attributes::none(), 3);
+                let sums = last("MatMulInteger", &[quantised[0], integers, quantised[2], zero], Attributes::none());
+                let scale = last("Mul", &[quantised[1], scales], Attributes::none());
+                cast(last("Mul", &[b.cast(sums, DType::F32), scale], Attributes::none()), DType::F32)
+            }
+            NewMatrix::Int4 { integers, scales, zeros, dims: [inputs, outputs] } => {
+                let attributes = Attributes::none()
+                    .int("K", inputs as i64)
+                    .int("N", outputs as i64)
+                    .int("bits", 4)
+                    .int("block_size", BLOCK as i64)
+                    .int("accuracy_level", 4);
+                let operands: Vec<ValueId> =
+                    [b.cast(x, DType::F32), integers, scales].into_iter().chain(zeros).collect();
+                cast(b.microsoft("MatMulNBits", &operands, attributes), DType::F32)
+            }
+            NewMatrix::Float(matrix) => {
+                let dtype = b.dtype(matrix).expect("a constant has a type");
+                cast(last("MatMul", &[b.cast(x, dtype), matrix], Attributes::none()), dtype)
+            }
+        }
+    }
+}

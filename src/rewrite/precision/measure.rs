@@ -1,0 +1,137 @@
+//! The quantised backbone against the source's own, at every tap and at the logits.
+
+use std::path::Path;
+
+use lstc_graph::{DataFiles, Graph, ValueId, encode, write_data};
+use lstc_passes::Module;
+use serde::{Deserialize, Serialize};
+
+use super::TapError;
+use super::sample::Feeds;
+use crate::rewrite::opened::runnable;
+use crate::runtime::{Device, Optimisation, Runtime, Session, Tensor};
+use crate::verify::{give, run};
+
+/// What a precision loses on a sample.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    pub taps: Vec<TapError>,
+    /// The relative error of the backbone's own logits.
+    pub logits: f64,
+    /// The share of positions at which another token is the likeliest.
+    pub argmax_changed: f64,
+}
+
+/// Squares of differences and of what they are differences from.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Squares {
+    apart: f64,
+    whole: f64,
+}
+
+impl Squares {
+    pub(super) fn add(&mut self, found: &Tensor, wanted: &Tensor) {
+        let (Ok(x), Ok(y)) = (found.as_f32(), wanted.as_f32()) else {
+            self.apart = f64::INFINITY;
+            return;
+        };
+        if x.shape() != y.shape() {
+            self.apart = f64::INFINITY;
+            return;
+        }
+        for (x, y) in x.iter().zip(y) {
+            self.apart += (f64::from(*x) - f64::from(*y)).powi(2);
+            self.whole += f64::from(*y).powi(2);
+        }
+    }
+
+    /// Infinite where something is no number.
+    pub(super) fn relative(self) -> f64 {
+        let error = (self.apart / self.whole.max(f64::MIN_POSITIVE)).sqrt();
+        if error.is_nan() { f64::INFINITY } else { error }
+    }
+}
+
+/// A graph with its weights in a folder.
+pub(super) struct Bench<'b> {
+    pub runtime: &'static Runtime,
+    pub folder: &'b Path,
+    pub data: DataFiles,
+}
+
+impl Bench<'_> {
+    /// Puts the weights of graphs into a folder.
+    pub(super) fn new<'b>(runtime: &'static Runtime, folder: &'b Path, graphs: &[&Graph]) -> anyhow::Result<Bench<'b>> {
+        let (data, _) = write_data(graphs, folder, "sample.data")?;
+        Ok(Bench { runtime, folder, data })
+    }
+
+    /// A session over a graph. The source's own weights are used where their file is mapped; a quantised graph runs as it
+    /// does in training.
+    pub(super) fn session(&self, graph: &Graph, is_source: bool) -> anyhow::Result<Session> {
+        let graph = runnable(graph, Device::Cpu);
+        let optimisation = if is_source { Optimisation::Off } else { Optimisation::All };
+        let session = self.runtime.session().optimisation(optimisation).deterministic(true).mapped(is_source);
+        Ok(session.load(&encode(&graph, &self.data), Some(self.folder))?)
+    }
+}
+
+/// The values at which the precisions are compared: every block's output, and the logits.
+fn compared(module: &Module) -> Vec<ValueId> {
+    let blocks = module.anatomy.towers.iter().flat_map(|t| t.blocks.iter().map(|b| b.output));
+    blocks.chain([module.anatomy.head.logits]).collect()
+}
+
+/// Measures a module whose backbone is quantised, in a folder for its weights.
+///
+/// # Errors
+/// A graph that does not run; from the file system.
+pub fn measure(runtime: &'static Runtime, module: &Module, feeds: &Feeds, scratch: &Path) -> anyhow::Result<Measured> {
+    let values = compared(module);
+    let ready = |graph: &Graph| {
+        let mut graph = graph.clone();
+        let names = give(&mut graph, &values);
+        (graph.slice(&graph.outputs), names)
+    };
+    let ((source, names), (quantised, found_names)) = (ready(module.source()), ready(&module.graph));
+    let bench = Bench::new(runtime, scratch, &[&source, &quantised])?;
+    let mut squares = vec![Squares::default(); values.len()];
+    let (mut changed, mut positions) = (0_usize, 0_usize);
+    let mut wanted = Vec::new();
+    {
+        let mut session = bench.session(&source, true)?;
+        for feed in feeds {
+            wanted.push(run(&mut session, feed, &names)?);
+        }
+    }
+    let mut session = bench.session(&quantised, false)?;
+    for (feed, wanted) in feeds.iter().zip(&wanted) {
+        let found = run(&mut session, feed, &found_names)?;
+        for (squares, (found, wanted)) in squares.iter_mut().zip(found.iter().zip(wanted)) {
+            squares.add(found, wanted);
+        }
+        if let (Some(found), Some(wanted)) = (found.last(), wanted.last()) {
+            let (found, wanted) = (likeliest(found), likeliest(wanted));
+            changed += found.iter().zip(&wanted).filter(|(a, b)| a != b).count();
+            positions += wanted.len();
+        }
+    }
+    let mut errors = squares.iter().map(|s| s.relative());
+    let towers = module.anatomy.towers.iter();
+    let places = towers.flat_map(|t| (0..t.blocks.len()).map(|block| (t.kind, block)));
+    let taps = places.zip(errors.by_ref()).map(|((tower, block), error)| TapError { tower, block, error }).collect();
+    Ok(Measured {
+        taps,
+        logits: squares.last().map_or(0.0, |s| s.relative()),
+        argmax_changed: changed as f64 / positions.max(1) as f64,
+    })
+}
+
+/// The likeliest token at each position.
+fn likeliest(logits: &Tensor) -> Vec<usize> {
+    let Ok(logits) = logits.as_f32() else { return Vec::new() };
+    let most = |row: ndarray::ArrayView1<f32>| {
+        row.iter().enumerate().fold((0, f32::NEG_INFINITY), |m, (i, v)| if *v > m.1 { (i, *v) } else { m }).0
+    };
+    logits.lanes(ndarray::Axis(logits.ndim() - 1)).into_iter().map(most).collect()
+}

@@ -1,0 +1,131 @@
+//! The tokens on which the precisions are held against each other.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use lstc_models::{InputRole, SpecialTokens, model_inputs};
+use lstc_passes::Module;
+use serde::{Deserialize, Serialize};
+
+use crate::data::{Batch, Corpus, Fixed, Reading, Tokenizer};
+use crate::rewrite::manifest::FilePart;
+use crate::rewrite::opened::cast;
+use crate::rewrite::source_file;
+use crate::runtime::Tensor;
+use crate::verify::sample;
+
+/// Examples of a file that are taken, from its first on, and how many are run at once.
+const EXAMPLES: usize = 16;
+const BATCH: usize = 8;
+
+/// Where sample tokens come from, as a manifest records it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, deny_unknown_fields)]
+pub enum Sample {
+    /// Drawn.
+    Drawn { seed: u64 },
+    /// The first examples of a file.
+    File { file: PathBuf, blake3: String, examples: usize },
+}
+
+impl Default for Sample {
+    fn default() -> Sample {
+        Sample::Drawn { seed: 0 }
+    }
+}
+
+impl fmt::Display for Sample {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Sample::Drawn { .. } => write!(f, "random tokens"),
+            Sample::File { file, examples, .. } => write!(f, "{examples} examples of `{}`", file.display()),
+        }
+    }
+}
+
+/// What a file's text becomes tokens by.
+pub struct Given<'g> {
+    pub reading: &'g Reading,
+    /// A tokenizer.json, which token ids do without.
+    pub tokenizer: &'g Path,
+    pub special: SpecialTokens,
+}
+
+/// The model's inputs, by name, for each batch.
+pub type Feeds = Vec<Vec<(String, Tensor)>>;
+
+impl Sample {
+    /// A file as a sample.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn of(file: &Path) -> anyhow::Result<Sample> {
+        let hashed = source_file(file, FilePart::Data)?;
+        Ok(Sample::File { file: hashed.file, blake3: hashed.blake3, examples: EXAMPLES })
+    }
+
+    /// The batches.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is another one than was recorded.
+    pub fn feeds(&self, module: &Module, given: &Given) -> anyhow::Result<Feeds> {
+        let (file, blake3, examples) = match self {
+            Sample::Drawn { seed } => {
+                let labels = module.labels.map(|v| module.graph.value(v).name.as_str());
+                let mut drawn = sample::inputs(module, *seed)?;
+                drawn.retain(|(name, _)| Some(name.as_str()) != labels);
+                return Ok(vec![drawn]);
+            }
+            Sample::File { file, blake3, examples } => (file, blake3, *examples),
+        };
+        if source_file(file, FilePart::Data).context("the sample of the rewrite cannot be read")?.blake3 != *blake3 {
+            bail!("the sample `{}` has changed since the model was rewritten", file.display());
+        }
+        let tokenizer =
+            given.tokenizer.is_file().then(|| Tokenizer::open(given.tokenizer, given.special)).transpose()?;
+        let scratch = tempfile::tempdir()?;
+        let vocabulary = u32::try_from(module.anatomy.head.linear.outputs).unwrap_or(u32::MAX);
+        let corpus = Corpus::read(
+            file,
+            given.reading,
+            tokenizer.as_ref(),
+            given.special,
+            scratch.path(),
+            vocabulary,
+            &mut |_, _| (),
+        )?;
+        let fixed = fixed(module);
+        let all: Vec<u32> = (0..corpus.len().min(examples) as u32).collect();
+        let batches = all.chunks(fixed.batch.unwrap_or(BATCH).max(1));
+        batches.map(|indices| Ok(feed(module, &Batch::new(&corpus, indices, given.special, &fixed)?))).collect()
+    }
+}
+
+/// The sizes that the options fix.
+fn fixed(module: &Module) -> Fixed {
+    let size = |dim: &lstc_graph::Dim| match dim {
+        lstc_graph::Dim::Value(size) => usize::try_from(*size).ok(),
+        _ => None,
+    };
+    let (first, last) = (&module.anatomy.towers[0], module.anatomy.last());
+    Fixed { batch: size(&first.batch), source: size(&first.length), target: size(&last.length) }
+}
+
+fn feed(module: &Module, batch: &Batch) -> Vec<(String, Tensor)> {
+    let graph = &module.graph;
+    let last = module.anatomy.towers.len() - 1;
+    let inputs = model_inputs(graph, &module.anatomy).into_iter();
+    inputs
+        .map(|input| {
+            let array = match (input.tower == last, input.role) {
+                (false, InputRole::Tokens) => &batch.source,
+                (false, InputRole::Mask) => &batch.source_mask,
+                (true, InputRole::Tokens) => &batch.target_in,
+                (true, InputRole::Mask) => &batch.target_mask,
+            };
+            let value = graph.value(input.value);
+            (value.name.clone(), cast(array, value.dtype.unwrap_or(lstc_graph::DType::I64)))
+        })
+        .collect()
+}

@@ -1,0 +1,117 @@
+//! A backbone in another precision: its matrices against the source's, and its taps against what the manifest says of them.
+
+use lstc_models::Orientation;
+use lstc_passes::quantise::{Quantised, QuantisedProduct};
+
+use super::{Check, Subject};
+use crate::rewrite::precision::{Given, Measured, TapError, measure, spread};
+use crate::rewrite::{TOKENIZER, manifest};
+
+/// Rounding of the step itself, in steps.
+const HALF: f64 = 0.5 + 1e-4;
+
+/// How far an error may be from the one that was recorded, relative to it and in all: on another machine other sums round
+/// otherwise, and so do activations.
+const RELATIVE: f64 = 0.1;
+const ABSOLUTE: f64 = 1e-6;
+
+pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
+    let mut checks = Vec::new();
+    if let Some(quantised) = &subject.module.quantised {
+        checks.push(matrices(subject, quantised));
+        checks.extend(errors(subject)?);
+    }
+    if let Some(head) = &subject.module.quantised_head {
+        let graph = &subject.module.graph;
+        checks.push(within_half("the LM head's matrix against the source's", head.furthest(graph)));
+    }
+    Ok(checks)
+}
+
+/// A check of the largest error of matrices, in steps.
+fn within_half(name: impl Into<String>, furthest: Result<f64, String>) -> Check {
+    match furthest {
+        Ok(steps) => Check {
+            name: name.into(),
+            measured: format!("{steps:.4} steps"),
+            bound: "half a step".to_owned(),
+            holds: steps <= HALF,
+        },
+        Err(reason) => Check::holds(name, "", &[reason]),
+    }
+}
+
+/// Every matrix against its source's, in steps of its scales.
+fn matrices(subject: &Subject, quantised: &Quantised) -> Check {
+    let name = format!("{} matrices against the source's", quantised.products.len());
+    let of = |product| furthest(subject, quantised, product);
+    let worst = quantised.products.iter().try_fold(0.0, |worst: f64, product| Ok(worst.max(of(product)?)));
+    within_half(name, worst)
+}
+
+/// The largest error of a matrix, in steps.
+fn furthest(subject: &Subject, quantised: &Quantised, product: &QuantisedProduct) -> Result<f64, String> {
+    let graph = &subject.module.graph;
+    let (found, half) = quantised.dequantised(graph, product)?;
+    let gone = || "a matrix of the source is gone".to_owned();
+    let weight = subject.module.source().weight(product.source.weight).ok_or_else(gone)?;
+    let wanted = weight.to_f32().ok_or_else(gone)?;
+    weight.release();
+    let &[rows, columns] = weight.dims() else { return Err(gone()) };
+    if found.len() != wanted.len() {
+        return Err("a matrix has other dimensions than its source's".to_owned());
+    }
+    let at = |i: usize| match product.source.orientation {
+        Orientation::InOut => i,
+        Orientation::OutIn => i % rows * columns + i / rows,
+    };
+    let steps = (0..found.len()).map(|i| {
+        let apart = (f64::from(found[i]) - f64::from(wanted[at(i)])).abs();
+        match apart {
+            // Below what a step can be.
+            _ if apart <= f64::from(f32::MIN_POSITIVE) * 127.0 => 0.0,
+            _ => apart / (2.0 * f64::from(half[i])),
+        }
+    });
+    Ok(steps.fold(0.0, |worst: f64, e| if e.is_nan() { f64::INFINITY } else { worst.max(e) }))
+}
+
+/// The errors of taps and logits, measured once more on the recorded sample.
+fn errors(subject: &Subject) -> anyhow::Result<Vec<Check>> {
+    let name = "the errors that the manifest records";
+    let (record, config) = (manifest::record(subject.directory)?, manifest::read(subject.directory)?);
+    let Some(recorded) = record.quantised else {
+        return Ok(vec![Check::holds(name, "", &["the manifest records none".to_owned()])]);
+    };
+    let tokenizer = subject.directory.join(TOKENIZER);
+    let given = Given { reading: &config.data, tokenizer: &tokenizer, special: record.tokens };
+    let feeds = match recorded.sample.feeds(&subject.module, &given) {
+        Ok(feeds) => feeds,
+        Err(error) => return Ok(vec![Check::holds(name, "", &[format!("{error:#}")])]),
+    };
+    let scratch = tempfile::tempdir()?;
+    let measured = measure(subject.runtime, &subject.module, &feeds, scratch.path())?;
+    let breaches = differences(&measured, &recorded.measured);
+    let (most, median) = spread(&measured.taps);
+    let good = format!("{median:.1e} at a tap (median), {most:.1e} at most, logits {:.1e}", measured.logits);
+    Ok(vec![Check::holds(format!("{name}, on {}", recorded.sample), good, &breaches)])
+}
+
+/// Errors that are not as they were recorded.
+fn differences(measured: &Measured, recorded: &Measured) -> Vec<String> {
+    let same = |found: f64, wanted: f64| found == wanted || (found - wanted).abs() <= RELATIVE * wanted + ABSOLUTE;
+    let mut breaches = Vec::new();
+    if measured.taps.len() != recorded.taps.len() {
+        breaches.push(format!("{} taps are recorded, of {}", recorded.taps.len(), measured.taps.len()));
+    }
+    for (found, wanted) in measured.taps.iter().zip(&recorded.taps) {
+        let TapError { tower, block, error } = found;
+        if (tower, block) != (&wanted.tower, &wanted.block) || !same(*error, wanted.error) {
+            breaches.push(format!("block {block} of the {tower}: {error:.2e}, {:.2e} recorded", wanted.error));
+        }
+    }
+    if !same(measured.logits, recorded.logits) {
+        breaches.push(format!("the logits: {:.2e}, {:.2e} recorded", measured.logits, recorded.logits));
+    }
+    breaches
+}

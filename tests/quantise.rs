@@ -1,0 +1,409 @@
+//! The backbone in another precision: against PyTorch, through every command, and with something wrong in it.
+
+#[path = "common/cli.rs"]
+mod cli;
+mod common;
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use cli::{lstc, stderr, stdout, text};
+use lstc::rewrite::compile;
+use lstc::rewrite::opened::runnable;
+use lstc::runtime::{Device, Tensor};
+use lstc_graph::{Attribute, Attributes, Builder, DType, DataFiles, Graph, Weight, encode, load};
+use lstc_models::TowerKind;
+use lstc_passes::options::{Int8Weights, Precision};
+use lstc_passes::quantise::NewMatrix;
+use lstc_passes::{Module, Options};
+use ndarray::{ArrayD, IxDyn};
+use safetensors::{Dtype, SafeTensors};
+
+fn case(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases").join(name)
+}
+
+/// What PyTorch makes of a case in double precision, and the batch that it is of.
+fn expected(case: &Path) -> HashMap<String, Tensor> {
+    let bytes = fs::read(case.join("expected.safetensors")).expect("it is committed");
+    let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    let tensors = file.iter().map(|(name, view)| {
+        let (shape, data) = (IxDyn(view.shape()), view.data());
+        let tensor: Tensor = match view.dtype() {
+            Dtype::F32 => {
+                let v = data.chunks_exact(4).map(|c| f32::from_le_bytes(c.try_into().expect("4 bytes")));
+                ArrayD::from_shape_vec(shape, v.collect()).expect("the shape fits").into()
+            }
+            _ => {
+                let v = data.chunks_exact(8).map(|c| i64::from_le_bytes(c.try_into().expect("8 bytes")));
+                ArrayD::from_shape_vec(shape, v.collect()).expect("the shape fits").into()
+            }
+        };
+        (name.to_owned(), tensor)
+    });
+    tensors.collect()
+}
+
+/// Root of the squared differences' sum, relative to that of the squares.
+fn relative(found: &Tensor, wanted: &Tensor) -> f64 {
+    let (found, wanted) = (found.as_f32().expect("f32"), wanted.as_f32().expect("f32"));
+    assert_eq!(found.shape(), wanted.shape());
+    let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    let apart = squares(&mut found.iter().zip(&wanted).map(|(a, b)| f64::from(*a) - f64::from(*b)));
+    apart / squares(&mut wanted.iter().map(|v| f64::from(*v)))
+}
+
+fn options(precision: Precision, form: Int8Weights) -> Options {
+    let mut options = Options::default();
+    options.method.reduction = 4;
+    options.backbone.precision = precision;
+    options.backbone.int8_weights = (precision == Precision::Int8).then_some(form);
+    options
+}
+
+fn compiled(case_name: &str, options: &Options) -> Module {
+    let model = case(case_name).join("model.onnx");
+    compile(&model, options.clone(), None, |_, _| ()).unwrap_or_else(|e| panic!("{case_name}: {e:?}")).0
+}
+
+/// The errors of all taps and of the logits against PyTorch's.
+fn errors(module: &Module, case: &Path) -> Vec<f64> {
+    let expected = expected(case);
+    let mut graph = module.graph.clone();
+    let mut wanted = Vec::new();
+    let mut outputs = Vec::new();
+    for tower in &module.anatomy.towers {
+        for (index, block) in tower.blocks.iter().enumerate() {
+            let stack = if tower.kind == TowerKind::Encoder { "encoder" } else { "decoder" };
+            wanted.push(&expected[&format!("tap.{stack}.{index}")]);
+            outputs.push(block.output);
+        }
+    }
+    wanted.push(&expected["backbone.logits"]);
+    outputs.push(module.anatomy.head.logits);
+    graph.outputs = outputs;
+    let graph = graph.slice(&graph.outputs);
+    let graph = runnable(&graph, Device::Cpu);
+    let names: Vec<&str> = graph.outputs.iter().map(|v| graph.value(*v).name.as_str()).collect();
+    let mut session =
+        common::runtime().session().load(&encode(&graph, &DataFiles::default()), None).expect("the graph runs");
+    let taken: Vec<String> = session.inputs().iter().map(|port| port.name.clone()).collect();
+    let inputs: Vec<(&str, &Tensor)> = taken.iter().map(|name| (name.as_str(), &expected[name])).collect();
+    let found = session.run(&inputs, &names).expect("the graph runs");
+    found.iter().zip(wanted).map(|(found, wanted)| relative(found, wanted)).collect()
+}
+
+/// Rounding to steps s leaves s / sqrt(12) on average: of a weight that is drawn from a normal distribution, whose largest
+/// of a column is about 3 deviations, 3 / 127 / 3.5 = 0.7 % in 8 bits, and of a range of 4.4 deviations in a block of 32,
+/// 4.4 / 15 / 3.5 = 8.5 % in 4 bits; of an activation over a range of 8 deviations 8 / 255 / 3.5 = 0.9 %. A product has
+/// both, and a tap of these cases is the sum of some six products in a row, which multiply what the ones before left: the
+/// bounds are six times that of one product. In f16 and bf16 rounding leaves at most 2^-11 and 2^-8 of each operand.
+const BOUNDS: [(Precision, f64); 5] = [
+    (Precision::Fp32, 1e-5),
+    (Precision::Fp16, 6.0 * 2.0 / 2048.0),
+    (Precision::Bf16, 6.0 * 2.0 / 256.0),
+    (Precision::Int8, 6.0 * 0.0114),
+    (Precision::Int4, 6.0 * 0.085),
+];
+
+#[test]
+fn taps_and_logits_are_pytorchs_to_what_the_precision_leaves() {
+    for name in ["gated_dynamo", "relu_torchscript", "single_head_static", "external_weights"] {
+        let mut before = 0.0;
+        for (precision, bound) in BOUNDS {
+            let module = compiled(name, &options(precision, Int8Weights::Signed));
+            let errors = errors(&module, &case(name));
+            let worst = errors.iter().fold(0.0, |w: f64, e| if e.is_nan() { f64::INFINITY } else { w.max(*e) });
+            println!("{name} {precision}: {worst:.2e} of at most {bound:.2e}");
+            assert!(worst <= bound, "{name} {precision}: {errors:?}");
+            assert!(worst > before || precision == Precision::Fp32, "{precision} loses more than the one before");
+            before = worst;
+        }
+    }
+}
+
+#[test]
+fn signed_and_unsigned_integers_stand_for_the_same_numbers() {
+    let [signed, unsigned] =
+        [Int8Weights::Signed, Int8Weights::Unsigned].map(|f| compiled("gated_dynamo", &options(Precision::Int8, f)));
+    let numbers = |module: &Module| -> Vec<Vec<f32>> {
+        let quantised = module.quantised.as_ref().expect("it was quantised");
+        quantised.products.iter().map(|p| quantised.dequantised(&module.graph, p).expect("it fits").0).collect()
+    };
+    assert_eq!(numbers(&signed), numbers(&unsigned));
+}
+
+#[test]
+fn an_activation_is_quantised_once_and_only_the_towers_products_are_taken() {
+    let module = compiled("gated_dynamo", &options(Precision::Int8, Int8Weights::Signed));
+    let quantised = module.quantised.as_ref().expect("it was quantised");
+    let count = |op: &str| module.graph.node_ids().filter(|id| module.graph.node(*id).is(op)).count();
+    // Of an encoder block 4 of attention, 3 of the feed-forward layer; a decoder block has 4 more.
+    assert_eq!((quantised.products.len(), quantised.of(), count("MatMulInteger")), (36, 36, 36));
+    // q, k, v have one; o; both inner matrices; the outer one. In cross-attention q; o; k and v of all blocks together.
+    assert_eq!(count("DynamicQuantizeLinear"), 2 * 4 + 2 * 6 + 1);
+    let head = module.anatomy.head.linear.weight.value().expect("a constant");
+    assert!(quantised.products.iter().all(|p| p.source.weight != head));
+    assert!(module.graph.opsets.iter().all(|(domain, _)| domain.is_empty()), "the default domain alone");
+}
+
+#[test]
+fn what_is_not_as_the_pass_left_it_breaks_the_third_invariant() {
+    let broken = |change: &dyn Fn(&mut Module)| {
+        let mut module = compiled("gated_dynamo", &options(Precision::Int4, Int8Weights::Signed));
+        assert_eq!(module.check(), Ok(()));
+        change(&mut module);
+        module.check().expect_err("it was changed").join("\n")
+    };
+    let first = |module: &Module| module.quantised.as_ref().expect("it was quantised").products[0].clone();
+    let attribute = broken(&|m| m.graph.set_attribute(first(m).by, "block_size", Attribute::Int(16)));
+    assert!(attribute.contains("of pass quantise was changed"), "{attribute}");
+    let constant = broken(&|m| {
+        let NewMatrix::Int4 { scales, .. } = first(m).matrix else { panic!("it is in 4 bits") };
+        let other = Weight::from_f32(
+            m.graph.weight(scales).expect("a constant").dims(),
+            &vec![1.0; m.graph.weight(scales).expect("a constant").elements()],
+        );
+        m.graph.replace_weight(scales, other);
+    });
+    assert!(constant.contains("of pass quantise was changed"), "{constant}");
+    let operand = broken(&|m| {
+        let other = m.anatomy.towers[0].blocks[0].input;
+        let by = first(m).by;
+        m.graph.reconnect(by, 0, other);
+    });
+    assert!(operand.contains("of pass quantise was changed"), "{operand}");
+    let bypass = broken(&|m| {
+        let product = first(m);
+        let b = Builder::new(&mut m.graph, lstc_passes::quantise::QUANTISE);
+        let copy = b.op("Identity", &[product.source.y], Attributes::none());
+        let (node, slot) = m.graph.uses().of(product.source.y)[0];
+        m.graph.reconnect(node, slot, copy);
+    });
+    assert!(bypass.contains("added behind its back") && bypass.contains("was changed"), "{bypass}");
+    let source = broken(&|m| {
+        let norm = m.anatomy.towers[0].final_norm.weight;
+        let zeros = vec![0.0; m.graph.weight(norm).expect("a constant").elements()];
+        let other = Weight::from_f32(&[zeros.len()], &zeros);
+        m.graph.replace_weight(norm, other);
+    });
+    assert!(source.contains("the backbone's value"), "{source}");
+}
+
+/// A rewrite by the command line, and examples for it.
+struct Tuned {
+    folder: tempfile::TempDir,
+}
+
+impl Tuned {
+    fn new(name: &str, flags: &[&str]) -> Tuned {
+        common::runtime();
+        let tuned = Tuned { folder: tempfile::tempdir().expect("a temporary folder") };
+        fs::copy(case(name).join("model.onnx"), tuned.path("model.onnx")).expect("a copy");
+        let row = |i: usize| format!("{{\"input_ids\": [{}, 5, 6, 7], \"labels\": [3, {}, 1]}}\n", i + 2, i % 3 + 4);
+        fs::write(tuned.path("data.jsonl"), (0..12).map(row).collect::<String>()).expect("it can be written");
+        let told = tuned
+            .run(&[&["rewrite", tuned.path("model.onnx").to_str().expect("UTF-8"), "-r", "4"], flags].concat(), "-o");
+        assert!(told.contains("  error ") && told.contains(" of "), "{told}");
+        tuned
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Runs a command that must succeed, with the directory behind `before`.
+    fn run(&self, arguments: &[&str], before: &str) -> String {
+        let directory = self.path("tuned");
+        let done = lstc(&[arguments, &[before, text(&directory)][usize::from(before.is_empty())..]].concat());
+        assert_eq!(done.status.code(), Some(0), "{arguments:?}\n{}{}", stdout(&done), stderr(&done));
+        stdout(&done)
+    }
+
+    /// What `verify` finds wrong.
+    fn failures(&self) -> String {
+        let verdict = lstc(&["verify", text(&self.path("tuned"))]);
+        assert_eq!(verdict.status.code(), Some(1), "{}{}", stdout(&verdict), stderr(&verdict));
+        stdout(&verdict).lines().filter(|line| line.contains("FAILED")).collect()
+    }
+}
+
+#[test]
+fn every_command_takes_it() {
+    for (name, precision) in [("gated_dynamo", "int8"), ("relu_torchscript", "int4"), ("gated_dynamo", "bf16")] {
+        let tuned = Tuned::new(name, &["--backbone", precision]);
+        let verdict = tuned.run(&["verify"], "");
+        assert!(verdict.contains("the errors that the manifest records"), "{verdict}");
+        let data = tuned.path("data.jsonl");
+        tuned.run(&["train", "--train", text(&data), "--eval", text(&data), "--epochs", "2", "--batch-size", "4"], "");
+        tuned.run(&["eval", "--data", text(&data)], "");
+        let inspected = tuned.run(&["inspect"], "");
+        assert!(inspected.contains("quantise ") && inspected.contains("predicted memory"), "{inspected}");
+        let exported = tuned.path("tuned.onnx");
+        tuned.run(&["export", "-o", text(&exported)], "");
+        let model = load(&exported).expect("it is a model");
+        let wanted = match precision {
+            "bf16" => DType::BF16,
+            "int4" => DType::U8,
+            _ => DType::I8,
+        };
+        let matrices =
+            model.value_ids().filter(|v| model.weight(*v).is_some_and(|w| w.dtype() == wanted && w.dims().len() > 1));
+        assert!(matrices.count() >= 32);
+    }
+}
+
+/// In all forms that a head has: with the matrix turned and not, with a bias of the up-projection and a teacher.
+#[test]
+fn a_quantised_head_has_the_gradient_of_its_own_loss() {
+    for (name, flags) in [
+        ("gated_dynamo", &["--backbone", "int8", "--quantise-head"][..]),
+        ("relu_torchscript", &["--backbone", "bf16", "--quantise-head", "--distill", "0.5"]),
+    ] {
+        let tuned = Tuned::new(name, flags);
+        let verdict = tuned.run(&["verify"], "");
+        assert!(verdict.contains("the LM head's matrix against the source's"), "{verdict}");
+        let graph = load(&tuned.path("tuned/train.onnx")).expect("it is a model");
+        let head = |id: &lstc_graph::NodeId| graph.node(*id).origin.name() == "quantise-head";
+        let count = |op: &str| graph.node_ids().filter(head).filter(|id| graph.node(*id).is(op)).count();
+        assert_eq!((count("DequantizeLinear"), count("Gemm"), count("Concat"), count("Slice")), (8, 8, 1, 4));
+        let data = tuned.path("data.jsonl");
+        tuned.run(&["train", "--train", text(&data), "--epochs", "1", "--batch-size", "4"], "");
+        tuned.run(
+            &["export", "-o", text(&tuned.path("tuned.onnx")), "--side", text(&tuned.path("tuned/side.safetensors"))],
+            "",
+        );
+    }
+}
+
+#[test]
+fn what_was_tampered_with_is_found() {
+    let tuned = Tuned::new("relu_torchscript", &["--backbone", "int8"]);
+    let infer = tuned.path("tuned/infer.onnx");
+    let graph = load(&infer).expect("it is a model");
+    let name = |suffix: &str| {
+        let ends = |v: &lstc_graph::ValueId| {
+            graph.weight(*v).is_some_and(|w| w.elements() > 64) && graph.value(*v).name.ends_with(suffix)
+        };
+        graph.value_ids().find(ends).expect("there are quantised matrices")
+    };
+    let place = graph.weight(name("/int8")).and_then(Weight::place).map(|p| (p.file.to_path_buf(), p.offset));
+    let (file, offset) = place.expect("it lies in the data file");
+    let whole = fs::read(&file).expect("it can be read");
+    let mut other = whole.clone();
+    other[offset as usize] ^= 1;
+    fs::write(&file, &other).expect("it can be written");
+    let found = tuned.failures();
+    assert!(found.contains("compiler's, weights and all") && found.contains("3. "), "{found}");
+    fs::write(&file, &whole).expect("it can be written");
+
+    let before = fs::read(&infer).expect("it can be read");
+    let changed = |change: &dyn Fn(&mut Graph)| {
+        let mut graph = load(&infer).expect("it is a model");
+        change(&mut graph);
+        fs::write(&infer, encode(&graph, &DataFiles::of(&graph, &tuned.path("tuned")))).expect("it can be written");
+        let found = tuned.failures();
+        fs::write(&infer, &before).expect("it can be written");
+        found
+    };
+    let scale = changed(&|graph| {
+        let ends = |v: &lstc_graph::ValueId| graph.value(*v).name.ends_with("/scales");
+        let scales = graph.value_ids().find(ends).expect("there are scales");
+        let mut values = graph.weight(scales).and_then(Weight::to_f32).expect("f32");
+        values[0] *= 1.5;
+        graph.replace_weight(scales, Weight::from_f32(&[values.len()], &values));
+    });
+    assert!(scale.contains("3. "), "{scale}");
+    let node = changed(&|graph| {
+        let products: Vec<_> = graph.node_ids().filter(|id| graph.node(*id).is("MatMulInteger")).collect();
+        let other = graph.node(products[1]).input(1).expect("a matrix");
+        graph.reconnect(products[0], 1, other);
+    });
+    assert!(node.contains("3. "), "{node}");
+
+    let manifest = tuned.path("tuned/lst.yaml");
+    let record = fs::read_to_string(&manifest).expect("a manifest");
+    let line = record.lines().find(|line| line.trim_start().starts_with("error:")).expect("errors are recorded");
+    fs::write(&manifest, record.replacen(line, "    error: 0.5", 1)).expect("it can be written");
+    let error = tuned.failures();
+    assert!(error.contains("the errors that the manifest records"), "{error}");
+}
+
+#[test]
+fn products_are_kept_until_the_limit_holds_and_that_is_the_configuration() {
+    let unlimited = Tuned::new("gated_dynamo", &["--backbone", "int4"]);
+    let tuned = Tuned::new(
+        "gated_dynamo",
+        &["--backbone", "int4", "--max-tap-error", "0.2", "--sample", text(&unlimited.path("data.jsonl"))],
+    );
+    let manifest = fs::read_to_string(tuned.path("tuned/lst.yaml")).expect("a manifest");
+    assert!(manifest.contains("within_limit: true") && manifest.contains("  kept:\n  - "), "{manifest}");
+    let errors: Vec<f64> = manifest
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("error: "))
+        .map(|error| error.parse().expect("a number"))
+        .collect();
+    assert!(errors.len() == 4 && errors.iter().all(|e| *e <= 0.2), "{errors:?}");
+    tuned.run(&["verify"], "");
+
+    // Nothing is measured anew: the library that would do it is not found.
+    let (config, again) = (tuned.path("tuned/lst.yaml"), tuned.path("again"));
+    let done = std::process::Command::new(env!("CARGO_BIN_EXE_lstc"))
+        .args(["rewrite", "--config", text(&config), "-o", text(&again)])
+        .env("ORT_DYLIB_PATH", "/nowhere/libonnxruntime.so")
+        .output()
+        .expect("lstc runs");
+    assert!(done.status.success(), "{}", stderr(&done));
+    for entry in fs::read_dir(tuned.path("tuned")).expect("a folder").flatten() {
+        let same = fs::read(entry.path()).ok() == fs::read(again.join(entry.file_name())).ok();
+        assert!(same, "{:?} differs", entry.file_name());
+    }
+    let impossible = lstc(&[
+        "rewrite",
+        text(&tuned.path("model.onnx")),
+        "-o",
+        text(&tuned.path("not")),
+        "--backbone",
+        "int4",
+        "--max-tap-error",
+        "1e-9",
+    ]);
+    assert!(impossible.status.success(), "{}", stderr(&impossible));
+    let all = stderr(&impossible).contains("does not bring every tap's error below")
+        || stdout(&impossible).contains("0 of 36");
+    assert!(all, "{}{}", stdout(&impossible), stderr(&impossible));
+}
+
+#[test]
+fn the_fastest_is_measured_and_recorded_by_its_name() {
+    let tuned = Tuned { folder: tempfile::tempdir().expect("a temporary folder") };
+    common::runtime();
+    let model = case("gated_dynamo").join("model.onnx");
+    let done =
+        lstc(&["rewrite", text(&model), "-o", text(&tuned.path("tuned")), "--backbone", "auto", "--format", "json"]);
+    assert!(done.status.success(), "{}", stderr(&done));
+    let report: serde_json::Value = serde_json::from_str(&stdout(&done)).expect("it is JSON");
+    let candidates = report["candidates"].as_array().expect("they are told");
+    assert!(candidates.len() == 3 && candidates.iter().all(|c| c["seconds"].is_number()), "{candidates:?}");
+    let manifest = fs::read_to_string(tuned.path("tuned/lst.yaml")).expect("a manifest");
+    let wanted = format!("backbone:\n  type: {}\n", candidates[0]["type"].as_str().expect("a name"));
+    assert!(manifest.contains(&wanted), "{manifest}");
+}
+
+#[test]
+fn what_cannot_be_is_refused() {
+    let model = case("gated_dynamo").join("model.onnx");
+    let refused = |flags: &[&str]| {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let done = lstc(&[&["rewrite", text(&model), "-o", text(&folder.path().join("tuned"))], flags].concat());
+        assert_ne!(done.status.code(), Some(0), "{flags:?}");
+        stderr(&done)
+    };
+    assert!(refused(&["--backbone", "int7"]).contains("int7"));
+    assert!(refused(&["--backbone", "int8", "--max-tap-error", "0"]).contains("must be positive"));
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let config = folder.path().join("config.yaml");
+    fs::write(&config, "backbone: {type: int8, kept: [nothing]}\n").expect("it can be written");
+    assert!(refused(&["--config", text(&config)]).contains("names `nothing`, which no product"));
+}
