@@ -5,8 +5,10 @@ use std::ffi::CStr;
 use std::ptr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use ort::AsPointer as _;
 use ort::environment::Environment;
 use ort::logging::LogLevel;
+use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 
 use super::error::{Error, Result};
 use super::library::Library;
@@ -53,6 +55,7 @@ impl Runtime {
             environment.inspect(|environment| environment.set_log_level(LogLevel::Error))
         };
         let environment = environment.map_err(|source| Error::Start { source })?;
+        share_arena(&environment).map_err(|source| Error::Start { source })?;
         Ok(LOADED.get_or_init(|| Runtime { library: library.clone(), environment }))
     }
 
@@ -90,5 +93,26 @@ impl Runtime {
 
     pub(super) fn environment(&self) -> &Environment {
         &self.environment
+    }
+}
+
+/// Gives all sessions that ask for it one arena on the CPU, which grows by what is asked for: what one session leaves, the
+/// next one uses.
+///
+/// ONNX Runtime's own way is an arena for each session, which grows by doubling.
+fn share_arena(environment: &Environment) -> ort::Result<()> {
+    const SAME_AS_REQUESTED: i32 = 1;
+    const OWN_CHOICE: i32 = -1;
+    let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Arena, MemoryType::Default)?;
+    let mut arena = ptr::null_mut();
+    let api = ort::api();
+    // SAFETY: the calls follow the C API. The environment and the memory's description outlive them; the configuration is
+    // copied, and released here where it was made.
+    unsafe {
+        let made = (api.CreateArenaCfg)(0, SAME_AS_REQUESTED, OWN_CHOICE, OWN_CHOICE, &mut arena);
+        ort::Error::result_from_status(made)?;
+        let done = (api.CreateAndRegisterAllocator)(environment.ptr().cast_mut(), memory.ptr(), arena);
+        (api.ReleaseArenaCfg)(arena);
+        ort::Error::result_from_status(done)
     }
 }

@@ -158,6 +158,7 @@ impl<'r> SessionBuilder<'r> {
         let mut options = options.with_deterministic_compute(self.deterministic).map_err(refused)?;
         // A pattern is one block for all values of a run, which is more than what is alive at once.
         options = options.with_memory_pattern(false).map_err(refused)?;
+        options = options.with_env_allocators().map_err(refused)?;
         if self.mapped {
             options = options.with_config_entry("session.disable_prepacking", "1").map_err(refused)?;
         }
