@@ -1,6 +1,7 @@
 //! Side networks in safetensors files, under the reference's state-dict names.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::Path;
@@ -13,6 +14,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors, View};
 
 use crate::report::Hinted;
+use crate::runtime::{DeviceTensor, Error};
 
 /// Trainable tensors by name.
 pub type Side = BTreeMap<String, ArrayD<f32>>;
@@ -20,23 +22,34 @@ pub type Side = BTreeMap<String, ArrayD<f32>>;
 /// What a file says besides its tensors.
 pub type Metadata = HashMap<String, String>;
 
-/// Writes a side network.
+/// Writes a side network. The file appears whole.
 ///
 /// # Errors
 /// From the file system.
 pub fn save(path: &Path, side: &Side) -> anyhow::Result<()> {
-    save_with(path, side, &[])
+    let views: Vec<(&str, Streamed)> = side.iter().map(|(name, array)| (name.as_str(), Streamed(array))).collect();
+    write(path, views, format())
 }
 
-/// Writes a side network with metadata. The file appears whole.
+
+/// Writes tensors that lie on a device, one after the other, with metadata. The file appears whole.
 ///
 /// # Errors
-/// From the file system; a file that was there is then as it was.
-pub fn save_with(path: &Path, side: &Side, metadata: &[(&str, String)]) -> anyhow::Result<()> {
+/// From the file system, or the device; a file that was there is then as it was.
+pub fn save_on_device(
+    path: &Path,
+    tensors: &[(String, DeviceTensor)],
+    metadata: &[(&str, String)],
+) -> anyhow::Result<()> {
+    let failure = RefCell::new(None);
+    let views: Vec<(&str, Lying)> =
+        tensors.iter().map(|(name, tensor)| (name.as_str(), Lying { tensor, failure: &failure })).collect();
     let mut all = format();
     all.extend(metadata.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
-    let views: Vec<(&str, Streamed)> = side.iter().map(|(name, array)| (name.as_str(), Streamed(array))).collect();
-    write(path, views, all)
+    crate::files::replace(path, |file| {
+        safetensors::serialize_to_file(views, Some(all), file.path())?;
+        failure.take().map_or(Ok(()), |error: Error| Err(error.into()))
+    })
 }
 
 /// Writes initial values, each of which is drawn when its turn comes.
@@ -75,6 +88,37 @@ impl View for Drawn<'_> {
 
     fn data_len(&self) -> usize {
         self.0.dims().iter().product::<usize>() * 4
+    }
+}
+
+/// A tensor on a device, which is read when its turn comes.
+struct Lying<'a> {
+    tensor: &'a DeviceTensor,
+    /// Why a tensor could not be read.
+    failure: &'a RefCell<Option<Error>>,
+}
+
+impl View for Lying<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.tensor.dims()
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        match self.tensor.read() {
+            Ok(array) => array.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>().into(),
+            Err(error) => {
+                self.failure.replace(Some(error));
+                vec![0; self.data_len()].into()
+            }
+        }
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.dims().iter().product::<usize>() * 4
     }
 }
 

@@ -8,6 +8,7 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::runtime::DeviceTensor;
 use crate::side::{self, Side};
 
 /// The file of a run's last checkpoint.
@@ -92,8 +93,8 @@ impl Identity {
 ///
 /// # Errors
 /// From the file system; the one before is then as it was.
-pub fn save(path: &Path, state: &Side, progress: &Progress) -> anyhow::Result<()> {
-    side::save_with(path, state, &[(KEY, serde_json::to_string(progress)?)])
+pub fn save(path: &Path, state: &[(String, DeviceTensor)], progress: &Progress) -> anyhow::Result<()> {
+    side::save_on_device(path, state, &[(KEY, serde_json::to_string(progress)?)])
 }
 
 /// Reads a checkpoint.

@@ -180,7 +180,7 @@ pub fn train(request: &Request, mut tell: impl FnMut(Event)) -> anyhow::Result<S
     let run = Run::new(request, &opened, out, &mut tell)?;
     let cache = run.cache()?;
     let (state, progress) = run.begin()?;
-    let summary = run.go(&state, progress, cache, tell);
+    let summary = run.go(state, progress, cache, tell);
     drop(lock);
     summary
 }

@@ -106,9 +106,7 @@ impl<'r> Run<'r> {
             fs::remove_file(stale).with_context(|| format!("cannot remove `{}`", stale.display()))?;
         }
         let progress = Progress { step: 0, epochs: 0, best: None, identity: self.identity.clone() };
-        let initial = self.opened.initial()?;
-        checkpoint::save(&self.out.join(CHECKPOINT), &initial, &progress)?;
-        Ok((initial, progress))
+        Ok((self.opened.initial()?, progress))
     }
 
     /// The cache of the run's taps, where it has one.
@@ -128,7 +126,7 @@ impl<'r> Run<'r> {
 
     pub(super) fn go(
         &self,
-        state: &Side,
+        state: Side,
         mut progress: Progress,
         cache: Option<Cache>,
         mut tell: impl FnMut(Event),
@@ -136,7 +134,11 @@ impl<'r> Run<'r> {
         let options = &self.request.train;
         let accumulates = options.accumulate > 1;
         let runs = self.runs(progress.step);
-        let (mut stepper, backbone) = Stepper::open(self.opened, &self.execution, state, accumulates, runs)?;
+        let (mut stepper, backbone) = Stepper::open(self.opened, &self.execution, &state, accumulates, runs)?;
+        drop(state);
+        if !self.request.resume {
+            self.save(&stepper, &progress)?;
+        }
         let mut source = TapSource::new(self.opened, backbone, cache)?;
         tell(Event::Begins(&Plan { cache: source.holding(), ..self.plan(progress.step) }));
         let mut log = Log::open(&self.out, progress.step, progress.epochs)?;
@@ -281,12 +283,11 @@ impl<'r> Run<'r> {
         tell: &mut impl FnMut(Event),
     ) -> anyhow::Result<()> {
         let (step, number) = (progress.step, epoch + 1);
-        let state = stepper.state()?;
         match &self.eval {
             Some(eval) => {
                 let begun = Instant::now();
                 let Some(metrics) = self.evaluate(stepper, eval, tell)? else {
-                    return checkpoint::save(&self.out.join(CHECKPOINT), &state, progress);
+                    return self.save(stepper, progress);
                 };
                 let (loss, accuracy) = (metrics.loss, metrics.accuracy);
                 let here = Best { step, epoch: number, loss, accuracy };
@@ -296,14 +297,14 @@ impl<'r> Run<'r> {
                 log.write(&line)?;
                 if is_best {
                     progress.best = Some(here);
-                    self.save_best(&state, step)?;
+                    self.save_best(stepper, step)?;
                 }
                 tell(Event::Evaluated { line: &line, is_best });
             }
-            None => self.save_best(&state, step)?,
+            None => self.save_best(stepper, step)?,
         }
         progress.epochs = number;
-        checkpoint::save(&self.out.join(CHECKPOINT), &state, progress)
+        self.save(stepper, progress)
     }
 
     fn evaluate(
@@ -326,15 +327,12 @@ impl<'r> Run<'r> {
     }
 
     fn save(&self, stepper: &Stepper, progress: &Progress) -> anyhow::Result<()> {
-        checkpoint::save(&self.out.join(CHECKPOINT), &stepper.state()?, progress)
+        checkpoint::save(&self.out.join(CHECKPOINT), stepper.all(), progress)
     }
 
     /// Writes the side network alone.
-    fn save_best(&self, state: &Side, step: u64) -> anyhow::Result<()> {
-        let parameter = |name: &str| self.opened.record.parameters.iter().any(|p| p.name == name);
-        let side: Side =
-            state.iter().filter(|(name, _)| parameter(name)).map(|(n, v)| (n.clone(), v.clone())).collect();
-        side::save_with(&self.out.join(BEST), &side, &[("lstc.step", step.to_string())])
+    fn save_best(&self, stepper: &Stepper, step: u64) -> anyhow::Result<()> {
+        side::save_on_device(&self.out.join(BEST), stepper.parameters(), &[("lstc.step", step.to_string())])
     }
 }
 

@@ -245,6 +245,11 @@ impl<'o> Stepper<'o> {
         &self.state[..self.parameters]
     }
 
+    /// The parameters and their moments, on the device.
+    pub fn all(&self) -> &[(String, DeviceTensor)] {
+        &self.state
+    }
+
     /// A copy of the parameters and their moments.
     ///
     /// # Errors
