@@ -31,7 +31,6 @@ pub fn save(path: &Path, side: &Side) -> anyhow::Result<()> {
     write(path, views, format())
 }
 
-
 /// Writes tensors that lie on a device, one after the other, with metadata. The file appears whole.
 ///
 /// # Errors

@@ -252,7 +252,7 @@ fn step_error(
         let is_second = name.starts_with("adam.v/");
         inputs.push((name.clone(), noise.mapv(|v| if is_second { 1e-4 * v * v } else { 0.01 * v }).into()));
     }
-    let next = point.keys().chain(moments.iter().map(|(name, _)| name)).map(|name| format!("{name}.next"));
+    let next = point.keys().chain(moments.keys()).map(|name| format!("{name}.next"));
     let outputs: Vec<String> = std::iter::once("grad_norm".to_owned()).chain(next).collect();
     let whole = run(&mut train, &inputs, &outputs);
     inputs.extend(point.keys().map(|n| format!("{n}.grad")).zip(gradients[1..].iter().cloned()));

@@ -19,7 +19,7 @@ pub struct Parts {
     pub side: Graph,
 }
 
-/// Takes a graph that [`crate::artifacts`] made apart.
+/// Takes a graph that [`crate::artifacts()`] made apart.
 ///
 /// # Errors
 /// A product or a table of the backbone that the side graph would still compute, because something else than the taps

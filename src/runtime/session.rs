@@ -159,6 +159,8 @@ impl<'r> SessionBuilder<'r> {
         // A pattern is one block for all values of a run, which is more than what is alive at once.
         options = options.with_memory_pattern(false).map_err(refused)?;
         options = options.with_env_allocators().map_err(refused)?;
+        // Threads of a session that waits would take the cores from the one that runs.
+        options = options.with_config_entry("session.force_spinning_stop", "1").map_err(refused)?;
         if self.mapped {
             options = options.with_config_entry("session.disable_prepacking", "1").map_err(refused)?;
         }
