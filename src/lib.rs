@@ -1,5 +1,6 @@
 //! `lstc`: a compiler from an ONNX transformer to a ladder side-tuning training step.
 
+pub mod bench;
 pub mod cache;
 pub mod commands;
 pub mod data;

@@ -1,5 +1,6 @@
 //! The command line: one file a command, each with its arguments and its `run`.
 
+mod bench;
 mod cache;
 mod data_flags;
 mod eval;
@@ -36,6 +37,7 @@ Examples:
   lstc export tuned/ -o tuned.onnx     one inference model for any ONNX Runtime
   lstc import tuned/ --side FILE       start from a side network that was trained elsewhere
   lstc verify tuned/                   proof that the rewrite is right
+  lstc bench t5.onnx                   what training costs on this machine
   lstc runtime install                 fetch the ONNX Runtime library, once
   lstc runtime show                    tell which library is used, and why
 
@@ -58,6 +60,7 @@ enum Command {
     Export(export::Export),
     Import(import::Import),
     Verify(verify::Verify),
+    Bench(bench::Bench),
     Runtime(runtime::Runtime),
     /// Print the completions of a shell
     #[command(after_long_help = "Example:\n  lstc completions bash > ~/.local/share/bash-completion/completions/lstc")]
@@ -77,6 +80,7 @@ pub fn main() -> Exit {
         Command::Export(export) => export.run(),
         Command::Import(import) => import.run(),
         Command::Verify(verify) => verify.run(),
+        Command::Bench(bench) => bench.run(),
         Command::Runtime(runtime) => runtime.run(),
         Command::Completions { shell } => completions(shell),
     };

@@ -1,0 +1,166 @@
+//! What training costs on this machine: seconds and memory of a step, with the backbone as it is and quantised.
+//!
+//! Each row is measured in a process of its own, which does nothing else: its peak is the row's. The batch is of random
+//! tokens without padding; neither time nor memory depends on what they are.
+
+mod row;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, bail};
+use lstc_passes::Options;
+use lstc_passes::options::{Init, Precision};
+use serde::{Deserialize, Serialize};
+
+use crate::report::{self, Bytes};
+use crate::rewrite::{Request, SourceModel, manifest, rewrite};
+use crate::runtime::Device;
+use crate::train::Started;
+pub use row::measure;
+
+/// What a row is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Part {
+    /// The backbone alone, up to its last tap: its forward pass without the LM head
+    Forward,
+    /// A step of training
+    Step,
+    /// A step of training on taps that were kept: the side network alone
+    Cached,
+}
+
+impl Part {
+    pub const ALL: [Part; 3] = [Part::Forward, Part::Step, Part::Cached];
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Part::Forward => "forward",
+            Part::Step => "step",
+            Part::Cached => "cached",
+        })
+    }
+}
+
+/// How it is measured.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub batch: usize,
+    pub source_length: usize,
+    pub target_length: usize,
+    /// Measured runs; those before them, which warm up, do not count.
+    pub runs: usize,
+    pub threads: usize,
+    pub device: Device,
+}
+
+/// What was measured.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Row {
+    pub backbone: Precision,
+    pub part: Part,
+    /// The median, and the fastest.
+    pub seconds: f64,
+    pub best: f64,
+    /// Tokens of sources and targets.
+    pub tokens_per_second: f64,
+    /// The most that the process had resident, from the first run on.
+    pub peak_memory: u64,
+}
+
+/// Rows, and what they are of.
+#[derive(Clone, Debug, Serialize)]
+pub struct Table {
+    pub model: PathBuf,
+    pub batch: usize,
+    pub source_length: usize,
+    pub target_length: usize,
+    pub threads: usize,
+    pub device: Device,
+    pub rows: Vec<Row>,
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Table { batch, source_length, target_length, threads, device, .. } = self;
+        let sizes = format!("batch {batch}, {source_length} tokens in, {target_length} out");
+        writeln!(f, "{}: {sizes}; {device}, {threads} threads", self.model.display())?;
+        let rows = self.rows.iter().map(|row| {
+            [
+                row.backbone.to_string(),
+                match row.part {
+                    Part::Forward => "the backbone alone".to_owned(),
+                    Part::Step => "a step of training".to_owned(),
+                    Part::Cached => "a step on kept taps".to_owned(),
+                },
+                format!("{:.3}", row.seconds),
+                format!("{:.3}", row.best),
+                format!("{:.0}", row.tokens_per_second),
+                Bytes(row.peak_memory).to_string(),
+            ]
+        });
+        write!(f, "{}", report::table(["backbone", "", "s, median", "s, best", "tokens/s", "peak memory"], rows))
+    }
+}
+
+/// Measures a model, rewritten for each precision into a temporary folder, or a rewritten directory as it is.
+///
+/// # Errors
+/// A model that cannot be rewritten; a row that could not be measured, with what its process says.
+pub fn bench(
+    model: &[PathBuf],
+    precisions: &[Precision],
+    parts: &[Part],
+    settings: &Settings,
+    mut progress: impl FnMut(&str),
+) -> anyhow::Result<Table> {
+    let scratch = tempfile::Builder::new().prefix("lstc-bench-").tempdir()?;
+    let mut rows = Vec::new();
+    let directories: Vec<(PathBuf, Option<Precision>)> = match model {
+        [one] if manifest::is_rewritten(one) => vec![(one.clone(), None)],
+        _ => precisions.iter().map(|p| (scratch.path().join(p.to_string()), Some(*p))).collect(),
+    };
+    for (directory, precision) in directories {
+        if let Some(precision) = precision {
+            progress(&format!("rewriting, backbone {precision}"));
+            let mut options = Options::default();
+            options.method.init = Init::Random;
+            options.backbone.precision = precision;
+            let model = SourceModel::find(model)?;
+            rewrite(
+                Request { model, options, training: Started::default(), output: &directory, force: false },
+                |_, _| (),
+            )?;
+        }
+        for part in parts {
+            progress(&format!("measuring {part}{}", precision.map_or_else(String::new, |p| format!(", backbone {p}"))));
+            rows.push(apart(&directory, *part, settings)?);
+        }
+    }
+    let Settings { batch, source_length, target_length, threads, device, .. } = *settings;
+    let model = model.first().cloned().unwrap_or_default();
+    Ok(Table { model, batch, source_length, target_length, threads, device, rows })
+}
+
+/// Measures a row in a process of its own.
+fn apart(directory: &Path, part: Part, settings: &Settings) -> anyhow::Result<Row> {
+    let number = |n: usize| n.to_string();
+    let done = Command::new(std::env::current_exe()?)
+        .arg("bench")
+        .arg(directory)
+        .args(["--row", &part.to_string(), "--device", &settings.device.to_string()])
+        .args(["--batch", &number(settings.batch), "--source-length", &number(settings.source_length)])
+        .args(["--target-length", &number(settings.target_length), "--runs", &number(settings.runs)])
+        .args(["--threads", &number(settings.threads)])
+        .output()
+        .context("the process that measures cannot be started")?;
+    if !done.status.success() {
+        let said = String::from_utf8_lossy(&done.stderr);
+        bail!("`{part}` could not be measured\n{}", said.trim().trim_start_matches("error: "));
+    }
+    serde_json::from_slice(&done.stdout).context("the process that measures gave no row")
+}

@@ -1,0 +1,118 @@
+//! One row, measured in this process.
+
+use std::time::Instant;
+
+use anyhow::bail;
+use lstc_graph::Dim;
+use ndarray::{Array2, Array3};
+
+use super::{Part, Row, Settings};
+use crate::data::Batch;
+use crate::rewrite::manifest;
+use crate::rewrite::opened::{Execution, Opened};
+use crate::runtime::{Resident, Runtime, Tensor, find};
+use crate::train::{Backbone, Stepper, Taps};
+
+/// Runs before those that count.
+const WARM_UP: usize = 2;
+
+/// A learning rate that changes nothing much.
+const RATE: f64 = 1e-4;
+
+/// Measures a part of a rewritten directory.
+///
+/// # Errors
+/// A directory that is none; sizes that its graphs do not take; from ONNX Runtime.
+pub fn measure(directory: &std::path::Path, part: Part, settings: &Settings) -> anyhow::Result<Row> {
+    let opened = Opened::new(directory)?;
+    let backbone = manifest::read(directory)?.options().backbone.precision;
+    let runtime = Runtime::load(&find(settings.device)?)?;
+    let execution = Execution { runtime, device: settings.device, threads: settings.threads, mapped: false };
+    let batch = batch(&opened, settings)?;
+    let mut timed: Box<dyn FnMut(u64) -> anyhow::Result<f64>> = match part {
+        Part::Forward => {
+            let mut backbone = Backbone::new(&opened, opened.parts("train.onnx")?.backbone, &execution);
+            let batch = &batch;
+            Box::new(move |_| clocked(|| backbone.taps(batch).map(drop)))
+        }
+        Part::Step => {
+            let (mut stepper, mut backbone) = Stepper::open(&opened, &execution, &opened.initial()?, false, 0)?;
+            let batches = std::slice::from_ref(&batch);
+            Box::new(move |run| clocked(|| stepper.step(batches, |batch| backbone.taps(batch), run, RATE).map(drop)))
+        }
+        Part::Cached => {
+            let (mut stepper, _) = Stepper::open(&opened, &execution, &opened.initial()?, false, 0)?;
+            let (kept, batches) = (taps(&opened, &batch)?, std::slice::from_ref(&batch));
+            Box::new(move |run| {
+                clocked(|| stepper.step(batches, |_| Ok(Taps::OnHost(kept.clone())), run, RATE).map(drop))
+            })
+        }
+    };
+    let mut seconds = Vec::new();
+    for run in 1..=WARM_UP + settings.runs {
+        let taken = timed(run as u64)?;
+        if run > WARM_UP {
+            seconds.push(taken);
+        }
+    }
+    seconds.sort_by(f64::total_cmp);
+    let median = seconds[seconds.len() / 2];
+    Ok(Row {
+        backbone,
+        part,
+        seconds: median,
+        best: seconds[0],
+        tokens_per_second: batch.tokens as f64 / median.max(1e-9),
+        peak_memory: Resident::read().peak,
+    })
+}
+
+/// Seconds that something takes.
+fn clocked(run: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<f64> {
+    let begun = Instant::now();
+    run()?;
+    Ok(begun.elapsed().as_secs_f64())
+}
+
+/// Token ids that no vocabulary lacks, none of them special.
+fn batch(opened: &Opened, settings: &Settings) -> anyhow::Result<Batch> {
+    let fixed = opened.fixed();
+    let rows = fixed.batch.unwrap_or(settings.batch);
+    let source = fixed.source.unwrap_or(settings.source_length);
+    let target = fixed.target.unwrap_or(settings.target_length);
+    let vocabulary = opened.record.model.vocabulary as i64;
+    if vocabulary <= 8 {
+        bail!("a vocabulary of {vocabulary} tokens is too small to measure with");
+    }
+    let tokens = |length: usize, step: i64| {
+        Array2::from_shape_fn((rows, length), |(row, at)| 3 + (row as i64 * 7919 + at as i64 * step) % (vocabulary - 3))
+    };
+    Ok(Batch {
+        rows: (1..=rows as u64).collect(),
+        source: tokens(source, 104_729),
+        source_mask: Array2::ones((rows, source)),
+        target_in: tokens(target, 1299),
+        target_mask: Array2::ones((rows, target)),
+        labels: tokens(target, 15_485),
+        counted: rows * target,
+        tokens: rows * (source + target),
+    })
+}
+
+/// Numbers in the place of what the backbone would give.
+fn taps(opened: &Opened, batch: &Batch) -> anyhow::Result<Vec<(String, Tensor)>> {
+    let graph = opened.parts("train.onnx")?.backbone;
+    let last = opened.record.taps.last().map(|tap| tap.tower);
+    let tap = |value: &lstc_graph::ValueId| {
+        let name = &graph.value(*value).name;
+        let tower = opened.record.taps.iter().find(|tap| tap.value == *name).map(|tap| tap.tower);
+        let width = match graph.shape(*value).and_then(|shape| shape.last().cloned()) {
+            Some(Dim::Value(width)) => usize::try_from(width)?,
+            _ => bail!("the tap `{name}` has no fixed width"),
+        };
+        let (rows, length) = if tower == last { batch.target_in.dim() } else { batch.source.dim() };
+        let numbers = |(row, at, column)| (((row * 31 + at * 17 + column * 7) % 201) as f32 - 100.0) / 50.0;
+        Ok((name.clone(), Array3::from_shape_fn((rows, length, width), numbers).into()))
+    };
+    graph.outputs.iter().map(tap).collect()
+}
