@@ -1,4 +1,13 @@
-//! What memory this process holds, as the kernel counts it.
+//! What memory this process holds, as the kernel counts it, and what of it ONNX Runtime's arena holds, by its own count.
+
+use std::ffi::{CStr, c_char};
+use std::ptr;
+
+use ort::AsPointer as _;
+use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
+
+use super::error::{Error, Result};
+use super::session::Session;
 
 /// Bytes of memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -14,6 +23,44 @@ impl Resident {
     pub fn read() -> Resident {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         Resident { now: field(&status, "VmRSS:"), peak: field(&status, "VmHWM:") }
+    }
+}
+
+/// Bytes in the arena that sessions on the CPU share: values, and weights in the kernels' own layout.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Arena {
+    pub in_use: u64,
+    /// The most that was in use at once.
+    pub peak: u64,
+    /// What the arena has of the process's memory.
+    pub reserved: u64,
+}
+
+impl Session {
+    /// The arena of this session, and of all others on the CPU.
+    ///
+    /// # Errors
+    /// A library that does not count.
+    pub fn arena(&self) -> Result<Arena> {
+        let run = |source| Error::Run { source };
+        let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Arena, MemoryType::Default);
+        let allocator = Allocator::new(&self.session, memory.map_err(run)?).map_err(run)?;
+        let mut pairs = ptr::null_mut();
+        let api = ort::api();
+        // SAFETY: the calls follow the C API: the pairs are the caller's until they are released, and a value is a
+        // NUL-terminated text of theirs, or null.
+        unsafe {
+            ort::Error::result_from_status((api.AllocatorGetStats)(allocator.ptr(), &mut pairs)).map_err(run)?;
+            let number = |key: &CStr| {
+                let text: *const c_char = (api.GetKeyValue)(pairs, key.as_ptr());
+                let text = (!text.is_null()).then(|| CStr::from_ptr(text).to_string_lossy());
+                text.and_then(|text| text.parse().ok()).unwrap_or_default()
+            };
+            let arena =
+                Arena { in_use: number(c"InUse"), peak: number(c"MaxInUse"), reserved: number(c"TotalAllocated") };
+            (api.ReleaseKeyValuePairs)(pairs);
+            Ok(arena)
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use ndarray::{ArrayD, IxDyn};
 use super::backbone::{Backbone, Taps};
 use crate::data::Batch;
 use crate::rewrite::opened::{Execution, Opened};
-use crate::runtime::{Binding, DeviceTensor, Session, Tensor};
+use crate::runtime::{Arena, Binding, DeviceTensor, Session, Tensor};
 use crate::side::Side;
 
 /// What a step measures.
@@ -238,6 +238,14 @@ impl<'o> Stepper<'o> {
                 Ok(Outcome { loss, grad_norm })
             }
         }
+    }
+
+    /// What the sessions of this process hold on the CPU.
+    ///
+    /// # Errors
+    /// From ONNX Runtime.
+    pub fn arena(&self) -> anyhow::Result<Arena> {
+        Ok(self.state_session().arena()?)
     }
 
     /// The parameters, on the device.
