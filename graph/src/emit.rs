@@ -235,6 +235,15 @@ impl<'g> Builder<'g> {
         self.shaped(y, dims)
     }
 
+    /// A value's shape as an i64 vector: a constant where it is one.
+    pub fn shape_of(&self, x: ValueId) -> ValueId {
+        let size = |dim: &Dim| if let Dim::Value(size) = dim { Some(i64::from(*size)) } else { None };
+        match self.shape(x).and_then(|dims| dims.iter().map(size).collect::<Option<Vec<i64>>>()) {
+            Some(dims) => self.i64s(&dims),
+            None => self.op("Shape", &[x], Attributes::none()),
+        }
+    }
+
     /// The dimensions `start..end` of a value's shape, as an i64 vector.
     pub fn shape_slice(&self, x: ValueId, start: i64, end: i64) -> ValueId {
         if self.opset() >= 15 {

@@ -149,7 +149,7 @@ fn cross_entropy(
     let loss = b.neg(b.div(b.op("Sum", &losses, Attributes::none()), number));
     let gradient = b.div(b.concat(&gradients, 0), number);
     // The rows that do not count have a gradient of zero.
-    let zeros = b.op("Expand", &[b.f32(0.0), b.shape_slice(y, 0, 2)], Attributes::none());
+    let zeros = b.op("Expand", &[b.f32(0.0), b.shape_of(y)], Attributes::none());
     let index = b.unsqueeze(positions, 1);
     (loss, b.op("ScatterND", &[zeros, index, gradient], Attributes::none()))
 }

@@ -5,8 +5,8 @@
 //! side:     taps, model's inputs (for masks and position buckets), labels, parameters, ... -> what the graph gives
 //! ```
 //!
-//! Ensures: the side graph computes no hidden state of the backbone. So it may run while the backbone reads another batch,
-//! or on taps that were kept.
+//! Ensures: the side graph computes no hidden state of the backbone. So it may run while the backbone reads another batch, and
+//! on taps that were kept, unless the sizes of masks are to be had from hidden states alone.
 
 use lstc_graph::{Builder, Dim, Graph, NodeId, Origin, ValueId};
 
@@ -17,17 +17,37 @@ pub struct Parts {
     /// Its outputs are the taps that the side graph reads, in the order in which they were given.
     pub backbone: Graph,
     pub side: Graph,
+    /// Why the side graph takes more of the backbone than taps: masks and bucket indices then lie behind the taps.
+    pub entangled: Option<String>,
 }
 
 /// Takes a graph that [`crate::artifacts()`] made apart.
-///
-/// # Errors
-/// A product or a table of the backbone that the side graph would still compute, because something else than the taps
-/// leads there.
-pub fn parts(graph: &Graph, taps: &[ValueId]) -> Result<Parts, String> {
-    let mut graph = graph.clone();
-    measure_inputs(&mut graph, taps);
-    let (backbone, side) = graph.divide(taps);
+pub fn parts(graph: &Graph, taps: &[ValueId]) -> Parts {
+    let mut measured = graph.clone();
+    measure_inputs(&mut measured, taps);
+    let (backbone, side) = measured.divide(taps);
+    let Some(heavy) = heavy(&side) else { return Parts { backbone, side, entangled: None } };
+    let reason = format!(
+        "the model takes the sizes of its masks or position buckets from its hidden states, by `{}`",
+        side.node(heavy).name
+    );
+    let (backbone, side) = graph.divide(&[taps, &read_besides(graph, taps)].concat());
+    Parts { backbone, side, entangled: Some(reason) }
+}
+
+/// What new nodes read of the backbone besides the taps.
+fn read_besides(graph: &Graph, taps: &[ValueId]) -> Vec<ValueId> {
+    let is_new = |id: &NodeId| !is_backbone(&graph.node(*id).origin);
+    let of_backbone = |v: &ValueId| graph.producer_of(*v).is_some_and(|(id, _)| is_backbone(&graph.node(id).origin));
+    let read = graph.node_ids().filter(is_new).flat_map(|id| graph.node(id).inputs.iter().flatten().copied());
+    let mut besides: Vec<ValueId> = read.filter(|v| of_backbone(v) && !taps.contains(v)).collect();
+    besides.sort_unstable();
+    besides.dedup();
+    besides
+}
+
+/// A node of the backbone that multiplies with weights or looks into a table.
+fn heavy(side: &Graph) -> Option<NodeId> {
     let is_heavy = |id| {
         let node = side.node(id);
         let is_matrix = |v: &ValueId| side.weight(*v).is_some_and(|w| w.dims().iter().filter(|d| **d > 1).count() > 1);
@@ -35,14 +55,7 @@ pub fn parts(graph: &Graph, taps: &[ValueId]) -> Result<Parts, String> {
             || node.is("Gather") && node.inputs.first().copied().flatten().is_some_and(|v| is_matrix(&v));
         is_backbone(&node.origin) && reads_weights
     };
-    if let Some(id) = side.node_ids().find(|id| is_heavy(*id)) {
-        return Err(format!(
-            "the mask or position bias of the model depends on its hidden states, by `{}`: the side network cannot run \
-             without the backbone",
-            side.node(id).name
-        ));
-    }
-    Ok(Parts { backbone, side })
+    side.node_ids().find(|id| is_heavy(*id))
 }
 
 /// Exporters take the sizes of masks and position buckets from whatever has them, be it the keys of the first attention.

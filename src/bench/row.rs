@@ -101,7 +101,7 @@ fn batch(opened: &Opened, settings: &Settings) -> anyhow::Result<Batch> {
 
 /// Numbers in the place of what the backbone would give.
 fn taps(opened: &Opened, batch: &Batch) -> anyhow::Result<Vec<(String, Tensor)>> {
-    let graph = opened.parts("train.onnx")?.backbone;
+    let graph = opened.tapped("train.onnx")?;
     let last = opened.record.taps.last().map(|tap| tap.tower);
     let tap = |value: &lstc_graph::ValueId| {
         let name = &graph.value(*value).name;

@@ -142,7 +142,7 @@ impl Build {
         let corpus = read_corpus(&opened, &started.data, tokenizer.as_ref(), &data, &scratch, &mut tell)?;
         talk.line.clear();
 
-        let graph = opened.parts("grad.onnx")?.backbone;
+        let graph = opened.tapped("grad.onnx")?;
         let identity = Identity::new(&opened, &graph, &corpus)?;
         let (element, budget) = (self.cache_dtype, self.cache_budget);
         let request = cache::Request { folder: &self.cache, element, budget, threads };

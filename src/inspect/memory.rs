@@ -80,16 +80,10 @@ impl Memory {
         let train = &artifacts.train;
         let gradients = module.parameters.iter().filter_map(|p| p.gradient);
         let taps: Vec<ValueId> = module.taps.iter().map(|t| t.value).collect();
-        let (weights, activations) = match parts(train, &taps) {
-            Ok(Parts { backbone, side }) => {
-                let elsewhere = side.outputs.iter().copied().chain(gradients).collect();
-                let peaks = binding.peak(&backbone, &HashSet::new()) + binding.peak(&side, &elsewhere);
-                (resident_weights(&backbone) + mapped_weights(&side), peaks)
-            }
-            // It cannot be trained either.
-            Err(_) => (resident_weights(train), 0),
-        };
-        let weights = weights + side as u64 * 4;
+        let Parts { backbone: early, side: late, .. } = parts(train, &taps);
+        let elsewhere = late.outputs.iter().copied().chain(gradients).collect();
+        let activations = binding.peak(&early, &HashSet::new()) + binding.peak(&late, &elsewhere);
+        let weights = resident_weights(&early) + mapped_weights(&late) + side as u64 * 4;
         let runtime = PROCESS + NODE * train.node_ids().count() as u64;
         let full = module.unquantised().slice(&[module.anatomy.head.logits]);
         let kept = binding.sum_of_floats(&full) + 2 * binding.bytes(&full, module.anatomy.head.logits);

@@ -84,12 +84,25 @@ impl Opened {
     /// A graph of the directory in two, at the taps.
     ///
     /// # Errors
-    /// As [`Opened::graph`]; a graph that is not as lstc writes it; a model whose masks hang on its hidden states.
+    /// As [`Opened::graph`]; a graph that is not as lstc writes it.
     pub fn parts(&self, file: &str) -> anyhow::Result<Parts> {
         let graph = self.graph(file)?;
         let find = |tap: &TapSummary| graph.find(&tap.value).ok_or_else(|| self.lacks(file, &tap.value));
         let taps = self.record.taps.iter().map(find).collect::<anyhow::Result<Vec<_>>>()?;
-        parts(&graph, &taps).map_err(|reason| anyhow!(reason))
+        Ok(parts(&graph, &taps))
+    }
+
+    /// The backbone that makes the taps of a graph of the directory, and nothing but taps: what a cache can stand for.
+    ///
+    /// # Errors
+    /// As [`Opened::parts`]; a model whose masks hang on its hidden states.
+    pub fn tapped(&self, file: &str) -> anyhow::Result<Graph> {
+        let Parts { backbone, entangled, .. } = self.parts(file)?;
+        entangled.map_or(Ok(backbone), |reason| {
+            let hint =
+                "a model that no optimiser has changed has them apart; without a cache, this one trains as it is";
+            Err(Hinted::new(anyhow!("the taps of this model cannot be kept: {reason}"), hint).into())
+        })
     }
 
     /// What to say of a file that lacks a value that every rewrite has.

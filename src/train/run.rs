@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
-use lstc_passes::Parts;
 
 use super::checkpoint::{self, Best, CHECKPOINT, Identity, Progress};
 use super::log::{EvalLine, Log, METRICS, StepLine};
@@ -113,7 +112,7 @@ impl<'r> Run<'r> {
     pub(super) fn cache(&self) -> anyhow::Result<Option<Cache>> {
         let options = &self.request.train;
         let Some(folder) = &options.cache else { return Ok(None) };
-        let Parts { backbone, .. } = self.opened.parts(Stepper::graph(options.accumulate > 1))?;
+        let backbone = self.opened.tapped(Stepper::graph(options.accumulate > 1))?;
         let identity = cache::Identity::new(self.opened, &backbone, &self.corpus)?;
         let request = cache::Request {
             folder,

@@ -120,7 +120,7 @@ impl<'o> Stepper<'o> {
     ) -> anyhow::Result<(Stepper<'o>, Backbone<'o>)> {
         let parameters = &opened.record.parameters;
         let file = Stepper::graph(accumulates);
-        let Parts { backbone, side } = opened.parts(file)?;
+        let Parts { backbone, side, .. } = opened.parts(file)?;
         // The LM head is the only constant matrix here, and two products read it: a copy for each in the kernels' own layout
         // would be the most memory of all, and no faster.
         let unpacked = Execution { mapped: true, ..*execution };

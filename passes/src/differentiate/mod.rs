@@ -222,20 +222,10 @@ impl Backward<'_, '_> {
             summed = self.b.reduce_sum(summed, &axes, true);
         }
         if repeat {
-            let shape = self.exact_shape(operand);
+            let shape = self.b.shape_of(operand);
             summed = self.b.op("Expand", &[summed, shape], Attributes::none());
         }
         self.b.shaped(summed, &to)
-    }
-
-    /// The shape of a value as an operand: a constant where it is one.
-    fn exact_shape(&mut self, value: ValueId) -> ValueId {
-        let dims = self.shape(value);
-        let fixed = |d: &Dim| if let Dim::Value(v) = d { Some(i64::from(*v)) } else { None };
-        match dims.iter().map(fixed).collect::<Option<Vec<i64>>>() {
-            Some(fixed) => self.b.i64s(&fixed),
-            None => self.b.op("Shape", &[value], Attributes::none()),
-        }
     }
 
     /// `gradient` with the shape of `like`, which has as many elements.
@@ -248,7 +238,7 @@ impl Backward<'_, '_> {
                 self.b.i64s(&dims.iter().map(size).collect::<Vec<_>>())
             }
             (_, Some(shape)) => *shape,
-            (_, None) => self.exact_shape(like),
+            (_, None) => self.b.shape_of(like),
         };
         self.b.reshape_to(gradient, shape, &dims)
     }
