@@ -58,6 +58,15 @@ class Session:
         updated = [value for value in self.session.get_inputs() if f"{value.name}.next" in outputs]
         return sum(math.prod(value.shape) for value in updated if not value.name.startswith("adam."))
 
+    def timed(self, runs):
+        """The seconds of each run, behind those that warm up."""
+        seconds = []
+        for _ in range(WARM_UP + runs):
+            start = time.perf_counter()
+            self.run()
+            seconds.append(time.perf_counter() - start)
+        return seconds[WARM_UP:]
+
     def outputs(self):
         names = [output.name for output in self.session.get_outputs()]
         return {name: value.numpy() for name, value in zip(names, self.binding.get_outputs())}
@@ -93,13 +102,9 @@ def draw_feeds(session, shape):
 def measure(file, shape, steps, threads):
     session = Session(file, threads)
     session.bind(draw_feeds(session, shape))
-    seconds = []
-    for _ in range(WARM_UP + steps):
-        start = time.perf_counter()
-        session.run()
-        seconds.append(time.perf_counter() - start)
+    seconds = session.timed(steps)
     return {
-        "threads": threads, "trainable": session.trainable(), "median": statistics.median(seconds[WARM_UP:]), "seconds": seconds[WARM_UP:],
+        "threads": threads, "trainable": session.trainable(), "median": statistics.median(seconds), "seconds": seconds,
         "versions": {"onnxruntime": onnxruntime.__version__},
     }
 

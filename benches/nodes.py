@@ -11,7 +11,6 @@ import json
 import os
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import onnx
@@ -44,11 +43,7 @@ def profiled(side, shape, runs, threads, folder):
     """(name, operator, milliseconds of a run) of each node that was run, and the seconds of a run without the profiler."""
     session = Session(side, threads)
     session.bind(draw_feeds(session, shape))
-    seconds = []
-    for _ in range(WARM_UP + runs):
-        start = time.perf_counter()
-        session.run()
-        seconds.append(time.perf_counter() - start)
+    seconds = session.timed(runs)
     del session
     session = Session(side, threads, profile=folder / "side", optimised=folder / "side" / "optimised.onnx")
     session.bind(draw_feeds(session, shape))
@@ -60,7 +55,7 @@ def profiled(side, shape, runs, threads, folder):
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             spent[event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]].append(event["dur"] / 1e3)
     nodes = [(name, operator, statistics.median(found[WARM_UP:])) for (name, operator), found in spent.items()]
-    return nodes, statistics.median(seconds[WARM_UP:])
+    return nodes, statistics.median(seconds)
 
 
 def tables(nodes, part):

@@ -6,6 +6,8 @@
 #[path = "common/cases.rs"]
 mod cases;
 mod common;
+#[path = "common/moments.rs"]
+mod moments;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -183,7 +185,7 @@ fn twenty_steps_of_adamw() {
         let mut session = case.session("train.onnx");
         let mut state: BTreeMap<String, Tensor> = BTreeMap::new();
         state.extend(case.side.iter().map(|(name, value)| (name.clone(), value.clone().into())));
-        state.extend(common::moments(&session).into_iter().map(|(name, value)| (name, value.into())));
+        state.extend(moments::moments(&session).into_iter().map(|(name, value)| (name, value.into())));
         let next: Vec<String> = state.keys().map(|n| format!("{n}.next")).collect();
         let mut outputs = vec!["loss", "grad_norm"];
         outputs.extend(next.iter().map(String::as_str));

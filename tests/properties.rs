@@ -4,6 +4,8 @@
 #[path = "common/cases.rs"]
 mod cases;
 mod common;
+#[path = "common/moments.rs"]
+mod moments;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -246,7 +248,7 @@ fn step_error(
     inputs.push(("lr".to_owned(), ArrayD::from_elem(IxDyn(&[]), 0.01_f32).into()));
     inputs.push(("step".to_owned(), ArrayD::from_elem(IxDyn(&[]), 3_i64).into()));
     let mut train = session("train.onnx");
-    let moments = common::moments(&train);
+    let moments = moments::moments(&train);
     for (name, value) in &moments {
         let noise = noise(rng, value);
         let is_second = name.starts_with("adam.v/");

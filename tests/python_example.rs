@@ -1,6 +1,8 @@
 //! examples/train.py on stock Python packages, against the same steps in lstc's own runtime.
 
 mod common;
+#[path = "common/moments.rs"]
+mod moments;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -57,7 +59,7 @@ fn losses(tuned: &Path) -> Vec<f64> {
     let side = lstc::side::load(&tuned.join("side.safetensors")).expect("the initial side network");
     let mut state: BTreeMap<String, Tensor> = BTreeMap::new();
     state.extend(side.into_iter().map(|(name, value)| (name, value.into())));
-    state.extend(common::moments(&session).into_iter().map(|(name, value)| (name, value.into())));
+    state.extend(moments::moments(&session).into_iter().map(|(name, value)| (name, value.into())));
     let data = |p: &&Port| !state.contains_key(&p.name) && p.name != "lr" && p.name != "step";
     let batch: BTreeMap<String, Tensor> =
         session.inputs().iter().filter(data).map(|p| (p.name.clone(), tensor(p))).collect();

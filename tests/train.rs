@@ -1,6 +1,8 @@
 //! Training: the same numbers however it is run, stopped and resumed; what is kept, and what is refused.
 
 mod common;
+#[path = "common/moments.rs"]
+mod moments;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -257,7 +259,7 @@ fn plain_steps(opened: &Opened, batches: &[Batch], execution: &Execution) -> (Ve
     let outputs: Vec<String> = session.outputs().iter().map(|p| p.name.clone()).collect();
     let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
     let mut state = opened.initial().expect("a side network");
-    state.extend(common::moments(&session));
+    state.extend(moments::moments(&session));
     let mut losses = Vec::new();
     for (index, batch) in batches.iter().enumerate() {
         let mut inputs: Vec<(String, Tensor)> =

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::str::FromStr;
 
 use lstc_models::TowerKind;
 use serde::{Deserialize, Serialize};
@@ -194,6 +195,21 @@ pub enum Precision {
     Int8,
     /// Integers with a scale for each 32 input features of an output feature.
     Int4,
+}
+
+impl Precision {
+    pub const ALL: [Precision; 6] =
+        [Precision::Source, Precision::Fp32, Precision::Fp16, Precision::Bf16, Precision::Int8, Precision::Int4];
+}
+
+/// As it is displayed.
+impl FromStr for Precision {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Precision, String> {
+        let found = Precision::ALL.into_iter().find(|precision| precision.to_string() == text);
+        found.ok_or_else(|| format!("expected one of {}", Precision::ALL.map(|p| p.to_string()).join(", ")))
+    }
 }
 
 impl fmt::Display for Precision {

@@ -31,7 +31,7 @@ pub struct Bench {
     model: Vec<PathBuf>,
 
     /// Precision of the backbone; may be given several times [default: source, int8]
-    #[arg(long, value_name = "TYPE", value_parser = precision)]
+    #[arg(long, value_name = "TYPE")]
     backbone: Vec<Precision>,
 
     /// What to measure; may be given several times [default: all]
@@ -68,13 +68,6 @@ pub struct Bench {
     /// Measure one row of a rewritten directory, in this process
     #[arg(long, value_enum, hide = true)]
     row: Option<Part>,
-}
-
-fn precision(text: &str) -> Result<Precision, String> {
-    let known =
-        [Precision::Source, Precision::Fp32, Precision::Fp16, Precision::Bf16, Precision::Int8, Precision::Int4];
-    let found = known.into_iter().find(|p| p.to_string() == text);
-    found.ok_or_else(|| format!("it is one of {}", known.map(|p| p.to_string()).join(", ")))
 }
 
 impl Bench {

@@ -8,13 +8,13 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::data_flags::DataFlags;
-use super::set;
+use super::running_flags::RunningFlags;
 use super::train::{Talk, thousands};
 use crate::cache::{self, Cache, Element, Identity, Share, Size, Survey};
 use crate::report::{self, Bytes, Exit, Format, Hinted, ProgressLine};
 use crate::rewrite::manifest;
 use crate::rewrite::opened::{Execution, Opened};
-use crate::runtime::{Device, Runtime, find};
+use crate::runtime::{Runtime, find};
 use crate::train::{Backbone, Event, interrupt, read_corpus};
 
 /// Keep the backbone's taps of a data set, so that training runs the side network alone
@@ -103,17 +103,8 @@ struct Build {
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 
-    /// Examples that are run at once [default: 16]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Running")]
-    batch_size: Option<u32>,
-
-    /// Threads of one operator [default: as many as there are cores]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Running")]
-    threads: Option<u32>,
-
-    /// cpu, cuda or cuda:1 [default: cpu]
-    #[arg(long, help_heading = "Running")]
-    device: Option<Device>,
+    #[command(flatten)]
+    running: RunningFlags,
 
     #[command(flatten)]
     reading: DataFlags,
@@ -125,9 +116,7 @@ impl Build {
         let mut started = manifest::read(&self.directory)?.training();
         self.reading.apply(&mut started.data);
         let mut options = started.train;
-        options.threads = self.threads.map(|n| n as usize).or(options.threads);
-        set(&mut options.batch_size, &self.batch_size.map(|n| n as usize));
-        set(&mut options.device, &self.device);
+        self.running.apply(&mut options);
         let data = self.data.clone().or(options.data.clone()).ok_or_else(|| {
             Hinted::new(anyhow!("no data is given"), "--data FILE, with an input and a target in each row")
         })?;

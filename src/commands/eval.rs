@@ -7,14 +7,15 @@ use anyhow::{anyhow, bail};
 use serde::Serialize;
 
 use super::data_flags::DataFlags;
+use super::running_flags::RunningFlags;
 use super::train::Talk;
 use crate::data::Tokenizer;
 use crate::evaluate::{self, Metrics, Request, write_predictions};
 use crate::report::{self, Exit, Format, Hinted};
 use crate::rewrite::manifest;
 use crate::rewrite::opened::{Execution, Opened, side_file};
-use crate::runtime::{Device, Runtime, find};
-use crate::train::{Event, TrainOptions, read_corpus};
+use crate::runtime::{Runtime, find};
+use crate::train::{Event, read_corpus};
 
 /// Evaluate a side network on labelled text
 #[derive(Debug, clap::Args)]
@@ -60,17 +61,8 @@ pub struct Eval {
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 
-    /// Examples that are run at once [default: 16]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Running")]
-    batch_size: Option<u32>,
-
-    /// Threads of one operator [default: as many as there are cores]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Running")]
-    threads: Option<u32>,
-
-    /// cpu, cuda or cuda:1 [default: cpu]
-    #[arg(long, help_heading = "Running")]
-    device: Option<Device>,
+    #[command(flatten)]
+    running: RunningFlags,
 
     #[command(flatten)]
     reading: DataFlags,
@@ -91,12 +83,8 @@ impl Eval {
         let data = self.data.clone().or(started.train.eval.clone()).ok_or_else(|| {
             Hinted::new(anyhow!("no data is given"), "--data FILE, with an input and a target in each row")
         })?;
-        let options = TrainOptions {
-            threads: self.threads.map(|n| n as usize).or(started.train.threads),
-            batch_size: self.batch_size.map_or(started.train.batch_size, |n| n as usize),
-            device: self.device.unwrap_or(started.train.device),
-            ..started.train
-        };
+        self.running.apply(&mut started.train);
+        let options = &started.train;
         let runtime = Runtime::load(&find(options.device)?)?;
         let tokenizer = self.reading.tokenizer.as_deref().or(options.tokenizer.as_deref());
         let tokenizer = opened.tokenizer(tokenizer)?;

@@ -8,6 +8,7 @@ mod export;
 mod import;
 mod inspect;
 mod rewrite;
+mod running_flags;
 mod runtime;
 pub mod train;
 mod verify;

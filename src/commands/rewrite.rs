@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -192,7 +193,7 @@ struct MethodFlags {
     /// int4: where memory is short: an eighth of it, slower than int8, and several times its error.
     /// fp16, bf16: on CUDA; of T5, fp16 may overflow where bf16 does not. On a CPU both compute in f32.
     /// fp32: where the model was exported in fp16 and the device is a CPU.
-    #[arg(long, value_name = "TYPE", value_parser = yaml::<Wanted>, help_heading = "Backbone")]
+    #[arg(long, value_name = "TYPE", help_heading = "Backbone")]
     backbone: Option<Wanted>,
 
     /// Keep products as they are in the source where the relative error of a tap would exceed this, as in 0.05; which ones
@@ -254,31 +255,21 @@ struct MethodFlags {
     clip: Option<f32>,
 }
 
-/// A precision that is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
+/// The precision that is asked for; `auto` is the one that is measured to be the fastest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wanted {
-    Source,
-    Fp32,
-    Fp16,
-    Bf16,
-    Int8,
-    Int4,
+    Known(Precision),
     Auto,
 }
 
-impl Wanted {
-    /// The precision; none where it is to be measured.
-    fn precision(self) -> Option<Precision> {
-        match self {
-            Wanted::Source => Some(Precision::Source),
-            Wanted::Fp32 => Some(Precision::Fp32),
-            Wanted::Fp16 => Some(Precision::Fp16),
-            Wanted::Bf16 => Some(Precision::Bf16),
-            Wanted::Int8 => Some(Precision::Int8),
-            Wanted::Int4 => Some(Precision::Int4),
-            Wanted::Auto => None,
+impl FromStr for Wanted {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Wanted, String> {
+        if text == "auto" {
+            return Ok(Wanted::Auto);
         }
+        text.parse().map(Wanted::Known).map_err(|reason| format!("{reason}, auto"))
     }
 }
 
@@ -359,7 +350,7 @@ impl MethodFlags {
     /// Which products are kept was measured for other choices, where a flag makes one.
     fn apply_precision(&self, backbone: &mut BackboneOptions) {
         let before = backbone.clone();
-        if let Some(precision) = self.backbone.and_then(Wanted::precision) {
+        if let Some(Wanted::Known(precision)) = self.backbone {
             backbone.precision = precision;
         }
         if backbone.precision != before.precision || self.backbone == Some(Wanted::Auto) {

@@ -3,9 +3,7 @@
 use std::sync::OnceLock;
 
 use lstc::runtime::install::{Request, install};
-use lstc::runtime::{Device, Dim, Error, Flavour, Runtime, Session, find};
-use lstc::side::Side;
-use ndarray::{ArrayD, IxDyn};
+use lstc::runtime::{Device, Error, Flavour, Runtime, find};
 
 /// ONNX Runtime on the CPU: a library that is there, or else one that `lstc runtime install` would fetch. Test processes
 /// that run at the same time wait for one another's installation.
@@ -21,17 +19,4 @@ pub fn runtime() -> &'static Runtime {
         };
         Runtime::load(&library.expect("there is an ONNX Runtime library")).expect("ONNX Runtime loads")
     })
-}
-
-/// The moments that a graph takes, all zeros.
-#[allow(dead_code)] // not every test trains
-pub fn moments(session: &Session) -> Side {
-    let size = |dim: &Dim| match dim {
-        Dim::Known(size) => *size,
-        other => panic!("a moment has a constant shape, not {other:?}"),
-    };
-    let moments = session.inputs().iter().filter(|port| port.name.starts_with("adam."));
-    moments
-        .map(|port| (port.name.clone(), ArrayD::zeros(IxDyn(&port.dims.iter().map(size).collect::<Vec<_>>()))))
-        .collect()
 }

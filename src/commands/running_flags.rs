@@ -1,0 +1,30 @@
+//! The flags that say how graphs are run: the same for every command that reads data through them once.
+
+use super::set;
+use crate::runtime::Device;
+use crate::train::TrainOptions;
+
+/// How graphs are run, as flags. One that is not given leaves the configuration's value.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Running")]
+pub struct RunningFlags {
+    /// Examples that are run at once [default: 16]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    batch_size: Option<u32>,
+
+    /// Threads of one operator [default: as many as there are cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    threads: Option<u32>,
+
+    /// cpu, cuda or cuda:1 [default: cpu]
+    #[arg(long)]
+    device: Option<Device>,
+}
+
+impl RunningFlags {
+    pub fn apply(&self, options: &mut TrainOptions) {
+        options.threads = self.threads.map(|n| n as usize).or(options.threads);
+        set(&mut options.batch_size, &self.batch_size.map(|n| n as usize));
+        set(&mut options.device, &self.device);
+    }
+}
