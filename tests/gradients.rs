@@ -15,7 +15,7 @@ use lstc::rewrite::config::Config;
 use lstc::runtime::{Optimisation, Session, Tensor};
 use lstc_graph::{Attributes, Builder, DataFiles, Graph, Origin, ValueId, encode, parse, print, shape_text, verify};
 use lstc_passes::differentiate::{RULES, gradients};
-use lstc_passes::options::{Gate, Options};
+use lstc_passes::options::{BackwardOptions, Gate, Options};
 use lstc_passes::{Artifacts, artifacts};
 use ndarray::{ArrayD, IxDyn};
 use safetensors::{Dtype, SafeTensors};
@@ -127,12 +127,16 @@ fn one(graph: &mut Graph) -> ValueId {
     Builder::new(graph, Origin::pass("differentiate")).f32(1.0)
 }
 
+/// The ways to differentiate.
+const WAYS: [BackwardOptions; 2] =
+    [BackwardOptions { recompute_attention: false }, BackwardOptions { recompute_attention: true }];
+
 /// Adds the gradient of each trainable operand as the output `<operand>.grad`.
-fn differentiated(mut graph: Graph) -> Result<Graph, Vec<String>> {
+fn differentiated(mut graph: Graph, options: BackwardOptions) -> Result<Graph, Vec<String>> {
     let wanted = trainable(&graph);
     let loss = graph.find("loss").expect("the graph has a loss");
     let one = one(&mut graph);
-    let gradients = gradients(&mut graph, (loss, one), &wanted, Origin::pass("differentiate"))?;
+    let gradients = gradients(&mut graph, (loss, one), &wanted, (options, Origin::pass("differentiate")))?;
     let mut outputs = Vec::new();
     for (operand, gradient) in wanted.into_iter().zip(gradients) {
         let gradient = gradient.expect("the loss depends on every trainable operand");
@@ -188,8 +192,9 @@ impl Subject {
     }
 
     /// The loss and the gradients by the rules.
-    fn gradients(&self, optimisation: Optimisation) -> Vec<ArrayD<f64>> {
-        let graph = differentiated(self.graph.clone()).unwrap_or_else(|e| panic!("{}: {e:?}", self.case.name()));
+    fn gradients(&self, optimisation: Optimisation, options: BackwardOptions) -> Vec<ArrayD<f64>> {
+        let graph =
+            differentiated(self.graph.clone(), options).unwrap_or_else(|e| panic!("{}: {e:?}", self.case.name()));
         assert_eq!(verify(&graph), [], "{}", self.case.name());
         let names: Vec<String> = graph.outputs.iter().map(|v| name(&graph, *v)).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -285,8 +290,10 @@ fn gradients_agree_with_three_references() {
         let torch = Some(torch.collect::<Vec<_>>());
         let (differences, analytic) = (subject.differences(), subject.analytic());
         let mut errors = [Some(0.0_f64), Some(0.0), Some(0.0)];
-        for optimisation in [Optimisation::Off, Optimisation::All] {
-            let found = subject.gradients(optimisation);
+        for (optimisation, way) in
+            [Optimisation::Off, Optimisation::All].into_iter().flat_map(|o| WAYS.map(|way| (o, way)))
+        {
+            let found = subject.gradients(optimisation, way);
             let loss = error(&found[0], &doubles(fixture.get(case, "loss")));
             assert!(loss <= 1e-5, "{}: make.py computes something else, the loss differs by {loss}", case.name());
             for (error, expected) in errors.iter_mut().zip([&differences, &analytic, &torch]) {
@@ -317,7 +324,8 @@ fn the_gradient_of_dropout_passes_where_the_value_did() {
         weighted = Mul(y, c)
         loss = ReduceSum<keepdims=0>(weighted)
     } -> loss, y";
-    let graph = differentiated(parse(text, 17).expect("a graph")).expect("the rules are there");
+    let graph =
+        differentiated(parse(text, 17).expect("a graph"), BackwardOptions::default()).expect("the rules are there");
     let x: ArrayD<f32> = ArrayD::from_shape_fn(IxDyn(&[64, 64]), |i| 1.0 + (i[0] * 64 + i[1]) as f32 / 64.0);
     let c = x.mapv(|v| (v * 3.0).sin() + 2.0);
     let inputs = [("x".to_owned(), x.clone().into()), ("c".to_owned(), c.clone().into())];
@@ -336,7 +344,7 @@ fn the_gradient_of_dropout_passes_where_the_value_did() {
 
 fn refusal(text: &str) -> Vec<String> {
     let graph = parse(text, 17).unwrap_or_else(|e| panic!("{e}"));
-    differentiated(graph).err().unwrap_or_else(|| panic!("{text} was differentiated"))
+    differentiated(graph, BackwardOptions::default()).err().unwrap_or_else(|| panic!("{text} was differentiated"))
 }
 
 #[test]
@@ -354,8 +362,9 @@ fn missing_rules_are_reported_at_once() {
     let loss = graph.find("loss").expect("a loss");
     let one = one(&mut graph);
     let before = print(&graph);
-    let error = gradients(&mut graph, (loss, one), &wanted, Origin::pass("differentiate"))
-        .expect_err("three rules are missing");
+    let error =
+        gradients(&mut graph, (loss, one), &wanted, (BackwardOptions::default(), Origin::pass("differentiate")))
+            .expect_err("three rules are missing");
     assert_eq!(
         error,
         [
@@ -375,7 +384,8 @@ fn off_the_path_no_rule_is_needed() {
         beside = Cos(y)
         loss = ReduceSum<keepdims=0>(y)
     } -> loss, beside";
-    let graph = differentiated(parse(text, 17).expect("a graph")).expect("every rule is there");
+    let graph =
+        differentiated(parse(text, 17).expect("a graph"), BackwardOptions::default()).expect("every rule is there");
     let ones: Tensor = ArrayD::from_elem(IxDyn(&[4]), 1.0_f32).into();
     let inputs = [("x".to_owned(), ones.clone()), ("a".to_owned(), ones)];
     let found = run(&mut session(&graph, Optimisation::Off), &inputs, &["x.grad"]);
@@ -394,7 +404,8 @@ fn a_frozen_branch_gets_no_gradient() {
         sum = Add(y, shifted)
         loss = ReduceSum<keepdims=0>(sum)
     } -> loss";
-    let graph = differentiated(parse(text, 17).expect("a graph")).expect("every rule is there");
+    let graph =
+        differentiated(parse(text, 17).expect("a graph"), BackwardOptions::default()).expect("every rule is there");
     let emitted: Vec<String> = graph
         .node_ids()
         .map(|id| graph.node(id))
@@ -421,7 +432,8 @@ fn a_parameter_that_the_loss_does_not_reach_has_no_gradient() {
     let loss = graph.find("loss").expect("a loss");
     let one = one(&mut graph);
     let found =
-        gradients(&mut graph, (loss, one), &wanted, Origin::pass("differentiate")).expect("every rule is there");
+        gradients(&mut graph, (loss, one), &wanted, (BackwardOptions::default(), Origin::pass("differentiate")))
+            .expect("every rule is there");
     assert!(found[0].is_some() && found[1].is_none());
 }
 
@@ -439,7 +451,9 @@ fn integers_carry_no_gradient() {
     let wanted = trainable(&graph);
     let loss = graph.find("loss").expect("a loss");
     let one = one(&mut graph);
-    let found = gradients(&mut graph, (loss, one), &wanted, Origin::pass("differentiate")).expect("no rule is needed");
+    let found =
+        gradients(&mut graph, (loss, one), &wanted, (BackwardOptions::default(), Origin::pass("differentiate")))
+            .expect("no rule is needed");
     assert_eq!(found, [None]);
 }
 
@@ -610,7 +624,8 @@ fn every_emitted_operator_has_a_kernel() {
         seen.entry((*rule).to_owned()).or_insert_with(|| "the rules' table".to_owned());
     }
     for case in cases() {
-        let graph = differentiated(parse(&case.text(), case.opset).expect("a graph")).expect("every rule is there");
+        let graph = differentiated(parse(&case.text(), case.opset).expect("a graph"), BackwardOptions::default())
+            .expect("every rule is there");
         collect(&graph, &mut seen);
     }
     let unknown: Vec<_> = seen.iter().filter(|(op, _)| !listed.contains(op.as_str())).collect();

@@ -11,9 +11,10 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use lstc::inspect::{Memory, Sizes};
 use lstc::rewrite::compile;
-use lstc_passes::Options;
-use lstc_passes::options::{Init, TowerName};
+use lstc_passes::options::{BackwardOptions, Init, TowerName};
+use lstc_passes::{Options, artifacts};
 
 /// The data file that the shapes' graphs refer to.
 const WEIGHTS: &str = "weights.bin";
@@ -68,6 +69,23 @@ fn trainable_parameters_are_the_papers() {
         println!("{name}, {} of each tower's blocks: {count} trainable, reference {reference}", blocks.len());
         assert_eq!(count + unused_gates, reference, "{name}");
     }
+}
+
+/// What `lstc inspect` predicts for T5-base, which tests/train.rs holds against what is measured.
+#[test]
+fn attention_that_is_made_anew_saves_most_of_what_long_texts_keep() {
+    let folder = scratch();
+    let model = sparse("t5_base", folder.path());
+    let activations = |recompute_attention| {
+        let mut options = Options { backward: BackwardOptions { recompute_attention }, ..Options::default() };
+        options.method.init = Init::Random;
+        let (module, _) = compile(&model, options, None, |_, _| ()).unwrap_or_else(|e| panic!("{e:?}"));
+        let sizes = Sizes { batch: 8, source_length: 512, target_length: 8 };
+        Memory::predict(&module, &artifacts(&module), sizes).lst.activations
+    };
+    let [kept, anew] = [false, true].map(activations);
+    println!("T5-base, 8 x 512 in, 8 out: {kept} bytes of activations, {anew} with attention made anew");
+    assert!(anew * 10 < kept * 6, "{anew} of {kept}");
 }
 
 /// Fills a file with small pseudo-random floats, a block at a time.

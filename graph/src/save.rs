@@ -141,6 +141,9 @@ fn model_fields(graph: &Graph, about: &About) -> ModelProto {
 }
 
 /// Everything of a graph but its initializers.
+///
+/// Shapes are said of inputs and outputs alone. By those within, ONNX Runtime would plan which values share a buffer, and keep
+/// it from the first to the last: a step took a fifth more memory, and no less time.
 fn graph_fields(graph: &Graph) -> GraphProto {
     let order = graph.order().unwrap_or_else(|_| graph.node_ids().collect());
     let name = |v: &Option<ValueId>| v.map_or_else(String::new, |v| graph.value(v).name.clone());

@@ -133,12 +133,25 @@ pub fn attention(
         }
     };
     let shape = [rows.batch.clone(), Dim::Value(heads as i32), rows.length.clone(), keys.length.clone()];
+    let q = if anatomy.scale == 1.0 { q } else { b.mul(q, b.f32(anatomy.scale)) };
+    let terms = match &anatomy.bias {
+        Some(Bias::Sum(terms)) => &terms[..],
+        Some(one) => std::slice::from_ref(one),
+        None => &[],
+    };
+    let of_keys = terms.iter().position(|term| masks_keys(b, term, &shape));
+    let (q, k) = match of_keys.map(|place| &terms[place]) {
+        Some(Bias::Mask(mask)) => masked(b, (q, k), *mask, (rows, heads)),
+        _ => (q, k),
+    };
     let mut scores = b.shaped(b.matmul(b.transpose(q, &[0, 1, 3, 2]), k), &shape);
-    if anatomy.scale != 1.0 {
-        scores = b.mul(scores, b.f32(anatomy.scale));
-    }
-    if let Some(bias) = &anatomy.bias {
-        scores = add_bias(b, scores, bias, weights.table, &shape);
+    let rest = terms.iter().enumerate().filter(|(place, _)| of_keys != Some(*place));
+    let rest: Vec<ValueId> = rest.map(|(_, term)| bias_value(b, term, weights.table, &shape)).collect();
+    // Biases are summed before the scores are added to: layers share that sum, and each passes over its scores once. One
+    // whose shape is not known to be a part of the scores' has no gradient to be summed to it, and is added alone.
+    let (parts, others): (Vec<ValueId>, Vec<ValueId>) = rest.into_iter().partition(|bias| is_part(b, *bias, &shape));
+    for bias in parts.into_iter().reduce(|sum, bias| b.add(sum, bias)).into_iter().chain(others) {
+        scores = b.shaped(b.add(scores, bias), &shape);
     }
     let probabilities = dropout.apply(b, b.softmax(scores));
     let mixed = b.matmul(v, b.transpose(probabilities, &[0, 1, 3, 2]));
@@ -183,12 +196,33 @@ fn projections<const N: usize>(
     <[ValueId; N]>::try_from(parts).expect("as many parts as sizes").map(|part| b.shaped(part, &dims(heads)))
 }
 
-/// `scores + bias`, of the scores' shape.
-fn add_bias(b: &Builder, scores: ValueId, bias: &Bias, table: Option<ValueId>, shape: &[Dim; 4]) -> ValueId {
-    match bias {
-        Bias::Sum(terms) => terms.iter().fold(scores, |scores, term| add_bias(b, scores, term, table, shape)),
-        one => b.shaped(b.add(scores, bias_value(b, one, table, shape)), shape),
-    }
+/// True for a mask that is the same for all heads and queries: `[batch, 1, 1, keys]`.
+fn masks_keys(b: &Builder, bias: &Bias, scores: &[Dim; 4]) -> bool {
+    let [batch, _, _, keys] = scores;
+    let Bias::Mask(mask) = bias else { return false };
+    b.shape(*mask).is_some_and(|shape| shape == [batch.clone(), Dim::Value(1), Dim::Value(1), keys.clone()])
+}
+
+/// Queries and keys of `[batch, heads, width + 1, length]`, whose product has the mask added: `[q, 1] [k, mask]^T`. So the
+/// scores, which are large, are written once and not twice.
+fn masked(b: &Builder, (q, k): (ValueId, ValueId), mask: ValueId, (rows, heads): (&Rows, usize)) -> (ValueId, ValueId) {
+    let heads = heads as i64;
+    let size = |dim: &Dim, axis| match dim {
+        Dim::Value(size) => b.i64s(&[(*size).into()]),
+        _ => b.shape_slice(rows.like, axis, axis + 1),
+    };
+    let sizes = [size(&rows.batch, 0), b.i64s(&[heads, 1]), size(&rows.length, 1)];
+    let [one_row, heads_dim] = [1, heads as i32].map(Dim::Value);
+    let ones = b.op("Expand", &[b.f32(1.0), b.concat(&sizes, 0)], Attributes::none());
+    let ones = b.shaped(ones, &[rows.batch.clone(), heads_dim, one_row, rows.length.clone()]);
+    let mask = b.op("Expand", &[b.cast(mask, DType::F32), b.i64s(&[1, heads, 1, 1])], Attributes::none());
+    (b.concat(&[q, ones], 2), b.concat(&[k, mask], 2))
+}
+
+/// True for a bias of which each axis is as long as the scores', or 1.
+fn is_part(b: &Builder, bias: ValueId, scores: &[Dim; 4]) -> bool {
+    let is_part = |(size, of_scores): (&Dim, &Dim)| size == of_scores || *size == Dim::Value(1);
+    b.shape(bias).is_some_and(|shape| shape.len() == 4 && shape.iter().zip(scores).all(is_part))
 }
 
 /// A bias that broadcasts to the scores' shape.

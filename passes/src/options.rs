@@ -15,6 +15,7 @@ pub struct Options {
     pub sizes: Sizes,
     pub backbone: BackboneOptions,
     pub loss: LossOptions,
+    pub backward: BackwardOptions,
     pub optimizer: OptimizerOptions,
 }
 
@@ -335,6 +336,14 @@ impl Default for LossOptions {
     }
 }
 
+/// How gradients are computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BackwardOptions {
+    /// Make the probabilities of the side network's attention anew in the backward pass, instead of keeping them.
+    pub recompute_attention: bool,
+}
+
 /// AdamW (Loshchilov, Hutter, 2019, <https://arxiv.org/abs/1711.05101>).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -387,6 +396,10 @@ impl Options {
         );
         check(m.alpha.is_finite(), format!("method.alpha is {}", m.alpha));
         check((0.0..1.0).contains(&m.dropout), format!("method.dropout is {}, but must be in [0, 1)", m.dropout));
+        check(
+            !self.backward.recompute_attention || m.dropout == 0.0,
+            format!("backward.recompute_attention goes without dropout, and method.dropout is {}", m.dropout),
+        );
         check(l.label >= 0.0 && l.label.is_finite(), format!("loss.label is {}, but must not be negative", l.label));
         check(
             l.distill >= 0.0 && l.distill.is_finite(),

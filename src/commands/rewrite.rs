@@ -226,6 +226,18 @@ struct MethodFlags {
     #[arg(long, value_name = "DEVICE", default_value_t, help_heading = "Backbone")]
     device: Device,
 
+    /// Make the probabilities of the side network's attention anew for its gradient, instead of keeping them from forward to
+    /// backward: what is kept then grows with the texts' length, and not with its square [default: false]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        help_heading = "Memory"
+    )]
+    recompute_attention: Option<bool>,
+
     /// Weight of the cross-entropy with the labels [default: 1]
     #[arg(long, allow_negative_numbers = true, value_name = "WEIGHT", help_heading = "Loss and optimizer")]
     label: Option<f32>,
@@ -335,6 +347,7 @@ impl MethodFlags {
         ];
         sizes.into_iter().for_each(|(size, flag)| *size = flag.or(*size));
         self.apply_precision(&mut options.backbone);
+        set(&mut options.backward.recompute_attention, &self.recompute_attention);
         let (l, o) = (&mut options.loss, &mut options.optimizer);
         set(&mut l.label, &self.label);
         set(&mut l.distill, &self.distill);

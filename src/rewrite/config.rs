@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use lstc_passes::Options;
-use lstc_passes::options::{BackboneOptions, LossOptions, Method, OptimizerOptions, Sizes};
+use lstc_passes::options::{BackboneOptions, BackwardOptions, LossOptions, Method, OptimizerOptions, Sizes};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -24,6 +24,7 @@ pub struct Config {
     pub sizes: Sizes,
     pub backbone: BackboneOptions,
     pub loss: LossOptions,
+    pub backward: BackwardOptions,
     pub optimizer: OptimizerOptions,
     /// How a rewritten model is trained, where a command says nothing else.
     pub train: TrainOptions,
@@ -82,6 +83,7 @@ impl Config {
             sizes: self.sizes,
             backbone: self.backbone.clone(),
             loss: self.loss.clone(),
+            backward: self.backward,
             optimizer: self.optimizer.clone(),
         }
     }
@@ -89,7 +91,7 @@ impl Config {
 
 /// The complete configuration with a comment on every key: what `--print-config` prints.
 pub fn annotated(options: &Options, training: &Started) -> String {
-    let Options { method: m, sizes, backbone, loss: l, optimizer: o } = options;
+    let Options { method: m, sizes, backbone, loss: l, backward, optimizer: o } = options;
     let optional = |n: Option<String>| n.unwrap_or_else(|| "null".to_owned());
     let mut text = String::new();
     let mut line = |key: &str, value: String, comment: &str| {
@@ -146,6 +148,12 @@ pub fn annotated(options: &Options, training: &Started) -> String {
     line("loss", String::new(), "label * cross-entropy + distill * KL from the backbone's own logits");
     line("  label", number(l.label), "weight of the cross-entropy with the labels");
     line("  distill", number(l.distill), "weight of the distillation; 0 leaves it out");
+    line("backward", String::new(), "how gradients are computed");
+    line(
+        "  recompute_attention",
+        backward.recompute_attention.to_string(),
+        "make the side network's attention anew for its gradient: less memory, a little slower",
+    );
     line("optimizer", String::new(), "AdamW");
     line("  beta1", number(o.beta1), "decay of the first moment");
     line("  beta2", number(o.beta2), "decay of the second moment");
@@ -225,6 +233,7 @@ mod tests {
         options.backbone.max_tap_error = Some(0.02);
         options.backbone.quantise_head = true;
         options.backbone.kept = Some(vec!["/wo: \"y\"".to_owned()]);
+        options.backward.recompute_attention = true;
         options.optimizer.epsilon = 1e-8;
         let mut training = Started::default();
         training.train.data = Some("a #: \"b\".jsonl".into());

@@ -6,7 +6,7 @@ use anyhow::{Context, anyhow};
 use lstc_graph::{Graph, ValueId, dim_text};
 use lstc_models::{Activation, Anatomy, AttentionKind, InputRole, SpecialTokens, TowerKind, model_inputs};
 use lstc_passes::optimizer::{FIRST_MOMENT, SECOND_MOMENT, moments};
-use lstc_passes::options::{BackboneOptions, LossOptions, Method, OptimizerOptions, Sizes};
+use lstc_passes::options::{BackboneOptions, BackwardOptions, LossOptions, Method, OptimizerOptions, Sizes};
 use lstc_passes::{Artifacts, Choice, Folded, Group, Module, Point};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
@@ -87,6 +87,7 @@ pub struct Manifest {
     pub sizes: Sizes,
     pub backbone: BackboneOptions,
     pub loss: LossOptions,
+    pub backward: BackwardOptions,
     pub optimizer: OptimizerOptions,
     /// How `lstc train` trains where its flags say nothing else.
     pub train: TrainOptions,
@@ -339,6 +340,7 @@ impl Manifest {
             sizes: options.sizes,
             backbone: options.backbone,
             loss: options.loss,
+            backward: options.backward,
             optimizer: options.optimizer,
             train: training.train,
             data: training.data,

@@ -230,6 +230,12 @@ case(
     "together/attention", attention, x=normal(B, S, 4), q=normal(4, 6), k=normal(4, 6), v=normal(4, 6),
     table=normal(6, 2), i=fixed(buckets),
 )
+case(
+    "together/attention, queries last",
+    lambda q, k, v, bias, mask: v @ torch.softmax(q.mT @ k + bias + mask, -1).mT,
+    q=normal(B, 2, 3, S), k=normal(B, 2, 3, S), v=normal(B, 2, 3, S), bias=normal(1, 2, S, S),
+    mask=lambda rng: np.where(rng.random((B, 1, 1, S)) < 0.3, np.finfo(np.float32).min, 0.0),
+)
 case("together/norm", norm, x=normal(B, 4), w=positive(4))
 case("together/silu", F.silu, x=normal(B, 4))
 case("together/gelu", F.gelu, x=normal(B, 4))

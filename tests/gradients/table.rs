@@ -638,6 +638,11 @@ fn together() -> Vec<Case> {
         flat = const i64[2] {-1, 6}
         y = Reshape(back, flat)
         weights = Reshape(c, flat)";
+    let queries_last = "
+        turned = Transpose<perm=[0, 1, 3, 2]>(q)  raw = MatMul(turned, k)
+        biased = Add(bias, mask)  scores = Add(raw, biased)
+        p = Softmax<axis=-1>(scores)  across = Transpose<perm=[0, 1, 3, 2]>(p)
+        y = MatMul(v, across)";
     let norm = "
         square = Mul(x, x)  axes = const i64[1] {-1}  total = ReduceSum(square, axes)
         share = const f32[] {0.25}  mean = Mul(total, share)
@@ -680,6 +685,14 @@ fn together() -> Vec<Case> {
             "B, S, 6",
         )
         .weights("weights"),
+        Case::new(
+            "together",
+            "attention, queries last",
+            "trainable q: f32[B, 2, 3, S], trainable k: f32[B, 2, 3, S], trainable v: f32[B, 2, 3, S], \
+             trainable bias: f32[1, 2, S, S], mask: f32[B, 1, 1, S]",
+            queries_last,
+            "B, 2, 3, S",
+        ),
         Case::new("together", "norm", "trainable x: f32[B, 4], trainable w: f32[4]", norm, "B, 4"),
         Case::new("together", "silu", matrix, "part = Sigmoid(x) y = Mul(x, part)", "B, 4"),
         Case::new("together", "gelu", matrix, gelu, "B, 4").differences(Differences::F32),

@@ -5,6 +5,7 @@
 //!
 //! Ensures: every parameter that the loss depends on has its gradient; one that it does not depend on has zeros.
 
+mod attention;
 mod rules;
 
 use std::collections::{BTreeSet, HashMap};
@@ -13,7 +14,8 @@ use lstc_graph::{Attributes, Builder, DType, Dim, Graph, Node, NodeId, Origin, V
 
 pub use rules::RULES;
 
-use crate::module::Module;
+use crate::module::{Module, is_backbone};
+use crate::options::BackwardOptions;
 use crate::pipeline::Pass;
 
 pub struct Differentiate;
@@ -26,7 +28,8 @@ impl Pass for Differentiate {
     fn run(&self, module: &mut Module) -> Result<(), Vec<String>> {
         let seed = module.seed.expect("the loss was emitted");
         let wanted: Vec<ValueId> = module.parameters.iter().map(|p| p.value).collect();
-        let gradients = gradients(&mut module.graph, seed, &wanted, Origin::pass("differentiate"))?;
+        let options = module.options.backward;
+        let gradients = gradients(&mut module.graph, seed, &wanted, (options, Origin::pass("differentiate")))?;
         let b = Builder::new(&mut module.graph, Origin::pass("differentiate"));
         for (parameter, gradient) in module.parameters.iter_mut().zip(gradients) {
             let gradient = gradient.unwrap_or_else(|| {
@@ -50,7 +53,7 @@ pub fn gradients(
     graph: &mut Graph,
     (seed, at_seed): (ValueId, ValueId),
     wanted: &[ValueId],
-    origin: Origin,
+    (options, origin): (BackwardOptions, Origin),
 ) -> Result<Vec<Option<ValueId>>, Vec<String>> {
     let order = graph.order().map_err(|id| vec![format!("`{}` is part of a cycle", graph.node(id).name)])?;
     let active = active(graph, &order, wanted);
@@ -69,9 +72,9 @@ pub fn gradients(
         return Err(missing.into_iter().collect());
     }
 
-    let shapes = computed_shapes(graph);
+    let (shapes, sizes, uses) = (computed_shapes(graph), measured_sizes(graph), graph.uses());
     let b = Builder::new(graph, origin);
-    let mut g = Backward { b: &b, shapes, problems: Vec::new() };
+    let mut g = Backward { b: &b, options, shapes, sizes, ones: HashMap::new(), problems: Vec::new() };
     let mut contributions: HashMap<ValueId, Vec<ValueId>> = HashMap::new();
     contributions.insert(seed, vec![at_seed]);
     for id in path.into_iter().rev() {
@@ -84,15 +87,31 @@ pub fn gradients(
             continue;
         }
         let Some(dy) = node.output(0).and_then(|y| g.total(&mut contributions, y)) else { continue };
+        if let Some(gradients) = attention::mixed(&mut g, &node, dy, &uses, (&active, wanted)) {
+            for (value, gradient) in gradients {
+                contributions.entry(value).or_default().push(gradient);
+            }
+            continue;
+        }
         let rule = rules::rule(&node.op).expect("missing rules were reported");
         let dy =
             if rules::BROADCASTS.contains(&node.op.as_str()) { dy } else { g.fit(dy, node.output(0).unwrap_or(dy)) };
-        for (input, gradient) in node.inputs.iter().zip(rule(&mut g, &node, dy, &active)) {
-            if let (Some(input), Some(gradient)) = (input, gradient)
-                && active[input.index()]
-            {
-                contributions.entry(*input).or_default().push(gradient);
+        let gradients = rule(&mut g, &node, dy, &active);
+        let gradients = node.inputs.iter().zip(gradients).filter_map(|(x, gradient)| Some(((*x)?, gradient?)));
+        let gradients = gradients.filter(|(x, _)| active[x.index()]);
+        let mut gradients: Vec<_> = gradients.map(|(x, dx)| g.settled(x, dx, (&active, wanted))).collect();
+        // Where an operand has a part of dy summed up, as a bias of attention has, the sum comes first: dy is not kept for it.
+        if let [(_, a), (_, b)] = &mut gradients[..]
+            && node.is("Add")
+        {
+            match (*a == dy, *b == dy) {
+                (true, false) => *a = g.after(dy, *b),
+                (false, true) => *b = g.after(dy, *a),
+                _ => {}
             }
+        }
+        for (x, dx) in gradients {
+            contributions.entry(x).or_default().push(dx);
         }
     }
     let gradients = wanted.iter().map(|v| g.total(&mut contributions, *v).map(|total| g.fit(total, *v))).collect();
@@ -120,13 +139,47 @@ fn computed_shapes(graph: &Graph) -> HashMap<String, ValueId> {
     reshapes.filter_map(entry).collect()
 }
 
+/// Values whose shape the graph reads at run time, by the symbolic sizes that they have, with the axis.
+fn measured_sizes(graph: &Graph) -> HashMap<String, (ValueId, usize)> {
+    let mut sizes = HashMap::new();
+    let shapes = graph.node_ids().map(|id| graph.node(id)).filter(|n| n.is("Shape") && !is_backbone(&n.origin));
+    for value in shapes.filter_map(|node| node.input(0)) {
+        for (axis, dim) in graph.shape(value).unwrap_or_default().iter().enumerate() {
+            if !matches!(dim, Dim::Value(_)) {
+                sizes.entry(dim_text(dim)).or_insert((value, axis));
+            }
+        }
+    }
+    sizes
+}
+
 /// What a rule returns: a gradient for each operand; `None` for one that has none or is not active.
 pub type Contributions = Vec<Option<ValueId>>;
+
+/// The size of an axis: 1, or that of an axis of another value.
+#[derive(Clone, Copy, Debug)]
+enum Side {
+    One,
+    Of(usize),
+}
+
+impl Side {
+    fn dim(self, of: &[Dim]) -> Dim {
+        match self {
+            Side::One => Dim::Value(1),
+            Side::Of(axis) => of.get(axis).cloned().unwrap_or(Dim::Value(1)),
+        }
+    }
+}
 
 /// What rules work with.
 pub struct Backward<'b, 'g> {
     pub b: &'b Builder<'g>,
+    options: BackwardOptions,
     shapes: HashMap<String, ValueId>,
+    sizes: HashMap<String, (ValueId, usize)>,
+    /// Tensors of ones, by their shape.
+    ones: HashMap<String, ValueId>,
     problems: Vec<String>,
 }
 
@@ -134,13 +187,47 @@ impl Backward<'_, '_> {
     /// The sum of what has come in for a value, so far and for good.
     fn total(&self, contributions: &mut HashMap<ValueId, Vec<ValueId>>, value: ValueId) -> Option<ValueId> {
         let parts = contributions.remove(&value)?;
-        let total = match parts[..] {
-            [one] => one,
-            [a, b] => self.b.add(a, b),
-            _ => self.b.op("Sum", &parts, Attributes::none()),
-        };
+        let total = parts.into_iter().reduce(|sum, part| self.plus(sum, part))?;
         contributions.insert(value, vec![total]);
         Some(total)
+    }
+
+    /// Where a gradient belongs: of a sum of which one term alone is active, and smaller, to that term. Of the gradients of a
+    /// sum that many nodes read, each is summed to the term's shape, and the large ones are never added up.
+    fn settled(
+        &mut self,
+        value: ValueId,
+        gradient: ValueId,
+        (active, wanted): (&[bool], &[ValueId]),
+    ) -> (ValueId, ValueId) {
+        let term = self.b.read(|graph| {
+            let node = graph.node(graph.producer_of(value)?.0);
+            let mut terms =
+                node.inputs.iter().flatten().filter(|v| active.get(v.index()).is_some_and(|active| *active));
+            let (term, others) = (terms.next()?, terms.next());
+            (node.is("Add") && others.is_none() && graph.shape(*term) != graph.shape(value)).then_some(*term)
+        });
+        match term {
+            Some(term) if !wanted.contains(&value) && self.shape(gradient) == self.shape(value) => {
+                (term, self.fit(gradient, term))
+            }
+            _ => (value, gradient),
+        }
+    }
+
+    /// `a + b`; where one is the negative of something, the difference.
+    fn plus(&self, a: ValueId, b: ValueId) -> ValueId {
+        let negated = |value| {
+            self.b.read(|graph| {
+                let node = graph.node(graph.producer_of(value)?.0);
+                node.is("Neg").then(|| node.input(0))?
+            })
+        };
+        match (negated(a), negated(b)) {
+            (_, Some(b)) => self.b.sub(a, b),
+            (Some(a), None) => self.b.sub(b, a),
+            (None, None) => self.b.add(a, b),
+        }
     }
 
     // y_1, y_2, ... = x in parts      dx = dy_1, dy_2, ... side by side
@@ -197,7 +284,6 @@ impl Backward<'_, '_> {
         let extra = from.len().saturating_sub(to.len());
         let missing = to.len().saturating_sub(from.len());
         let leading: Vec<i64> = (0..extra as i64).collect();
-        let mut summed = if extra == 0 { gradient } else { self.b.reduce_sum(gradient, &leading, false) };
         let mut axes = Vec::new();
         let mut repeat = missing > 0;
         for (axis, (f, t)) in from[extra..].iter().zip(&to[missing..]).enumerate() {
@@ -218,28 +304,99 @@ impl Backward<'_, '_> {
                 return gradient;
             }
         }
+        let of_first = matches!((&leading[..], &axes[..]), ([0], []) | ([], [0]));
+        if of_first && !repeat && from.len() > 1 && self.b.dtype(gradient) == Some(DType::F32) {
+            let summed = self.summed_first(gradient, &from);
+            return if from.len() == 2 && extra == 0 { summed } else { self.reshape_like(summed, operand) };
+        }
+        let mut summed = if extra == 0 { gradient } else { self.b.reduce_sum(gradient, &leading, false) };
         if !axes.is_empty() {
             summed = self.b.reduce_sum(summed, &axes, true);
         }
         if repeat {
-            let shape = self.b.shape_of(operand);
+            let shape = self.shape_at_run_time(operand);
             summed = self.b.op("Expand", &[summed, shape], Attributes::none());
         }
         self.b.shaped(summed, &to)
+    }
+
+    /// The sum over the first axis, `[1, rest]`, as a product with ones: ONNX Runtime's ReduceSum along the first axis takes
+    /// ten times as long.
+    fn summed_first(&mut self, x: ValueId, shape: &[Dim]) -> ValueId {
+        let rest = shape[1..].iter().cloned().reduce(|a, b| a * b).unwrap_or(Dim::Value(1)).simplify();
+        let rows = match shape {
+            [_, _] => x,
+            _ => self.b.shaped(self.b.reshape(x, &[0, -1]), &[shape[0].clone(), rest.clone()]),
+        };
+        let ones = self.ones(x, &[Side::One, Side::Of(0)]);
+        self.b.shaped(self.b.gemm(ones, rows, None, false, false), &[Dim::Value(1), rest])
+    }
+
+    /// Ones in f32, each axis of size 1 or as long as one of `like`.
+    fn ones(&mut self, like: ValueId, sides: &[Side]) -> ValueId {
+        let dims = self.shape(like);
+        let shape: Vec<Dim> = sides.iter().map(|side| side.dim(&dims)).collect();
+        let key = shape_text(&shape);
+        if let Some(ones) = self.ones.get(&key) {
+            return *ones;
+        }
+        let size = |side: &Side| match (side.dim(&dims), side) {
+            (Dim::Value(size), _) => self.b.i64s(&[size.into()]),
+            (_, Side::Of(axis)) => self.b.shape_slice(like, *axis as i64, *axis as i64 + 1),
+            (_, Side::One) => self.b.i64s(&[1]),
+        };
+        let sizes: Vec<ValueId> = sides.iter().map(size).collect();
+        let ones = self.b.op("Expand", &[self.b.f32(1.0), self.b.concat(&sizes, 0)], Attributes::none());
+        self.ones.insert(key, self.b.shaped(ones, &shape));
+        ones
+    }
+
+    /// `value`, which nodes cannot read before `done` is made: its shape is put together with none of the numbers of `done`.
+    ///
+    /// ONNX Runtime runs nodes in an order of its own, and a node that nothing waits for last; what it reads stays in memory.
+    pub fn after(&mut self, value: ValueId, done: ValueId) -> ValueId {
+        let shape = self.shape(value);
+        let zero = self.b.i64s(&[0]);
+        let none = self.b.op("Slice", &[self.b.reshape(done, &[-1]), zero, zero], Attributes::none());
+        let none = self.b.cast(self.b.shaped(none, &[Dim::Value(0)]), DType::I64);
+        let as_it_is = self.b.i64s(&vec![0; shape.len()]);
+        let target = self.b.concat(&[as_it_is, none], 0);
+        self.b.reshape_to(value, target, &shape)
     }
 
     /// `gradient` with the shape of `like`, which has as many elements.
     pub fn reshape_like(&mut self, gradient: ValueId, like: ValueId) -> ValueId {
         let dims = self.shape(like);
         let symbols = dims.iter().filter(|d| !matches!(d, Dim::Value(_))).count();
-        let shape = match (symbols, self.shapes.get(&shape_text(&dims))) {
-            (0 | 1, _) => {
+        let shape = match symbols {
+            0 | 1 => {
                 let size = |d: &Dim| if let Dim::Value(v) = d { i64::from(*v) } else { -1 };
                 self.b.i64s(&dims.iter().map(size).collect::<Vec<_>>())
             }
-            (_, Some(shape)) => *shape,
-            (_, None) => self.b.shape_of(like),
+            _ => self.shape_at_run_time(like),
         };
         self.b.reshape_to(gradient, shape, &dims)
+    }
+
+    /// The shape of a value, which is not read for it where its sizes are another's too: it would be kept for nothing else.
+    fn shape_at_run_time(&mut self, like: ValueId) -> ValueId {
+        let dims = self.shape(like);
+        if let Some(shape) = self.shapes.get(&shape_text(&dims)) {
+            return *shape;
+        }
+        let size = |dim: &Dim| match dim {
+            Dim::Value(size) => Some(self.b.i64s(&[(*size).into()])),
+            _ => {
+                let (value, axis) = *self.sizes.get(&dim_text(dim))?;
+                Some(self.b.shape_slice(value, axis as i64, axis as i64 + 1))
+            }
+        };
+        let symbolic = dims.iter().any(|dim| !matches!(dim, Dim::Value(_)));
+        let shape = match dims.iter().map(size).collect::<Option<Vec<ValueId>>>() {
+            Some(sizes) if symbolic => self.b.concat(&sizes, 0),
+            _ => return self.b.shape_of(like),
+        };
+        self.shapes.insert(shape_text(&dims), shape);
+        shape
     }
 }

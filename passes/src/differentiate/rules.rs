@@ -53,16 +53,17 @@ pub fn rule(op: &str) -> Option<Rule> {
 }
 
 /// Operand `index` of a node, which the operator cannot lack.
-fn x(node: &Node, index: usize) -> ValueId {
+pub(super) fn x(node: &Node, index: usize) -> ValueId {
     node.input(index).expect("required operands were checked by shape inference")
 }
 
-fn y(node: &Node) -> ValueId {
+pub(super) fn y(node: &Node) -> ValueId {
     node.output(0).expect("the first output has a gradient, so it is there")
 }
 
-fn is_active(node: &Node, index: usize, active: &[bool]) -> bool {
-    node.input(index).is_some_and(|v| active[v.index()])
+pub(super) fn is_active(node: &Node, index: usize, active: &[bool]) -> bool {
+    // What the backward pass made is none of the values that were looked at.
+    node.input(index).is_some_and(|v| active.get(v.index()).is_some_and(|active| *active))
 }
 
 fn one(gradient: ValueId) -> Contributions {
@@ -107,8 +108,9 @@ fn div(g: &mut Backward, node: &Node, dy: ValueId, active: &[bool]) -> Contribut
     let scaled = g.b.div(dy, b);
     let da = is_active(node, 0, active).then(|| g.fit(scaled, a));
     let db = is_active(node, 1, active).then(|| {
-        let product = g.b.neg(g.b.mul(scaled, y(node)));
-        g.fit(product, b)
+        let product = g.b.mul(scaled, y(node));
+        let product = g.fit(product, b);
+        g.b.neg(product)
     });
     vec![da, db]
 }
@@ -214,7 +216,7 @@ fn log_softmax(g: &mut Backward, node: &Node, dy: ValueId, _: &[bool]) -> Contri
 // y = a^T b                 da = b dy^T;   y = a b^T:   db = dy^T a
 //
 // So no gradient is transposed where the operand was: ONNX Runtime's products read an operand either way.
-fn mat_mul(g: &mut Backward, node: &Node, dy: ValueId, active: &[bool]) -> Contributions {
+pub(super) fn mat_mul(g: &mut Backward, node: &Node, dy: ValueId, active: &[bool]) -> Contributions {
     let (a, b) = (x(node, 0), x(node, 1));
     if g.shape(a).len() < 2 || g.shape(b).len() < 2 {
         g.problems.push(format!("`{}`: MatMul has a gradient rule for operands of rank 2 and more", node.name));
@@ -246,7 +248,7 @@ fn mat_mul(g: &mut Backward, node: &Node, dy: ValueId, active: &[bool]) -> Contr
 }
 
 /// The last two axes exchanged.
-fn swapped(g: &mut Backward, value: ValueId) -> ValueId {
+pub(super) fn swapped(g: &mut Backward, value: ValueId) -> ValueId {
     let perm = swap(g.shape(value).len());
     transposed(g, value, &perm)
 }
@@ -259,7 +261,7 @@ fn swap(rank: usize) -> Vec<i64> {
 }
 
 /// The value whose last two axes were exchanged to make this one.
-fn unswapped(g: &mut Backward, value: ValueId) -> Option<ValueId> {
+pub(super) fn unswapped(g: &mut Backward, value: ValueId) -> Option<ValueId> {
     let swap = swap(g.shape(value).len());
     g.b.read(|graph| {
         let node = graph.node(graph.producer_of(value)?.0);

@@ -1,0 +1,106 @@
+//! The gradient of attention where it mixes values by probabilities: one rule for the product and its softmax.
+//!
+//! ```text
+//! y = p v, p = softmax(s)        ds = p (dy v^T - sum(dy y)),   dv = p^T dy
+//! ```
+//!
+//! For `sum_k dp p`, the mean slope of a row of p, is `dy y`: the sum runs along a head's few numbers, not along the keys.
+//! It is subtracted within the product: `[dy, -sum(dy y)] [v, 1]^T`. Beside the product itself, one pass over what is as
+//! large as p is left of the four that the rules of the product and the softmax would make.
+//!
+//! Of all that a step of long texts keeps from forward to backward, p is the largest by far, and it is made of little. Where
+//! that is asked for, it is not kept but made again: `p = softmax(q k^T + ...)`, of the same operands in the same order.
+
+use lstc_graph::{Dim, Node, Uses, ValueId};
+
+use super::rules::{is_active, mat_mul, swapped, unswapped, x, y};
+use super::{Backward, Side};
+use crate::module::is_backbone;
+
+/// The scores s, their gradient, and that of v where it is active; `None` for a product of another kind.
+pub fn mixed(
+    g: &mut Backward,
+    node: &Node,
+    dy: ValueId,
+    uses: &Uses,
+    (active, wanted): (&[bool], &[ValueId]),
+) -> Option<Vec<(ValueId, ValueId)>> {
+    if !node.is("MatMul") {
+        return None;
+    }
+    let (a, b) = (x(node, 0), x(node, 1));
+    let single = |value: ValueId| uses.of(value).len() == 1 && !wanted.contains(&value);
+    // y = p v, or the same with queries last: y = v p^T.
+    let (p, v, queries_last) = match scores(g, a) {
+        Some(_) => (a, b, false),
+        None => (unswapped(g, b).filter(|_| single(b))?, a, true),
+    };
+    let scores = scores(g, p).filter(|_| single(p))?;
+    let [of_p, of_v, of_y] = [p, v, y(node)].map(|value| g.shape(value));
+    let rank = of_y.len();
+    let alike = |shape: &[Dim]| shape.len() == rank && shape[..rank - 2] == of_y[..rank - 2];
+    if rank < 2 || !alike(&of_p) || !alike(&of_v) || !active[scores.index()] {
+        return None;
+    }
+    // The axis of a head's numbers, in v and in y.
+    let axis = if queries_last { rank - 2 } else { rank - 1 };
+    let slope = g.b.reduce_sum(g.b.mul(dy, y(node)), &[axis as i64], true);
+    let p = if g.options.recompute_attention { again(g, p, slope).unwrap_or(p) } else { p };
+    let left = g.b.concat(&[dy, g.b.neg(slope)], axis as i64);
+    let sides: Vec<Side> = (0..rank).map(|i| if i == axis { Side::One } else { Side::Of(i) }).collect();
+    let ones = g.ones(v, &sides);
+    let right = g.b.concat(&[v, ones], axis as i64);
+    let product = match queries_last {
+        true => g.b.matmul(swapped(g, left), right),
+        false => g.b.matmul(left, swapped(g, right)),
+    };
+    let mut gradients = vec![(scores, g.b.mul(p, g.b.shaped(product, &of_p)))];
+    let (of_p, of_v) = if queries_last { (1, 0) } else { (0, 1) };
+    if is_active(node, of_v, active) {
+        let mut node = node.clone();
+        node.inputs[of_p] = Some(if queries_last { swapped(g, p) } else { p });
+        let mut values_alone = vec![false; active.len()];
+        values_alone[v.index()] = true;
+        gradients.extend(mat_mul(g, &node, dy, &values_alone)[of_v].map(|gradient| (v, gradient)));
+    }
+    Some(gradients)
+}
+
+/// What a softmax along the last axis is taken of.
+fn scores(g: &mut Backward, p: ValueId) -> Option<ValueId> {
+    let last = g.b.shape(p)?.len() as i64 - 1;
+    g.b.read(|graph| {
+        let node = graph.node(graph.producer_of(p)?.0);
+        let axis = node.attributes.get_int("axis").unwrap_or(-1);
+        (node.is("Softmax") && (axis == -1 || axis == last)).then(|| node.input(0))?
+    })
+}
+
+/// `value` made anew by the operators from a product of queries and keys on; `None` where others made it.
+///
+/// The queries are there when the slope is, and not before: so these nodes are no copies of the forward ones, of which ONNX
+/// Runtime would make one.
+fn again(g: &mut Backward, value: ValueId, slope: ValueId) -> Option<ValueId> {
+    let node = g.b.read(|graph| Some(graph.node(graph.producer_of(value)?.0).clone()))?;
+    let shape = g.shape(value);
+    if is_backbone(&node.origin) || node.outputs.len() != 1 {
+        return None;
+    }
+    let first = match node.op.as_str() {
+        "MatMul" => {
+            let queries = x(&node, 0);
+            match unswapped(g, queries) {
+                Some(queries) => {
+                    let queries = g.after(queries, slope);
+                    swapped(g, queries)
+                }
+                None => g.after(queries, slope),
+            }
+        }
+        "Softmax" | "Add" | "Mul" if g.shape(x(&node, 0)) == shape => again(g, x(&node, 0), slope)?,
+        _ => return None,
+    };
+    let inputs: Vec<ValueId> = std::iter::once(first).chain(node.inputs.iter().skip(1).copied().flatten()).collect();
+    let value = g.b.op(&node.op, &inputs, node.attributes.clone());
+    Some(g.b.shaped(value, &shape))
+}
