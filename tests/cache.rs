@@ -291,13 +291,14 @@ fn a_kill_loses_at_most_what_was_not_recorded() {
 #[test]
 fn a_killed_run_goes_on_with_its_cache_bit_for_bit() {
     let work = Work::new("gated_dynamo");
-    let run = |out: &str, cache: &Path| {
-        let flags = ["--batch-size", "4", "--epochs", "5", "--save-every", "4", "--cache", text(cache)];
+    let run = |out: &str, cache: &Path, overlap: &str| {
+        let flags = ["--batch-size", "4", "--epochs", "5", "--save-every", "4", "--overlap", overlap];
+        let flags = [&flags[..], &["--cache", text(cache)]].concat();
         let mut command = work.train_of("tuned", out, &flags);
         command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("lstc runs")
     };
-    assert!(run("whole", &work.path("whole-taps")).wait().expect("a child").success());
-    let mut child = run("parts", &work.path("parts-taps"));
+    assert!(run("whole", &work.path("whole-taps"), "off").wait().expect("a child").success());
+    let mut child = run("parts", &work.path("parts-taps"), "on");
     // Amid the first epoch.
     let log = || Some(work.path("parts/metrics.jsonl"));
     assert!(wait_for(log, 1700, &mut child), "the run ended before it could be killed");

@@ -14,7 +14,7 @@ use crate::report::{self, Bytes, Clock, Exit, Format, ProgressLine};
 use crate::rewrite::config::Config;
 use crate::rewrite::{RUN, manifest};
 use crate::runtime::{Device, Runtime, find};
-use crate::train::{Event, Plan, Request, Schedule, Started, Summary, TrainOptions, interrupt, train};
+use crate::train::{Event, Overlap, Plan, Request, Schedule, Started, Summary, TrainOptions, interrupt, train};
 
 /// Train the side network of a rewritten model
 #[derive(Debug, clap::Args)]
@@ -125,6 +125,11 @@ struct TrainFlags {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     map_weights: Option<bool>,
 
+    /// Whether the backbone reads the next batch while the side network learns from the one before, which takes memory for the
+    /// taps of one more batch: auto does on CUDA, and where there are twice as many cores as --threads [default: auto]
+    #[arg(long, value_enum)]
+    overlap: Option<Overlap>,
+
     /// Steps between checkpoints; there is one after each epoch too [default: 500]
     #[arg(long, value_name = "N")]
     save_every: Option<u64>,
@@ -232,6 +237,7 @@ impl TrainFlags {
         set(&mut train.seed, &self.seed);
         set(&mut train.device, &self.device);
         set(&mut train.map_weights, &self.map_weights);
+        set(&mut train.overlap, &self.overlap);
         set(&mut train.save_every, &self.save_every);
         train.warmup_steps = self.warmup_steps.or(train.warmup_steps);
         train.threads = self.threads.or(train.threads);

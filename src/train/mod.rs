@@ -8,6 +8,7 @@
 //!
 //! **Invariant:** a state with a number in it that is not finite is never saved.
 
+mod ahead;
 mod backbone;
 mod checkpoint;
 pub mod interrupt;
@@ -27,7 +28,7 @@ use serde::{Deserialize, Serialize};
 pub use backbone::{Backbone, Taps};
 pub use checkpoint::{Best, CHECKPOINT, Identity, Progress};
 pub use log::{EvalLine, METRICS, StepLine};
-pub use options::{LearningRate, Schedule, TrainOptions};
+pub use options::{LearningRate, Overlap, Schedule, TrainOptions};
 pub use stepper::{Outcome, Stepper};
 
 use crate::cache::Holding;

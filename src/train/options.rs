@@ -34,6 +34,8 @@ pub struct TrainOptions {
     pub device: Device,
     /// Use weights where their file is mapped: less memory, but slower.
     pub map_weights: bool,
+    /// Whether the backbone reads the next batch while the side network learns from the one before.
+    pub overlap: Overlap,
     /// Steps between checkpoints; there is one after each epoch too.
     pub save_every: u64,
     /// Where checkpoints and metrics go; `run` in the rewritten directory where there is none.
@@ -65,6 +67,7 @@ impl Default for TrainOptions {
             threads: None,
             device: Device::Cpu,
             map_weights: false,
+            overlap: Overlap::Auto,
             save_every: 500,
             out: None,
             cache: None,
@@ -100,10 +103,33 @@ impl TrainOptions {
         problems
     }
 
+    /// Whether the backbone reads ahead, here.
+    pub fn overlaps(&self) -> bool {
+        match (self.overlap, self.device) {
+            (Overlap::On, _) | (Overlap::Auto, Device::Cuda(_)) => true,
+            (Overlap::Off, _) => false,
+            (Overlap::Auto, Device::Cpu) => {
+                let cores = std::thread::available_parallelism().map_or(1, usize::from);
+                cores >= self.resolved_threads().saturating_mul(2)
+            }
+        }
+    }
+
     /// The number of threads, here.
     pub fn resolved_threads(&self) -> usize {
         self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
     }
+}
+
+/// Whether the backbone reads ahead.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Overlap {
+    /// On CUDA, and where there are cores for both: twice as many as `threads`.
+    #[default]
+    Auto,
+    On,
+    Off,
 }
 
 /// How the learning rate falls after the warm-up.

@@ -2,10 +2,12 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 
+use super::ahead::Upcoming;
 use super::checkpoint::{self, Best, CHECKPOINT, Identity, Progress};
 use super::log::{EvalLine, Log, METRICS, StepLine};
 use super::options::{LearningRate, TrainOptions};
@@ -131,7 +133,7 @@ impl<'r> Run<'r> {
         mut tell: impl FnMut(Event),
     ) -> anyhow::Result<Summary> {
         let options = &self.request.train;
-        let accumulates = options.accumulate > 1;
+        let (accumulates, overlaps) = (options.accumulate > 1, options.overlaps());
         let runs = self.runs(progress.step);
         let (mut stepper, backbone) = Stepper::open(self.opened, &self.execution, &state, accumulates, runs)?;
         drop(state);
@@ -147,21 +149,32 @@ impl<'r> Run<'r> {
         for epoch in progress.epochs..options.epochs {
             let batches = epoch_batches(&self.corpus, self.identity.batch_size, options.seed, epoch);
             let end = (epoch + 1) * self.steps_an_epoch;
-            while progress.step < end && !interrupted {
-                let line = self.step((&mut stepper, &mut source), &batches, epoch, progress.step + 1)?;
-                progress.step += 1;
-                loss = Some(line.loss);
-                clock.add(&line);
-                log.write(&line)?;
-                let left = clock.left(self.total - progress.step, options.epochs - progress.epochs);
-                tell(Event::Step { line: &line, of: self.total, left });
-                source.news().iter().for_each(|news| tell(Event::Warning(news)));
-                interrupted = interrupt::asked();
-                // The last step of an epoch is saved with its evaluation.
-                if interrupted || (progress.step.is_multiple_of(options.save_every) && progress.step < end) {
-                    self.save(&stepper, &progress)?;
+            let first = (progress.step % self.steps_an_epoch) as usize * self.identity.accumulate;
+            let lent = &mut source;
+            thread::scope(|scope| {
+                let mut taps = if overlaps && progress.step < end {
+                    let upcoming = (&batches, first..batches.len());
+                    Upcoming::ahead(scope, lent, (self.opened, &self.corpus), upcoming)?
+                } else {
+                    Upcoming::Here(lent)
+                };
+                while progress.step < end && !interrupted {
+                    let line = self.step((&mut stepper, &mut taps), &batches, epoch, progress.step + 1)?;
+                    progress.step += 1;
+                    loss = Some(line.loss);
+                    clock.add(&line);
+                    log.write(&line)?;
+                    let left = clock.left(self.total - progress.step, options.epochs - progress.epochs);
+                    tell(Event::Step { line: &line, of: self.total, left });
+                    taps.news().iter().for_each(|news| tell(Event::Warning(news)));
+                    interrupted = interrupt::asked();
+                    // The last step of an epoch is saved with its evaluation.
+                    if interrupted || (progress.step.is_multiple_of(options.save_every) && progress.step < end) {
+                        self.save(&stepper, &progress)?;
+                    }
                 }
-            }
+                anyhow::Ok(())
+            })?;
             if interrupted {
                 break;
             }
@@ -214,7 +227,7 @@ impl<'r> Run<'r> {
     /// Makes one step, and checks that it may be built on.
     fn step(
         &self,
-        (stepper, source): (&mut Stepper, &mut TapSource),
+        (stepper, upcoming): (&mut Stepper, &mut Upcoming),
         batches: &Batches,
         epoch: u64,
         step: u64,
@@ -226,12 +239,12 @@ impl<'r> Run<'r> {
             .map(|at| Batch::new(&self.corpus, batches.get(at), self.opened.record.tokens, &self.opened.fixed()))
             .collect::<anyhow::Result<_>>()?;
         let next = last..batches.len().min(last + self.identity.accumulate);
-        next.for_each(|at| source.expect(&self.corpus, batches.get(at)));
+        next.for_each(|at| upcoming.expect(&self.corpus, batches.get(at)));
         let lr = self.rate.at(step);
         let mut rows = (first..).map(|at| batches.get(at));
         let taps = |batch: &Batch| {
             let rows = rows.next().unwrap_or_default();
-            source.taps(&self.corpus, rows, batch)
+            upcoming.next(&self.corpus, rows, batch)
         };
         let Outcome { loss, grad_norm } = stepper.step(&made, taps, step, lr)?;
         if !loss.is_finite() || !grad_norm.is_finite() {

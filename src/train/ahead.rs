@@ -1,0 +1,90 @@
+//! The taps of a run's batches in their order, made in the step that reads them, or ahead of it in a thread of their own.
+//!
+//! No gradient enters the backbone, so it may read a batch while the side network still learns from the one before. What is
+//! computed is the same: on the CPU, losses are so bit for bit. At most the taps of one batch are made in advance.
+
+use std::ops::Range;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::Scope;
+
+use anyhow::{Context, anyhow};
+
+use super::backbone::Taps;
+use super::source::TapSource;
+use crate::data::{Batch, Batches, Corpus};
+use crate::rewrite::opened::Opened;
+
+/// The taps of a batch, and what there is to warn of.
+type Made = anyhow::Result<(Taps, Vec<String>)>;
+
+/// Whence a run takes its taps.
+pub(super) enum Upcoming<'s, 'o> {
+    Here(&'s mut TapSource<'o>),
+    Ahead { made: Receiver<Made>, news: Vec<String> },
+}
+
+impl<'s, 'o> Upcoming<'s, 'o> {
+    /// Begins to make the taps of these of an epoch's batches. The thread ends with them, or when nobody waits for more.
+    pub(super) fn ahead<'scope>(
+        scope: &'scope Scope<'scope, '_>,
+        source: &'scope mut TapSource<'o>,
+        (opened, corpus): (&'scope Opened, &'scope Corpus),
+        (batches, range): (&'scope Batches, Range<usize>),
+    ) -> anyhow::Result<Upcoming<'s, 'o>>
+    where
+        'o: 'scope,
+    {
+        // Nothing waits in the channel: what is made is in the hands of the one thread or the other.
+        let (send, made) = sync_channel::<Made>(0);
+        let make = move || {
+            for at in range.clone() {
+                if range.contains(&(at + 1)) {
+                    source.expect(corpus, batches.get(at + 1));
+                }
+                let rows = batches.get(at);
+                let taps = Batch::new(corpus, rows, opened.record.tokens, &opened.fixed())
+                    .and_then(|batch| source.taps(corpus, rows, &batch));
+                let failed = taps.is_err();
+                if send.send(taps.map(|taps| (taps, source.news()))).is_err() || failed {
+                    return;
+                }
+            }
+        };
+        std::thread::Builder::new()
+            .name("taps".to_owned())
+            .spawn_scoped(scope, make)
+            .context("cannot start the thread that reads ahead: `--overlap off` goes without")?;
+        Ok(Upcoming::Ahead { made, news: Vec::new() })
+    }
+
+    /// The taps of the next batch.
+    ///
+    /// # Errors
+    /// From the backbone, or from the cache.
+    pub(super) fn next(&mut self, corpus: &Corpus, rows: &[u32], batch: &Batch) -> anyhow::Result<Taps> {
+        match self {
+            Upcoming::Here(source) => source.taps(corpus, rows, batch),
+            Upcoming::Ahead { made, news } => {
+                let made = made.recv().map_err(|_| anyhow!("the thread that reads ahead has ended"))?;
+                let (taps, warnings) = made?;
+                news.extend(warnings);
+                Ok(taps)
+            }
+        }
+    }
+
+    /// Lets the kernel read rows in advance.
+    pub(super) fn expect(&self, corpus: &Corpus, rows: &[u32]) {
+        if let Upcoming::Here(source) = self {
+            source.expect(corpus, rows);
+        }
+    }
+
+    /// Warnings that have come up.
+    pub(super) fn news(&mut self) -> Vec<String> {
+        match self {
+            Upcoming::Here(source) => source.news(),
+            Upcoming::Ahead { news, .. } => std::mem::take(news),
+        }
+    }
+}
