@@ -189,6 +189,33 @@ fn an_evaluation_that_was_stopped_is_made_again() {
 }
 
 #[test]
+fn too_large_a_batch_is_told_with_what_takes_less() {
+    let tuned = Tuned::new("relu_torchscript", |_| ());
+    // Two short batches fit, one of 16 x 3000 tokens does not: its scores alone are 4 GB.
+    let row = |length: usize| format!("{{\"input_ids\": {:?}, \"labels\": [5, 1]}}\n", vec![2; length]);
+    let rows: String = [vec![row(4); 32], vec![row(3000); 16]].concat().concat();
+    fs::write(tuned.path("long.jsonl"), rows).expect("a temporary folder");
+    let script = "ulimit -v 3000000; exec \"$0\" \"$@\"";
+    let data = tuned.path("long.jsonl");
+    let output = Command::new("bash")
+        .args(["-c", script, env!("CARGO_BIN_EXE_lstc"), "train", text(&tuned.directory())])
+        .args(["--out", text(&tuned.path("run")), "--train", text(&data), "--max-source-length", "3000"])
+        .args(["--batch-size", "16", "--threads", "2", "--epochs", "1"])
+        .output()
+        .expect("a shell");
+    refused(
+        &output,
+        &[
+            "16 examples of 3000 tokens in, 2 out, do not fit into memory",
+            "`--batch-size 8 --accumulate 2`",
+            "--max-source-length 1500",
+            "--recompute-attention",
+        ],
+    );
+    assert!(tuned.path("run/checkpoint.safetensors").exists(), "what was learned before is kept");
+}
+
+#[test]
 fn a_kill_leaves_nothing_behind_that_stays() {
     let tuned = Tuned::new("relu_torchscript", |_| ());
     let flags = ["--epochs", "3", "--save-every", "1"];

@@ -22,7 +22,7 @@ pub struct DeviceTensor {
 impl DeviceTensor {
     /// Uninitialised: whoever makes one writes to it first.
     fn new(session: &OrtSession, device: Device, dims: &[usize]) -> Result<DeviceTensor> {
-        let run = |source| Error::Run { source };
+        let run = Error::run;
         let value = match device {
             Device::Cpu => ort::value::Tensor::new(&Allocator::default(), dims.to_vec()),
             Device::Cuda(index) => memory(AllocationDevice::CUDA, index)
@@ -42,7 +42,7 @@ impl DeviceTensor {
     /// When the shapes differ.
     pub fn write(&mut self, values: &ArrayD<f32>) -> Result<()> {
         assert_eq!(values.shape(), self.dims, "a tensor keeps its shape");
-        let run = |source| Error::Run { source };
+        let run = Error::run;
         let values = values.as_standard_layout();
         let slice = values.as_slice().expect("it was brought into standard layout");
         match self.device {
@@ -57,7 +57,7 @@ impl DeviceTensor {
 
     /// A copy of the contents in the host's memory.
     pub fn read(&self) -> Result<ArrayD<f32>> {
-        let run = |source| Error::Run { source };
+        let run = Error::run;
         match self.device {
             Device::Cpu => Ok(self.value.extract_array().to_owned()),
             Device::Cuda(_) => Ok(self.value.to(AllocationDevice::CPU, 0).map_err(run)?.extract_array().to_owned()),
@@ -96,23 +96,23 @@ pub struct Binding {
 impl Binding {
     /// An input that is read where it lies.
     pub fn input(&mut self, name: &str, tensor: &DeviceTensor) -> Result<()> {
-        self.binding.bind_input(name, &tensor.value).map_err(|source| Error::Run { source })
+        self.binding.bind_input(name, &tensor.value).map_err(Error::run)
     }
 
     /// An input from the host, copied now.
     pub fn feed(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
-        let value = tensor.to_value().map_err(|source| Error::Run { source })?;
-        self.binding.bind_input(name, &value).map_err(|source| Error::Run { source })
+        let value = tensor.to_value().map_err(Error::run)?;
+        self.binding.bind_input(name, &value).map_err(Error::run)
     }
 
     /// An input that another session left on the same device.
     pub fn pass(&mut self, kept: &Kept) -> Result<()> {
-        self.binding.bind_input(kept.name.as_str(), &kept.value).map_err(|source| Error::Run { source })
+        self.binding.bind_input(kept.name.as_str(), &kept.value).map_err(Error::run)
     }
 
     /// An output that stays on the device. A binding with such an output serves for one run.
     pub fn keep(&mut self, name: &str) -> Result<()> {
-        let run = |source| Error::Run { source };
+        let run = Error::run;
         let memory = match self.device {
             Device::Cpu => memory(AllocationDevice::CPU, 0),
             Device::Cuda(index) => memory(AllocationDevice::CUDA, index),
@@ -125,12 +125,12 @@ impl Binding {
     /// An output that is written where `tensor` lies. It may be an input's tensor too, where every node that reads the
     /// input runs before the one that writes the output: [`lstc_passes::written_in_place`] tells.
     pub fn output(&mut self, name: &str, tensor: &mut DeviceTensor) -> Result<()> {
-        self.binding.bind_output(name, &mut tensor.value).map_err(|source| Error::Run { source })
+        self.binding.bind_output(name, &mut tensor.value).map_err(Error::run)
     }
 
     /// An output that each run gives to the host.
     pub fn fetch(&mut self, name: &str) -> Result<()> {
-        let run = |source| Error::Run { source };
+        let run = Error::run;
         let host = memory(AllocationDevice::CPU, 0).map_err(run)?;
         self.binding.bind_output_to_device(name, &host).map_err(run)?;
         self.fetched.push(name.to_owned());
@@ -156,7 +156,7 @@ impl Session {
 
     /// A binding with nothing bound.
     pub fn binding(&self) -> Result<Binding> {
-        let binding = self.session.create_binding().map_err(|source| Error::Run { source })?;
+        let binding = self.session.create_binding().map_err(Error::run)?;
         Ok(Binding { binding, device: self.device, kept: Vec::new(), fetched: Vec::new() })
     }
 
@@ -165,7 +165,7 @@ impl Session {
     /// # Errors
     /// What ONNX Runtime has against the run: a missing input, a shape that does not fit, no memory.
     pub fn run_bound(&mut self, binding: &Binding) -> Result<Vec<Tensor>> {
-        let run = |source| Error::Run { source };
+        let run = Error::run;
         let outputs = self.session.run_binding(&binding.binding).map_err(run)?;
         binding
             .fetched
@@ -186,7 +186,7 @@ impl Session {
     /// # Errors
     /// As [`Session::run_bound`].
     pub fn run_keeping(&mut self, binding: Binding) -> Result<Vec<Kept>> {
-        let run = |source| Error::Run { source };
+        let run = Error::run;
         let mut outputs = self.session.run_binding(&binding.binding).map_err(run)?;
         let take = |name: &String| outputs.remove(name).map(|value| Kept { name: name.clone(), value });
         Ok(binding.kept.iter().filter_map(take).collect())

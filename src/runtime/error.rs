@@ -59,9 +59,23 @@ pub enum Error {
 
     #[error("ONNX Runtime failed while running the model")]
     Run { source: ort::Error },
+
+    #[error("there is no memory left for what the model computes")]
+    OutOfMemory { source: ort::Error },
 }
 
+/// What ONNX Runtime, CUDA and C++ say when there is no memory.
+const OUT_OF_MEMORY: [&str; 3] = ["Failed to allocate memory", "out of memory", "bad_alloc"];
+
 impl Error {
+    /// Of a run that failed.
+    pub(super) fn run(source: ort::Error) -> Error {
+        match OUT_OF_MEMORY.iter().any(|words| source.message().contains(words)) {
+            true => Error::OutOfMemory { source },
+            false => Error::Run { source },
+        }
+    }
+
     /// What the user can do about it, where there is something to do.
     pub fn hint(&self) -> Option<String> {
         match self {

@@ -42,7 +42,7 @@ impl Session {
     /// # Errors
     /// A library that does not count.
     pub fn arena(&self) -> Result<Arena> {
-        let run = |source| Error::Run { source };
+        let run = Error::run;
         let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Arena, MemoryType::Default);
         let allocator = Allocator::new(&self.session, memory.map_err(run)?).map_err(run)?;
         let mut pairs = ptr::null_mut();

@@ -289,7 +289,7 @@ impl Session {
     /// A name that the model does not have, an input of the wrong type, or what ONNX Runtime has against the run: a
     /// missing input, a shape that does not fit, no memory.
     pub fn run(&mut self, inputs: &[(&str, &Tensor)], outputs: &[&str]) -> Result<Vec<Tensor>> {
-        let run = |source| Error::Run { source };
+        let run = Error::run;
         let mut values = Vec::with_capacity(inputs.len());
         for (name, tensor) in inputs {
             let port = find_port(&self.inputs, "input", name)?;

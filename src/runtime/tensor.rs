@@ -63,7 +63,7 @@ impl Tensor {
 
     /// Copies what ONNX Runtime returned under `name`.
     pub(super) fn from_output(name: &str, value: &DynValue) -> Result<Tensor> {
-        let run = |source| Error::Run { source };
+        let run = Error::run;
         match value.dtype().tensor_type() {
             Some(ElementType::Float32) => copy(value).map(Tensor::F32).map_err(run),
             Some(ElementType::Float64) => copy(value).map(Tensor::F64).map_err(run),

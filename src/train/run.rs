@@ -20,7 +20,7 @@ use crate::evaluate::{self, Metrics, Scorer};
 use crate::hash::sha256;
 use crate::report::Hinted;
 use crate::rewrite::opened::{Execution, Opened};
-use crate::runtime::Resident;
+use crate::runtime::{self, Resident};
 use crate::side::{self, Side};
 
 /// Data, model and schedule of a run.
@@ -146,6 +146,7 @@ impl<'r> Run<'r> {
         let mut clock = Clock::default();
         let mut loss = None;
         let mut interrupted = false;
+        let mut largest = None;
         for epoch in progress.epochs..options.epochs {
             let batches = epoch_batches(&self.corpus, self.identity.batch_size, options.seed, epoch);
             let end = (epoch + 1) * self.steps_an_epoch;
@@ -159,7 +160,8 @@ impl<'r> Run<'r> {
                     Upcoming::Here(lent)
                 };
                 while progress.step < end && !interrupted {
-                    let line = self.step((&mut stepper, &mut taps), &batches, epoch, progress.step + 1)?;
+                    let line =
+                        self.step((&mut stepper, &mut taps, &mut largest), &batches, epoch, progress.step + 1)?;
                     progress.step += 1;
                     loss = Some(line.loss);
                     clock.add(&line);
@@ -227,7 +229,7 @@ impl<'r> Run<'r> {
     /// Makes one step, and checks that it may be built on.
     fn step(
         &self,
-        (stepper, upcoming): (&mut Stepper, &mut Upcoming),
+        (stepper, upcoming, largest): (&mut Stepper, &mut Upcoming, &mut Option<[usize; 3]>),
         batches: &Batches,
         epoch: u64,
         step: u64,
@@ -246,7 +248,9 @@ impl<'r> Run<'r> {
             let rows = rows.next().unwrap_or_default();
             upcoming.next(&self.corpus, rows, batch)
         };
-        let Outcome { loss, grad_norm } = stepper.step(&made, taps, step, lr)?;
+        let outcome = stepper.step(&made, taps, step, lr);
+        let Outcome { loss, grad_norm } = outcome.map_err(|error| self.explained(error, step, &made, *largest))?;
+        *largest = made.iter().map(sizes).chain(*largest).max_by_key(|[rows, source, _]| rows * source);
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(self.diverged(step, epoch, (first, batches.len()), &made, loss, grad_norm));
         }
@@ -256,6 +260,33 @@ impl<'r> Run<'r> {
         let tokens_per_second = tokens as f64 / seconds.max(1e-9);
         let epoch = epoch + 1;
         Ok(StepLine { step, epoch, loss, lr, grad_norm, seconds, tokens, tokens_per_second, memory, peak_memory })
+    }
+
+    /// Of a step that failed for want of memory: what it was about, and what takes less. `largest` is what fitted before.
+    fn explained(&self, error: anyhow::Error, step: u64, made: &[Batch], largest: Option<[usize; 3]>) -> anyhow::Error {
+        if !matches!(error.downcast_ref(), Some(runtime::Error::OutOfMemory { .. })) {
+            return error;
+        }
+        let [rows, source, target] =
+            made.iter().map(sizes).max_by_key(|[rows, source, _]| rows * source).unwrap_or([0; 3]);
+        let fitted = match largest {
+            Some([rows, source, target]) => format!("the largest that fitted had {rows} x {source}, {target} out; "),
+            None => String::new(),
+        };
+        let smaller = match rows {
+            0 | 1 => String::new(),
+            _ => {
+                let accumulate = 2 * self.identity.accumulate;
+                format!("`--batch-size {} --accumulate {accumulate}` makes the same steps in less, ", rows.div_ceil(2))
+            }
+        };
+        let hint = format!(
+            "{fitted}{smaller}`--max-source-length {}` shorter texts, in another run: --out DIR; `lstc rewrite` with \
+             --recompute-attention or --backbone int8 makes a network that needs less",
+            source.div_ceil(2)
+        );
+        let what = format!("step {step}: {rows} examples of {source} tokens in, {target} out, do not fit into memory");
+        Hinted::new(error.context(what), hint).into()
     }
 
     fn diverged(
@@ -346,6 +377,12 @@ impl<'r> Run<'r> {
     fn save_best(&self, stepper: &Stepper, step: u64) -> anyhow::Result<()> {
         side::save_on_device(&self.out.join(BEST), stepper.parameters(), &[("lstc.step", step.to_string())])
     }
+}
+
+/// Examples, and tokens of each source and target.
+fn sizes(batch: &Batch) -> [usize; 3] {
+    let (rows, source) = batch.source.dim();
+    [rows, source, batch.target_in.dim().1]
 }
 
 /// How fast a run goes.
