@@ -174,7 +174,9 @@ struct Subject {
 
 impl Subject {
     fn new(case: Case, fixture: &Fixture) -> Subject {
-        let graph = parse(&case.text(), case.opset).unwrap_or_else(|e| panic!("{}: {e}", case.name()));
+        let mut graph = parse(&case.text(), case.opset).unwrap_or_else(|e| panic!("{}: {e}", case.name()));
+        // As what lstc emits, and no backbone.
+        graph.assign(&Origin::pass("test"));
         let inputs = graph
             .inputs
             .iter()
@@ -312,6 +314,26 @@ fn gradients_agree_with_three_references() {
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn attention_is_seen_in_both_layouts_and_made_anew_where_that_is_asked_for() {
+    let fixture = Fixture::read();
+    let attention = |case: &Case| ["attention", "attention, queries last"].contains(&case.variant);
+    let seen = cases().into_iter().filter(attention).map(|case| {
+        let subject = Subject::new(case, &fixture);
+        let emitted = WAYS.map(|way| {
+            let graph = differentiated(subject.graph.clone(), way).expect("the rules are there");
+            let count = |op: &str| {
+                let nodes = graph.node_ids().map(|id| graph.node(id));
+                nodes.filter(|n| n.is(op) && n.origin == Origin::pass("differentiate")).count()
+            };
+            // The softmax's own rule subtracts the mean slope from what is as large as the probabilities.
+            (count("Softmax"), count("Sub"))
+        });
+        assert_eq!(emitted, [(0, 0), (1, 0)], "{}", subject.case.name());
+    });
+    assert_eq!(seen.count(), 2);
 }
 
 /// The mask is drawn anew in each run, so the gradient is compared with the y of the same run.
@@ -463,6 +485,10 @@ fn forms_without_a_rule_are_refused_by_name() {
     check(
         "(trainable a: f32[3, 4], b: f32[4, 2]) { y = Gemm<alpha=0.5>(a, b) loss = ReduceSum<keepdims=0>(y) }",
         &["`y`: Gemm has a gradient rule for a factor alpha of 1"],
+    );
+    check(
+        "(trainable a: f32[3, 4], b: f32[4]) { y = MatMul(a, b) loss = ReduceSum<keepdims=0>(y) }",
+        &["`loss` has no shape", "`y` has no shape", "`y`: MatMul has a gradient rule for operands of rank 2 and more"],
     );
     check(
         "(trainable a: f32[4], b: f32[4, 2]) { y = MatMul(a, b) loss = ReduceSum<keepdims=0>(y) }",

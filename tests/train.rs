@@ -207,8 +207,8 @@ fn too_large_a_batch_is_told_with_what_takes_less() {
         &output,
         &[
             "16 examples of 3000 tokens in, 2 out, do not fit into memory",
-            "`--batch-size 8 --accumulate 2`",
-            "--max-source-length 1500",
+            "`--batch-size 8 --accumulate 2 --out DIR`",
+            "`--max-source-length 1500`",
             "--recompute-attention",
         ],
     );

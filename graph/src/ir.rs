@@ -356,9 +356,9 @@ impl Graph {
         }
     }
 
-    /// Every node counts as the source's.
-    pub fn adopt(&mut self) {
-        self.nodes.iter_mut().flatten().for_each(|node| node.origin = Origin::SOURCE);
+    /// Every node counts as made by `origin`.
+    pub fn assign(&mut self, origin: &Origin) {
+        self.nodes.iter_mut().flatten().for_each(|node| node.origin = origin.clone());
     }
 
     pub(crate) fn rename_node(&mut self, id: NodeId, name: &str) {

@@ -226,8 +226,8 @@ struct MethodFlags {
     #[arg(long, value_name = "DEVICE", default_value_t, help_heading = "Backbone")]
     device: Device,
 
-    /// Make the probabilities of the side network's attention anew for its gradient, instead of keeping them from forward to
-    /// backward: what is kept then grows with the texts' length, and not with its square [default: false]
+    /// Recompute the side network's attention in the backward pass, instead of keeping its probabilities: what a step keeps
+    /// then grows with the texts' length, and not with its square. Goes without dropout [default: false]
     #[arg(
         long,
         value_name = "BOOL",

@@ -137,7 +137,7 @@ pub fn export(request: Request) -> anyhow::Result<Exported> {
     parameters::bind(&mut graph, &values)
         .with_context(|| format!("`{}` does not fit its {MANIFEST}", directory.join(INFER).display()))?;
     // Which pass made a node is of interest in training graphs.
-    graph.adopt();
+    graph.assign(&lstc_graph::Origin::SOURCE);
 
     let about = about(&record, &side_sha256);
     let embedded = Encoding::new(&graph, &DataFiles::default(), &about);

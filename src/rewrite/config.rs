@@ -152,7 +152,7 @@ pub fn annotated(options: &Options, training: &Started) -> String {
     line(
         "  recompute_attention",
         backward.recompute_attention.to_string(),
-        "make the side network's attention anew for its gradient: less memory, a little slower",
+        "recompute the side network's attention in the backward pass: less memory, a little slower",
     );
     line("optimizer", String::new(), "AdamW");
     line("  beta1", number(o.beta1), "decay of the first moment");

@@ -4,7 +4,7 @@
 //! computed is the same: on the CPU, losses are so bit for bit. At most the taps of one batch are made in advance.
 
 use std::ops::Range;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, SendError, sync_channel};
 use std::thread::Scope;
 
 use anyhow::{Context, anyhow};
@@ -45,7 +45,11 @@ impl<'s, 'o> Upcoming<'s, 'o> {
                 let taps = Batch::new(corpus, rows, opened.record.tokens, &opened.fixed())
                     .and_then(|batch| source.taps(corpus, rows, &batch));
                 let failed = taps.is_err();
-                if send.send(taps.map(|taps| (taps, source.news()))).is_err() || failed {
+                if let Err(SendError(unread)) = send.send(taps.map(|taps| (taps, source.news()))) {
+                    source.untold(unread.map(|(_, news)| news).unwrap_or_default());
+                    return;
+                }
+                if failed {
                     return;
                 }
             }

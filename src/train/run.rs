@@ -152,7 +152,7 @@ impl<'r> Run<'r> {
             let end = (epoch + 1) * self.steps_an_epoch;
             let first = (progress.step % self.steps_an_epoch) as usize * self.identity.accumulate;
             let lent = &mut source;
-            thread::scope(|scope| {
+            let steps = thread::scope(|scope| {
                 let mut taps = if overlaps && progress.step < end {
                     let upcoming = (&batches, first..batches.len());
                     Upcoming::ahead(scope, lent, (self.opened, &self.corpus), upcoming)?
@@ -176,7 +176,9 @@ impl<'r> Run<'r> {
                     }
                 }
                 anyhow::Ok(())
-            })?;
+            });
+            source.news().iter().for_each(|news| tell(Event::Warning(news)));
+            steps?;
             if interrupted {
                 break;
             }
@@ -269,22 +271,26 @@ impl<'r> Run<'r> {
         }
         let [rows, source, target] =
             made.iter().map(sizes).max_by_key(|[rows, source, _]| rows * source).unwrap_or([0; 3]);
-        let fitted = match largest {
-            Some([rows, source, target]) => format!("the largest that fitted had {rows} x {source}, {target} out; "),
-            None => String::new(),
-        };
-        let smaller = match rows {
-            0 | 1 => String::new(),
-            _ => {
-                let accumulate = 2 * self.identity.accumulate;
-                format!("`--batch-size {} --accumulate {accumulate}` makes the same steps in less, ", rows.div_ceil(2))
-            }
-        };
-        let hint = format!(
-            "{fitted}{smaller}`--max-source-length {}` shorter texts, in another run: --out DIR; `lstc rewrite` with \
-             --recompute-attention or --backbone int8 makes a network that needs less",
-            source.div_ceil(2)
+        let mut hints = Vec::new();
+        if let Some([rows, source, target]) = largest {
+            hints.push(format!("the largest batch that fitted had {rows} x {source} tokens in, {target} out"));
+        }
+        if self.request.train.overlaps() {
+            hints.push("`--resume --overlap off` goes on with the taps of one batch less".to_owned());
+        }
+        let (fixed, size) = (self.opened.fixed(), self.identity.batch_size);
+        if fixed.batch.is_none() && size > 1 && size.is_multiple_of(2) {
+            let accumulate = 2 * self.identity.accumulate;
+            let smaller = format!("`--batch-size {} --accumulate {accumulate} --out DIR`", size / 2);
+            hints.push(format!("{smaller} begins a run whose steps have as many examples"));
+        }
+        if fixed.source.is_none() {
+            hints.push(format!("`--max-source-length {}` cuts the texts", source.div_ceil(2)));
+        }
+        hints.push(
+            "`lstc rewrite` with --backbone int8, or without dropout --recompute-attention, needs less".to_owned(),
         );
+        let hint = hints.join("; ");
         let what = format!("step {step}: {rows} examples of {source} tokens in, {target} out, do not fit into memory");
         Hinted::new(error.context(what), hint).into()
     }

@@ -12,6 +12,8 @@ pub(super) struct TapSource<'o> {
     cache: Option<Cache>,
     /// Of the taps in the graphs.
     names: Vec<String>,
+    /// Warnings that nobody has heard.
+    untold: Vec<String>,
 }
 
 impl<'o> TapSource<'o> {
@@ -27,7 +29,7 @@ impl<'o> TapSource<'o> {
         }
         let graph = backbone.graph();
         let names = graph.outputs.iter().map(|tap| graph.value(*tap).name.clone()).collect();
-        Ok(TapSource { opened, backbone, cache, names })
+        Ok(TapSource { opened, backbone, cache, names, untold: Vec::new() })
     }
 
     /// The taps of a batch of these rows.
@@ -35,7 +37,7 @@ impl<'o> TapSource<'o> {
     /// # Errors
     /// From ONNX Runtime; from the file system, where the cache cannot be read.
     pub(super) fn taps(&mut self, corpus: &Corpus, rows: &[u32], batch: &Batch) -> anyhow::Result<Taps> {
-        let TapSource { opened, backbone, cache, names } = self;
+        let TapSource { opened, backbone, cache, names, .. } = self;
         let Some(cache) = cache else { return backbone.taps(batch) };
         let taps = cache.taps(opened, corpus, rows, batch, |batch| backbone.taps_on_host(batch))?;
         Ok(Taps::OnHost(names.iter().cloned().zip(taps).collect()))
@@ -55,6 +57,13 @@ impl<'o> TapSource<'o> {
 
     /// Warnings that have come up.
     pub(super) fn news(&mut self) -> Vec<String> {
-        self.cache.as_mut().map(Cache::news).unwrap_or_default()
+        let mut news = std::mem::take(&mut self.untold);
+        news.extend(self.cache.as_mut().map(Cache::news).unwrap_or_default());
+        news
+    }
+
+    /// Takes back warnings that nobody has heard.
+    pub(super) fn untold(&mut self, news: Vec<String>) {
+        self.untold.extend(news);
     }
 }

@@ -236,6 +236,11 @@ case(
     q=normal(B, 2, 3, S), k=normal(B, 2, 3, S), v=normal(B, 2, 3, S), bias=normal(1, 2, S, S),
     mask=lambda rng: np.where(rng.random((B, 1, 1, S)) < 0.3, np.finfo(np.float32).min, 0.0),
 )
+case("together/attention, plain", lambda s, v: torch.softmax(s, -1) @ v, s=normal(B, 2, S, S), v=normal(B, 2, S, 3))
+case(
+    "together/attention, queries last, plain", lambda s, v: v @ torch.softmax(s, -1).mT,
+    s=normal(B, 2, S, S), v=normal(B, 2, 3, S),
+)
 case("together/norm", norm, x=normal(B, 4), w=positive(4))
 case("together/silu", F.silu, x=normal(B, 4))
 case("together/gelu", F.gelu, x=normal(B, 4))

@@ -11,7 +11,7 @@
 //! Of all that a step of long texts keeps from forward to backward, p is the largest by far, and it is made of little. Where
 //! that is asked for, it is not kept but made again: `p = softmax(q k^T + ...)`, of the same operands in the same order.
 
-use lstc_graph::{Dim, Node, Uses, ValueId};
+use lstc_graph::{DType, Dim, Node, Uses, ValueId};
 
 use super::rules::{is_active, mat_mul, swapped, unswapped, x, y};
 use super::{Backward, Side};
@@ -29,6 +29,11 @@ pub fn mixed(
         return None;
     }
     let (a, b) = (x(node, 0), x(node, 1));
+    let rank = g.b.shape(y(node))?.len();
+    let has_rank = |value| g.b.shape(value).is_some_and(|shape| shape.len() == rank);
+    if rank < 2 || !has_rank(a) || !has_rank(b) || g.b.dtype(a) != Some(DType::F32) {
+        return None;
+    }
     let single = |value: ValueId| uses.of(value).len() == 1 && !wanted.contains(&value);
     // y = p v, or the same with queries last: y = v p^T.
     let (p, v, queries_last) = match scores(g, a) {
@@ -37,11 +42,11 @@ pub fn mixed(
     };
     let scores = scores(g, p).filter(|_| single(p))?;
     let [of_p, of_v, of_y] = [p, v, y(node)].map(|value| g.shape(value));
-    let rank = of_y.len();
-    let alike = |shape: &[Dim]| shape.len() == rank && shape[..rank - 2] == of_y[..rank - 2];
-    if rank < 2 || !alike(&of_p) || !alike(&of_v) || !active[scores.index()] {
+    let alike = |shape: &[Dim]| shape[..rank - 2] == of_y[..rank - 2];
+    if !alike(&of_p) || !alike(&of_v) || !active[scores.index()] {
         return None;
     }
+    let dy = g.fit(dy, y(node));
     // The axis of a head's numbers, in v and in y.
     let axis = if queries_last { rank - 2 } else { rank - 1 };
     let slope = g.b.reduce_sum(g.b.mul(dy, y(node)), &[axis as i64], true);

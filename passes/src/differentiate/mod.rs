@@ -132,11 +132,12 @@ fn active(graph: &Graph, order: &[NodeId], wanted: &[ValueId]) -> Vec<bool> {
     active
 }
 
-/// Shape operands that the graph computes at run time, by the shape that they spell.
+/// Shape operands that the graph computes at run time, by the shape that they spell. Those that are constants may have sizes
+/// that only a Reshape can tell.
 fn computed_shapes(graph: &Graph) -> HashMap<String, ValueId> {
     let reshapes = graph.node_ids().map(|id| graph.node(id)).filter(|n| n.is("Reshape") && n.origin != Origin::SOURCE);
     let entry = |n: &Node| Some((shape_text(&graph.shape(n.output(0)?)?), n.input(1)?));
-    reshapes.filter_map(entry).collect()
+    reshapes.filter_map(entry).filter(|(_, shape)| graph.weight(*shape).is_none()).collect()
 }
 
 /// Values whose shape the graph reads at run time, by the symbolic sizes that they have, with the axis.
@@ -155,6 +156,12 @@ fn measured_sizes(graph: &Graph) -> HashMap<String, (ValueId, usize)> {
 
 /// What a rule returns: a gradient for each operand; `None` for one that has none or is not active.
 pub type Contributions = Vec<Option<ValueId>>;
+
+/// True for sizes whose product, as far as they are known, is the size of an axis.
+fn row_fits(shape: &[Dim]) -> bool {
+    let known = shape.iter().filter_map(|dim| if let Dim::Value(size) = dim { Some(*size) } else { None });
+    known.into_iter().try_fold(1_i32, i32::checked_mul).is_some()
+}
 
 /// The size of an axis: 1, or that of an axis of another value.
 #[derive(Clone, Copy, Debug)]
@@ -305,7 +312,8 @@ impl Backward<'_, '_> {
             }
         }
         let of_first = matches!((&leading[..], &axes[..]), ([0], []) | ([], [0]));
-        if of_first && !repeat && from.len() > 1 && self.b.dtype(gradient) == Some(DType::F32) {
+        let can_multiply = from.len() > 1 && row_fits(&from[1..]) && self.b.dtype(gradient) == Some(DType::F32);
+        if of_first && !repeat && can_multiply {
             let summed = self.summed_first(gradient, &from);
             return if from.len() == 2 && extra == 0 { summed } else { self.reshape_like(summed, operand) };
         }
