@@ -22,14 +22,13 @@ pub struct DeviceTensor {
 impl DeviceTensor {
     /// Uninitialised: whoever makes one writes to it first.
     fn new(session: &OrtSession, device: Device, dims: &[usize]) -> Result<DeviceTensor> {
-        let run = Error::run;
         let value = match device {
             Device::Cpu => ort::value::Tensor::new(&Allocator::default(), dims.to_vec()),
             Device::Cuda(index) => memory(AllocationDevice::CUDA, index)
                 .and_then(|info| Allocator::new(session, info))
                 .and_then(|allocator| ort::value::Tensor::new(&allocator, dims.to_vec())),
         };
-        Ok(DeviceTensor { value: value.map_err(run)?, dims: dims.to_vec(), device })
+        Ok(DeviceTensor { value: value.map_err(Error::run)?, dims: dims.to_vec(), device })
     }
 
     pub fn dims(&self) -> &[usize] {
@@ -42,14 +41,13 @@ impl DeviceTensor {
     /// When the shapes differ.
     pub fn write(&mut self, values: &ArrayD<f32>) -> Result<()> {
         assert_eq!(values.shape(), self.dims, "a tensor keeps its shape");
-        let run = Error::run;
         let values = values.as_standard_layout();
         let slice = values.as_slice().expect("it was brought into standard layout");
         match self.device {
             Device::Cpu => self.value.extract_tensor_mut().1.copy_from_slice(slice),
             Device::Cuda(_) => {
-                let host = ort::value::TensorRef::from_array_view(values.view()).map_err(run)?;
-                host.copy_into(&mut self.value).map_err(run)?;
+                let host = ort::value::TensorRef::from_array_view(values.view()).map_err(Error::run)?;
+                host.copy_into(&mut self.value).map_err(Error::run)?;
             }
         }
         Ok(())
@@ -57,10 +55,11 @@ impl DeviceTensor {
 
     /// A copy of the contents in the host's memory.
     pub fn read(&self) -> Result<ArrayD<f32>> {
-        let run = Error::run;
         match self.device {
             Device::Cpu => Ok(self.value.extract_array().to_owned()),
-            Device::Cuda(_) => Ok(self.value.to(AllocationDevice::CPU, 0).map_err(run)?.extract_array().to_owned()),
+            Device::Cuda(_) => {
+                Ok(self.value.to(AllocationDevice::CPU, 0).map_err(Error::run)?.extract_array().to_owned())
+            }
         }
     }
 }
@@ -112,12 +111,11 @@ impl Binding {
 
     /// An output that stays on the device. A binding with such an output serves for one run.
     pub fn keep(&mut self, name: &str) -> Result<()> {
-        let run = Error::run;
         let memory = match self.device {
             Device::Cpu => memory(AllocationDevice::CPU, 0),
             Device::Cuda(index) => memory(AllocationDevice::CUDA, index),
         };
-        self.binding.bind_output_to_device(name, &memory.map_err(run)?).map_err(run)?;
+        self.binding.bind_output_to_device(name, &memory.map_err(Error::run)?).map_err(Error::run)?;
         self.kept.push(name.to_owned());
         Ok(())
     }
@@ -130,9 +128,8 @@ impl Binding {
 
     /// An output that each run gives to the host.
     pub fn fetch(&mut self, name: &str) -> Result<()> {
-        let run = Error::run;
-        let host = memory(AllocationDevice::CPU, 0).map_err(run)?;
-        self.binding.bind_output_to_device(name, &host).map_err(run)?;
+        let host = memory(AllocationDevice::CPU, 0).map_err(Error::run)?;
+        self.binding.bind_output_to_device(name, &host).map_err(Error::run)?;
         self.fetched.push(name.to_owned());
         Ok(())
     }
@@ -165,8 +162,7 @@ impl Session {
     /// # Errors
     /// What ONNX Runtime has against the run: a missing input, a shape that does not fit, no memory.
     pub fn run_bound(&mut self, binding: &Binding) -> Result<Vec<Tensor>> {
-        let run = Error::run;
-        let outputs = self.session.run_binding(&binding.binding).map_err(run)?;
+        let outputs = self.session.run_binding(&binding.binding).map_err(Error::run)?;
         binding
             .fetched
             .iter()
@@ -186,8 +182,7 @@ impl Session {
     /// # Errors
     /// As [`Session::run_bound`].
     pub fn run_keeping(&mut self, binding: Binding) -> Result<Vec<Kept>> {
-        let run = Error::run;
-        let mut outputs = self.session.run_binding(&binding.binding).map_err(run)?;
+        let mut outputs = self.session.run_binding(&binding.binding).map_err(Error::run)?;
         let take = |name: &String| outputs.remove(name).map(|value| Kept { name: name.clone(), value });
         Ok(binding.kept.iter().filter_map(take).collect())
     }

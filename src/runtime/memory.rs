@@ -42,15 +42,14 @@ impl Session {
     /// # Errors
     /// A library that does not count.
     pub fn arena(&self) -> Result<Arena> {
-        let run = Error::run;
         let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Arena, MemoryType::Default);
-        let allocator = Allocator::new(&self.session, memory.map_err(run)?).map_err(run)?;
+        let allocator = Allocator::new(&self.session, memory.map_err(Error::run)?).map_err(Error::run)?;
         let mut pairs = ptr::null_mut();
         let api = ort::api();
         // SAFETY: the calls follow the C API: the pairs are the caller's until they are released, and a value is a
         // NUL-terminated text of theirs, or null.
         unsafe {
-            ort::Error::result_from_status((api.AllocatorGetStats)(allocator.ptr(), &mut pairs)).map_err(run)?;
+            ort::Error::result_from_status((api.AllocatorGetStats)(allocator.ptr(), &mut pairs)).map_err(Error::run)?;
             let number = |key: &CStr| {
                 let text: *const c_char = (api.GetKeyValue)(pairs, key.as_ptr());
                 let text = (!text.is_null()).then(|| CStr::from_ptr(text).to_string_lossy());

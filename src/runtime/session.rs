@@ -289,7 +289,6 @@ impl Session {
     /// A name that the model does not have, an input of the wrong type, or what ONNX Runtime has against the run: a
     /// missing input, a shape that does not fit, no memory.
     pub fn run(&mut self, inputs: &[(&str, &Tensor)], outputs: &[&str]) -> Result<Vec<Tensor>> {
-        let run = Error::run;
         let mut values = Vec::with_capacity(inputs.len());
         for (name, tensor) in inputs {
             let port = find_port(&self.inputs, "input", name)?;
@@ -300,7 +299,7 @@ impl Session {
                     found: tensor.element_type(),
                 });
             }
-            values.push((*name, tensor.to_input().map_err(run)?));
+            values.push((*name, tensor.to_input().map_err(Error::run)?));
         }
         let mut selected = OutputSelector::no_default();
         for name in outputs {
@@ -310,8 +309,8 @@ impl Session {
         if outputs.is_empty() {
             return Ok(Vec::new());
         }
-        let options = RunOptions::new().map_err(run)?.with_outputs(selected);
-        let results = self.session.run_with_options(values, &options).map_err(run)?;
+        let options = RunOptions::new().map_err(Error::run)?.with_outputs(selected);
+        let results = self.session.run_with_options(values, &options).map_err(Error::run)?;
         results.iter().map(|(name, value)| Tensor::from_output(name, &value)).collect()
     }
 }

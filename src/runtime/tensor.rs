@@ -63,14 +63,13 @@ impl Tensor {
 
     /// Copies what ONNX Runtime returned under `name`.
     pub(super) fn from_output(name: &str, value: &DynValue) -> Result<Tensor> {
-        let run = Error::run;
         match value.dtype().tensor_type() {
-            Some(ElementType::Float32) => copy(value).map(Tensor::F32).map_err(run),
-            Some(ElementType::Float64) => copy(value).map(Tensor::F64).map_err(run),
-            Some(ElementType::Float16) => copy(value).map(Tensor::F16).map_err(run),
-            Some(ElementType::Int32) => copy(value).map(Tensor::I32).map_err(run),
-            Some(ElementType::Int64) => copy(value).map(Tensor::I64).map_err(run),
-            Some(ElementType::Bool) => copy(value).map(Tensor::Bool).map_err(run),
+            Some(ElementType::Float32) => copy(value).map(Tensor::F32).map_err(Error::run),
+            Some(ElementType::Float64) => copy(value).map(Tensor::F64).map_err(Error::run),
+            Some(ElementType::Float16) => copy(value).map(Tensor::F16).map_err(Error::run),
+            Some(ElementType::Int32) => copy(value).map(Tensor::I32).map_err(Error::run),
+            Some(ElementType::Int64) => copy(value).map(Tensor::I64).map_err(Error::run),
+            Some(ElementType::Bool) => copy(value).map(Tensor::Bool).map_err(Error::run),
             Some(found) => Err(Error::UnsupportedType { name: name.to_owned(), found }),
             None => Err(Error::NotATensor { name: name.to_owned(), kind: value.dtype().to_string() }),
         }
