@@ -19,6 +19,7 @@ mod matcher;
 mod product;
 mod quantised;
 mod recognise;
+mod refusal;
 mod restate;
 mod trace;
 
@@ -30,7 +31,8 @@ pub use families::{Family, Names, SpecialTokens, families};
 pub use frozen::Part;
 pub use inputs::{InputRole, ModelInput, model_inputs, unread_inputs};
 pub use quantised::Quantised;
-pub use recognise::{Refusal, Refused, explain, recognise};
+pub use recognise::{explain, recognise};
+pub use refusal::{Refusal, Refused};
 pub use restate::RESTATED;
 pub use trace::{
     Attempt, BlockTrace, FusedTrace, Known, Meeting, Nearest, NodeRef, NodeTrace, Operand, Outcome, Place, Reason,

@@ -6,71 +6,22 @@
 //!
 //! Everything that is not understood is collected and refused at once.
 
+mod foreign;
+mod whole;
+
 use std::collections::HashSet;
-use std::fmt;
 use std::ops::Range;
 
-use lstc_graph::{Dim, Graph, MICROSOFT, Node, NodeId, Origin, ValueId, Weight};
-use serde::Serialize;
+use lstc_graph::{Dim, Graph, Node, NodeId, ValueId, Weight};
 
 use crate::anatomy::{
-    Anatomy, AttentionKind, Block, Frozen, Head, Norm, Orientation, Sublayer, SublayerKind, Tower, TowerKind,
+    Anatomy, AttentionKind, Block, Frozen, Head, Orientation, Sublayer, SublayerKind, Tower, TowerKind,
 };
 use crate::families::families;
 use crate::matcher::{Match, Matcher, Mismatch};
+use crate::refusal::{LM_HEAD, Refusal, Refused};
 use crate::restate::{Fused, View, restate};
 use crate::trace::{BlockPlace, Places, Record, SublayerGuess as Guess, SublayerPlace, TowerPlace, Trace, assemble};
-
-/// One thing that was not understood.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Refusal {
-    /// `block 3 of the decoder`, `the LM head`, ...
-    pub place: String,
-    /// The node's name; empty where no single node is to blame.
-    pub node: String,
-    pub reason: String,
-}
-
-const LM_HEAD: &str = "the LM head";
-
-impl Refusal {
-    /// The place of what is wrong with a block.
-    pub(crate) fn block(kind: TowerKind, index: usize) -> String {
-        format!("block {index} of the {kind}")
-    }
-
-    /// The place of what is wrong with a tower.
-    pub(crate) fn tower(kind: TowerKind) -> String {
-        format!("the {kind}")
-    }
-
-    /// Where a trace tells of it: `head`, `decoder`, `decoder.1`, or the name of a node or value.
-    pub fn query(&self) -> Option<String> {
-        let kind = |name: &str| ["encoder", "decoder"].into_iter().find(|kind| *kind == name);
-        let block = || {
-            let (index, name) = self.place.strip_prefix("block ")?.split_once(" of the ")?;
-            Some(format!("{}.{index}", kind(name)?))
-        };
-        let tower = || Some(kind(self.place.strip_prefix("the ")?)?.to_owned());
-        let head = || (self.place == LM_HEAD).then(|| "head".to_owned());
-        block().or_else(tower).or_else(head).or_else(|| Some(self.node.clone()).filter(|node| !node.is_empty()))
-    }
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.place)?;
-        if !self.node.is_empty() {
-            write!(f, "`{}` ", self.node)?;
-        }
-        f.write_str(&self.reason)
-    }
-}
-
-/// A model that is not understood, with every reason.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("{}", .0.iter().map(|r| format!("  {r}")).collect::<Vec<_>>().join("\n"))]
-pub struct Refused(pub Vec<Refusal>);
 
 /// Recognises the model that a graph computes. Values that the side network needs and that a fused operator keeps to
 /// itself are added to the graph, with the nodes that compute them, under the origin [`RESTATED`](crate::RESTATED).
@@ -88,7 +39,7 @@ pub fn explain(graph: &mut Graph) -> (Result<Anatomy, Refused>, Trace) {
 }
 
 fn examine(graph: &mut Graph, matcher: for<'g> fn(&'g Graph) -> Matcher<'g>) -> (Result<Anatomy, Refused>, Trace) {
-    let foreign = foreign(graph);
+    let foreign = foreign::refusals(graph);
     if !foreign.is_empty() {
         return (Err(Refused(foreign)), Trace::default());
     }
@@ -113,9 +64,7 @@ fn walk(matcher: Matcher, fused: &[Fused]) -> (Result<Anatomy, Refused>, Trace) 
     };
     let anatomy = walk.model();
     if let Some(anatomy) = &anatomy {
-        walk.misfits(anatomy);
-        walk.strangers();
-        walk.others(anatomy);
+        walk.check_whole(anatomy);
     }
     let Walk { refusals, places, .. } = walk;
     let found = match anatomy {
@@ -125,49 +74,6 @@ fn walk(matcher: Matcher, fused: &[Fused]) -> (Result<Anatomy, Refused>, Trace) 
     let refusals = found.as_ref().err().map_or(&[][..], |refused| &refused.0);
     let trace = assemble(matcher, &places, fused, refusals);
     (found, trace)
-}
-
-/// The oldest opset whose operators the emitted graphs use.
-const OLDEST_OPSET: i64 = 11;
-
-/// What tells at a glance that a graph is not for this compiler.
-fn foreign(graph: &Graph) -> Vec<Refusal> {
-    let mut refusals = Vec::new();
-    let mut refuse = |reason: String| {
-        refusals.push(Refusal { place: "the model".to_owned(), node: String::new(), reason });
-    };
-    if graph.node_ids().any(|id| graph.node(id).origin != Origin::SOURCE) {
-        refuse("was written by lstc itself: rewrite the model that it was made from".to_owned());
-    }
-    for node in strange_nodes(graph) {
-        refuse(node);
-    }
-    if graph.opset() < OLDEST_OPSET {
-        refuse(format!("is of opset {}, but {OLDEST_OPSET} is the oldest supported: export it again", graph.opset()));
-    }
-    refusals
-}
-
-/// Operators that compute something which no shape and no pattern is known of, each named once.
-fn strange_nodes(graph: &Graph) -> Vec<String> {
-    let mut kinds: Vec<String> = Vec::new();
-    let mut live: Vec<NodeId> = graph.ancestors(graph.outputs.iter().copied()).into_iter().collect();
-    live.sort_unstable();
-    let mut found = Vec::new();
-    for node in live.into_iter().map(|id| graph.node(id)) {
-        let strange = if !node.is_default_domain() && node.domain != MICROSOFT {
-            "an operator of a domain that lstc does not know"
-        } else if node.op.contains("Sequence") || node.op.starts_with("Optional") {
-            "an operator on sequences, which lstc does not read"
-        } else {
-            continue;
-        };
-        if !kinds.contains(&node.kind()) {
-            kinds.push(node.kind());
-            found.push(format!("computes {} in `{}`: {strange}", node.kind(), node.name));
-        }
-    }
-    found
 }
 
 /// The first family whose constraints a model meets; else what the nearest one misses.
@@ -591,95 +497,6 @@ impl<'g> Walk<'_, 'g> {
         }
         blocks
     }
-
-    /// Refuses weights that do not fit the width of their residual stream, which shapes that are not known may hide.
-    fn misfits(&mut self, anatomy: &Anatomy) {
-        let graph = self.graph();
-        let mut found: Vec<(String, String)> = Vec::new();
-        let mut check = |place: &str, what: &str, size: usize, width: usize| {
-            if size != width {
-                found.push((place.to_owned(), format!("{what} {size} features of a stream that is {width} wide")));
-            }
-        };
-        let gains = |norm: &Norm| graph.weight(norm.weight).map_or(0, Weight::elements);
-        for (index, tower) in anatomy.towers.iter().enumerate() {
-            let width = tower.width;
-            for (number, block) in tower.blocks.iter().enumerate() {
-                let place = &format!("block {number} of the {}", tower.kind);
-                for Sublayer { norm, kind } in &block.sublayers {
-                    check(place, "a norm weighs", gains(norm), width);
-                    match kind {
-                        SublayerKind::Attention(a) => {
-                            let crosses = a.kind == AttentionKind::Cross;
-                            let before = if crosses { index.checked_sub(1) } else { Some(index) };
-                            let context = before.map_or(width, |i| anatomy.towers[i].width);
-                            check(place, "queries read", a.q.inputs, width);
-                            check(place, "keys read", a.k.inputs, context);
-                            check(place, "values read", a.v.inputs, context);
-                            check(place, "an attention makes", a.o.outputs, width);
-                        }
-                        SublayerKind::FeedForward(f) => {
-                            f.inner.iter().for_each(|l| check(place, "a feed-forward layer reads", l.inputs, width));
-                            f.inner.iter().for_each(|l| {
-                                check(place, "a feed-forward layer's inner matrix makes", l.outputs, f.outer.inputs);
-                            });
-                            check(place, "a feed-forward layer makes", f.outer.outputs, width);
-                        }
-                    }
-                }
-            }
-            check(&format!("the {}", tower.kind), "the final norm weighs", gains(&tower.final_norm), width);
-        }
-        check(LM_HEAD, "it reads", anatomy.head.linear.inputs, anatomy.last().width);
-        for (place, reason) in found {
-            self.refuse(place, "", reason);
-        }
-    }
-
-    /// Refuses nodes that read the inside of what was recognised and whose results reach an output. What only a shape
-    /// is taken of does not count.
-    fn strangers(&mut self) {
-        let graph = self.graph();
-        let claimed = self.matcher.claimed();
-        let is_shape = |v: ValueId| {
-            graph.producer_of(v).is_some_and(|(n, _)| graph.node(n).is("Shape") || graph.node(n).is("Size"))
-        };
-        let live = graph.ancestors_until(outputs(graph), is_shape);
-        let uses = graph.uses();
-        for id in graph.node_ids().filter(|id| claimed.contains(id) && !constant_glue(graph, *id)) {
-            for value in graph.node(id).outputs.iter().flatten() {
-                let excused = |user: &NodeId| {
-                    self.suspects.contains(user) && self.stream.contains(&self.matcher.settle_with(*value, |_| {}))
-                };
-                let stranger =
-                    |(user, _): &&(NodeId, usize)| !claimed.contains(user) && live.contains(user) && !excused(user);
-                let Some((user, _)) = uses.of(*value).iter().find(stranger) else { continue };
-                let user = graph.node(*user);
-                self.refusals.push(Refusal {
-                    place: "inside a block".to_owned(),
-                    node: graph.value(*value).name.clone(),
-                    reason: format!(
-                        "is also read by the {} `{}`, which is no part of the model",
-                        user.kind(),
-                        user.name
-                    ),
-                });
-            }
-        }
-    }
-
-    /// Refuses outputs that are neither the logits nor a value of the recognised model.
-    fn others(&mut self, anatomy: &Anatomy) {
-        let graph = self.graph();
-        let claimed = self.matcher.claimed();
-        for output in outputs(graph).into_iter().filter(|o| *o != anatomy.head.logits) {
-            let known = graph.producer_of(output).is_some_and(|(n, _)| claimed.contains(&n));
-            if !known {
-                let name = graph.value(output).name.clone();
-                self.refuse("the outputs", name, "is an output besides the logits that is no part of the model");
-            }
-        }
-    }
 }
 
 /// The outputs without keys and values for a cache, which have four axes: training needs none. Where there are no others,
@@ -703,16 +520,11 @@ fn depths(graph: &Graph) -> Vec<u32> {
     depths
 }
 
-/// True for a node all of whose operands are constants.
-fn constant_glue(graph: &Graph, id: NodeId) -> bool {
-    graph.node(id).inputs.iter().flatten().all(|v| graph.weight(*v).is_some())
-}
-
 /// True where a table `[rows, columns]` and a head's matrix hold the same numbers, transposed or not.
 ///
 /// A transposed copy is compared by a sample of its elements: reading a 100 MB matrix column by column would take
 /// longer than the rest of the compiler.
-fn same_numbers(table: &lstc_graph::Weight, matrix: &lstc_graph::Weight, orientation: Orientation) -> bool {
+fn same_numbers(table: &Weight, matrix: &Weight, orientation: Orientation) -> bool {
     if table.dtype() != matrix.dtype() || table.elements() != matrix.elements() || table.elements() == 0 {
         return false;
     }

@@ -20,7 +20,7 @@ pub use node::{Known, Meeting, Nearest, NodeTrace};
 pub(crate) use record::Record;
 
 use crate::anatomy::TowerKind;
-use crate::recognise::Refusal;
+use crate::refusal::Refusal;
 
 /// Everything that a recognition tried.
 #[derive(Clone, Debug, Default, Serialize)]

@@ -7,8 +7,8 @@ use rustix::fs::statvfs;
 
 use super::size::Size;
 
-/// What stays free of a disk where no budget is given: this share of it, but at most so much.
-const MARGIN: (u64, u64) = (20, 10 << 30);
+/// What stays free of a disk where no budget is given: at most so much, and at most half of what is free.
+const MARGIN: u64 = 10 << 30;
 
 /// What stays free of a disk even where a budget would take it: checkpoints need some.
 const RESERVE: u64 = 256 << 20;
@@ -42,11 +42,7 @@ impl Budget {
     pub fn new(folder: &Path, asked: Option<Size>, used: u64) -> io::Result<Budget> {
         let limit = match asked {
             Some(Size(bytes)) => bytes,
-            None => {
-                let (free, size) = disk(folder)?;
-                let margin = (size / MARGIN.0).min(MARGIN.1);
-                used.saturating_add(free.saturating_sub(margin))
-            }
+            None => used.saturating_add(unasked(free(folder)?)),
         };
         Ok(Budget { limit, used, unlooked: 0 })
     }
@@ -60,7 +56,7 @@ impl Budget {
         if bytes > self.unlooked {
             let step = bytes.max(LOOK);
             // A disk that does not tell is left to say no itself.
-            if disk(folder).is_ok_and(|(free, _)| free < step.saturating_add(RESERVE)) {
+            if free(folder).is_ok_and(|free| free < step.saturating_add(RESERVE)) {
                 return Err(Full::Disk);
             }
             self.unlooked = step;
@@ -84,10 +80,15 @@ impl Budget {
     }
 }
 
-/// Bytes of a folder's disk that are free for this user, and all of them.
-fn disk(folder: &Path) -> io::Result<(u64, u64)> {
+/// What a cache may take, of so many free bytes, where no budget is given.
+fn unasked(free: u64) -> u64 {
+    free - MARGIN.min(free / 2)
+}
+
+/// Bytes of a folder's disk that are free for this user.
+fn free(folder: &Path) -> io::Result<u64> {
     let stat = statvfs(folder)?;
-    Ok((stat.f_bavail.saturating_mul(stat.f_frsize), stat.f_blocks.saturating_mul(stat.f_frsize)))
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 #[cfg(test)]
@@ -109,9 +110,11 @@ mod tests {
     #[test]
     fn without_a_budget_the_disk_keeps_a_margin() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let (free, _) = disk(folder.path()).expect("a disk");
+        let free = free(folder.path()).expect("a disk");
         let budget = Budget::new(folder.path(), None, 7).expect("a disk");
         assert!(budget.limit().0 <= free.saturating_add(7));
+        // A small cache has room on a disk that is nearly full, a large one leaves 10 GiB of a large one.
+        assert_eq!([0, 1 << 30, 100 << 30].map(unasked), [0, 1 << 29, 90 << 30]);
         let mut endless = Budget::new(folder.path(), Some(Size(u64::MAX)), 0).expect("a disk");
         assert_eq!(endless.take(folder.path(), free), Err(Full::Disk));
     }

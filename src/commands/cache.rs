@@ -91,7 +91,7 @@ struct Build {
     #[arg(long, value_name = "I/N")]
     shard: Option<Share>,
 
-    /// What the cache may take of the disk, as in 20GB [default: what is free but a margin]
+    /// What the cache may take of the disk, as in 20GB [default: what is free but 10 GiB, at least half of it]
     #[arg(long, value_name = "SIZE")]
     cache_budget: Option<Size>,
 

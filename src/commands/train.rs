@@ -138,7 +138,7 @@ struct TrainFlags {
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
 
-    /// What the cache may take of the disk, as in 20GB [default: what is free but a margin]
+    /// What the cache may take of the disk, as in 20GB [default: what is free but 10 GiB, at least half of it]
     #[arg(long, value_name = "SIZE")]
     cache_budget: Option<Size>,
 

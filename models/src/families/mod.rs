@@ -5,7 +5,7 @@ mod t5;
 use serde::{Deserialize, Serialize};
 
 use crate::anatomy::{Anatomy, AttentionKind, FeedForward};
-use crate::recognise::Refusal;
+use crate::refusal::Refusal;
 
 /// What a family calls the parts of a block, in the state dict of its reference implementation.
 #[derive(Clone, Debug, Deserialize)]

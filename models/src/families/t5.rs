@@ -4,7 +4,7 @@
 
 use super::Family;
 use crate::anatomy::{Anatomy, AttentionKind, SublayerKind, Tower, TowerKind};
-use crate::recognise::Refusal;
+use crate::refusal::Refusal;
 
 pub fn family() -> Family {
     Family::new("t5", include_str!("t5.yaml"), check)

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::anatomy::TowerKind;
 use crate::matcher::{Matcher, Mismatch};
-use crate::recognise::Refusal;
+use crate::refusal::Refusal;
 use crate::restate::Fused;
 
 /// Bytes of names that a trace holds.

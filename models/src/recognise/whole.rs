@@ -1,0 +1,110 @@
+//! What only the whole model shows: widths that do not fit, what reads the inside of a block, outputs that are no part.
+
+use lstc_graph::{Graph, NodeId, ValueId, Weight};
+
+use super::{Walk, outputs};
+use crate::anatomy::{Anatomy, AttentionKind, Norm, Sublayer, SublayerKind};
+use crate::refusal::{LM_HEAD, Refusal};
+
+impl Walk<'_, '_> {
+    /// Refuses what the walk alone cannot see.
+    pub fn check_whole(&mut self, anatomy: &Anatomy) {
+        self.misfits(anatomy);
+        self.strangers();
+        self.others(anatomy);
+    }
+
+    /// Refuses weights that do not fit the width of their residual stream, which shapes that are not known may hide.
+    fn misfits(&mut self, anatomy: &Anatomy) {
+        let graph = self.graph();
+        let mut found: Vec<(String, String)> = Vec::new();
+        let mut check = |place: &str, what: &str, size: usize, width: usize| {
+            if size != width {
+                found.push((place.to_owned(), format!("{what} {size} features of a stream that is {width} wide")));
+            }
+        };
+        let gains = |norm: &Norm| graph.weight(norm.weight).map_or(0, Weight::elements);
+        for (index, tower) in anatomy.towers.iter().enumerate() {
+            let width = tower.width;
+            for (number, block) in tower.blocks.iter().enumerate() {
+                let place = &format!("block {number} of the {}", tower.kind);
+                for Sublayer { norm, kind } in &block.sublayers {
+                    check(place, "a norm weighs", gains(norm), width);
+                    match kind {
+                        SublayerKind::Attention(a) => {
+                            let crosses = a.kind == AttentionKind::Cross;
+                            let before = if crosses { index.checked_sub(1) } else { Some(index) };
+                            let context = before.map_or(width, |i| anatomy.towers[i].width);
+                            check(place, "queries read", a.q.inputs, width);
+                            check(place, "keys read", a.k.inputs, context);
+                            check(place, "values read", a.v.inputs, context);
+                            check(place, "an attention makes", a.o.outputs, width);
+                        }
+                        SublayerKind::FeedForward(f) => {
+                            f.inner.iter().for_each(|l| check(place, "a feed-forward layer reads", l.inputs, width));
+                            f.inner.iter().for_each(|l| {
+                                check(place, "a feed-forward layer's inner matrix makes", l.outputs, f.outer.inputs);
+                            });
+                            check(place, "a feed-forward layer makes", f.outer.outputs, width);
+                        }
+                    }
+                }
+            }
+            check(&format!("the {}", tower.kind), "the final norm weighs", gains(&tower.final_norm), width);
+        }
+        check(LM_HEAD, "it reads", anatomy.head.linear.inputs, anatomy.last().width);
+        for (place, reason) in found {
+            self.refuse(place, "", reason);
+        }
+    }
+
+    /// Refuses nodes that read the inside of what was recognised and whose results reach an output. What only a shape
+    /// is taken of does not count.
+    fn strangers(&mut self) {
+        let graph = self.graph();
+        let claimed = self.matcher.claimed();
+        let is_shape = |v: ValueId| {
+            graph.producer_of(v).is_some_and(|(n, _)| graph.node(n).is("Shape") || graph.node(n).is("Size"))
+        };
+        let live = graph.ancestors_until(outputs(graph), is_shape);
+        let uses = graph.uses();
+        for id in graph.node_ids().filter(|id| claimed.contains(id) && !constant_glue(graph, *id)) {
+            for value in graph.node(id).outputs.iter().flatten() {
+                let excused = |user: &NodeId| {
+                    self.suspects.contains(user) && self.stream.contains(&self.matcher.settle_with(*value, |_| {}))
+                };
+                let stranger =
+                    |(user, _): &&(NodeId, usize)| !claimed.contains(user) && live.contains(user) && !excused(user);
+                let Some((user, _)) = uses.of(*value).iter().find(stranger) else { continue };
+                let user = graph.node(*user);
+                self.refusals.push(Refusal {
+                    place: "inside a block".to_owned(),
+                    node: graph.value(*value).name.clone(),
+                    reason: format!(
+                        "is also read by the {} `{}`, which is no part of the model",
+                        user.kind(),
+                        user.name
+                    ),
+                });
+            }
+        }
+    }
+
+    /// Refuses outputs that are neither the logits nor a value of the recognised model.
+    fn others(&mut self, anatomy: &Anatomy) {
+        let graph = self.graph();
+        let claimed = self.matcher.claimed();
+        for output in outputs(graph).into_iter().filter(|o| *o != anatomy.head.logits) {
+            let known = graph.producer_of(output).is_some_and(|(n, _)| claimed.contains(&n));
+            if !known {
+                let name = graph.value(output).name.clone();
+                self.refuse("the outputs", name, "is an output besides the logits that is no part of the model");
+            }
+        }
+    }
+}
+
+/// True for a node all of whose operands are constants.
+fn constant_glue(graph: &Graph, id: NodeId) -> bool {
+    graph.node(id).inputs.iter().flatten().all(|v| graph.weight(*v).is_some())
+}

@@ -1,0 +1,309 @@
+//! The flags of `lstc rewrite` that set its options.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use lstc_passes::Options;
+use lstc_passes::options::{BackboneOptions, Gate, Init, Int8Weights, KeepBlocks, Precision, Sizes, TowerName};
+
+use crate::commands::set;
+use crate::rewrite::Measuring;
+use crate::rewrite::config::Config;
+use crate::runtime::Device;
+
+/// The options as flags. One that is not given leaves the configuration's value.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Method")]
+pub struct MethodFlags {
+    /// Reduction factor: the side network's widths are the backbone's divided by it [default: 8]
+    #[arg(short, long, value_name = "R")]
+    reduction: Option<usize>,
+
+    /// Blocks of the encoder to keep, from 0, as in 1,2,3 [default: all]
+    #[arg(long, value_name = "BLOCKS", value_delimiter = ',')]
+    encoder_blocks: Option<Vec<usize>>,
+
+    /// Blocks of the decoder to keep [default: all]
+    #[arg(long, value_name = "BLOCKS", value_delimiter = ',')]
+    decoder_blocks: Option<Vec<usize>>,
+
+    /// How many blocks each tower keeps, the most important by their weights, as in 9 or encoder=9,decoder=6
+    #[arg(
+        long,
+        value_name = "COUNT",
+        value_parser = keep_blocks,
+        conflicts_with_all = ["encoder_blocks", "decoder_blocks"]
+    )]
+    keep_blocks: Option<KeepBlocks>,
+
+    /// How taps are mixed in: learnable, fixed or none [default: learnable]
+    #[arg(long, value_parser = yaml::<Gate>)]
+    gate: Option<Gate>,
+
+    /// Temperature of the gates [default: 0.1]
+    #[arg(long, allow_negative_numbers = true, value_name = "T")]
+    temperature: Option<f32>,
+
+    /// Initial alpha of the gates [default: 0]
+    #[arg(long, allow_negative_numbers = true)]
+    alpha: Option<f32>,
+
+    /// Mix the backbone's final output in before the LM head [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    merge_last: Option<bool>,
+
+    /// Biases on the down- and up-projections [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    bias: Option<bool>,
+
+    /// Dropout rate inside the side network, in training only [default: 0]
+    #[arg(long, allow_negative_numbers = true, value_name = "RATE")]
+    dropout: Option<f32>,
+
+    /// Initial weights: magnitude, magnitude-consistent or random [default: magnitude]
+    #[arg(long, value_parser = yaml::<Init>)]
+    init: Option<Init>,
+
+    /// Seed of the initial values and of dropout [default: 0]
+    #[arg(long)]
+    seed: Option<u64>,
+
+    #[command(flatten)]
+    shapes: ShapeFlags,
+
+    #[command(flatten)]
+    backbone: BackboneFlags,
+
+    #[command(flatten)]
+    memory: MemoryFlags,
+
+    #[command(flatten)]
+    step: StepFlags,
+}
+
+/// Sizes that are fixed.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Static shapes")]
+struct ShapeFlags {
+    /// Fix the number of examples that are run at once [default: free]
+    #[arg(long, value_name = "EXAMPLES")]
+    batch: Option<usize>,
+
+    /// Fix the number of tokens of an input, to which shorter ones are padded [default: free]
+    #[arg(long, value_name = "TOKENS")]
+    source_length: Option<usize>,
+
+    /// Fix the number of tokens of a target [default: free]
+    #[arg(long, value_name = "TOKENS")]
+    target_length: Option<usize>,
+}
+
+/// What the backbone is computed in.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Backbone")]
+struct BackboneFlags {
+    /// What the backbone's products with constant matrices are computed in: source, fp32, fp16, bf16, int8, int4, or auto,
+    /// the fastest on --device [default: source]
+    ///
+    /// No gradient enters the backbone, so any of them trains. What it costs is measured on --sample, and told: the relative
+    /// error at every tap, the change of the backbone's own logits.
+    ///
+    /// int8: on a CPU; the fastest there with VNNI, and a quarter of the memory for weights. Activations are quantised as the
+    /// graph runs, over the range of a whole batch, so results depend a little on what else is in the batch.
+    /// int4: where memory is short: an eighth of it, slower than int8, and several times its error.
+    /// fp16, bf16: on CUDA; of T5, fp16 may overflow where bf16 does not. On a CPU both compute in f32.
+    /// fp32: where the model was exported in fp16 and the device is a CPU.
+    #[arg(long, value_name = "TYPE")]
+    backbone: Option<Wanted>,
+
+    /// Keep products as they are in the source where the relative error of a tap would exceed this, as in 0.05; which ones
+    /// is measured, and recorded [default: keep none]
+    #[arg(long, value_name = "ERROR", allow_negative_numbers = true)]
+    max_tap_error: Option<f64>,
+
+    /// How the integers of int8 are written: signed, or unsigned for x86 without VNNI, where ONNX Runtime's kernels for
+    /// signed ones saturate; make it on the kind of machine that trains, or say so [default: by this machine]
+    #[arg(long, value_name = "FORM", value_parser = yaml::<Int8Weights>)]
+    int8_weights: Option<Int8Weights>,
+
+    /// Examples on which the precision's errors are measured, as `lstc train` reads them [default: random tokens]
+    #[arg(long, value_name = "FILE")]
+    sample: Option<PathBuf>,
+
+    /// The frozen LM head in 8 bits, in the product and in its gradient: memory for time. Of a T5-base at batch 8 and 8 target
+    /// tokens on a CPU it takes 130 MB less, and these two products take twice as long [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    quantise_head: Option<bool>,
+
+    /// The device that --backbone auto is to be the fastest on: cpu, cuda or cuda:1
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    device: Device,
+}
+
+/// What a step keeps.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Memory")]
+struct MemoryFlags {
+    /// Recompute the side network's attention in the backward pass, instead of keeping its probabilities: what a step keeps
+    /// then grows with the texts' length, and not with its square. Goes without dropout [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    recompute_attention: Option<bool>,
+}
+
+/// What is minimised, and how.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Loss and optimizer")]
+struct StepFlags {
+    /// Weight of the cross-entropy with the labels [default: 1]
+    #[arg(long, allow_negative_numbers = true, value_name = "WEIGHT")]
+    label: Option<f32>,
+
+    /// Weight of the distillation from the backbone's own logits [default: 0]
+    #[arg(long, allow_negative_numbers = true, value_name = "WEIGHT")]
+    distill: Option<f32>,
+
+    /// Decay of AdamW's first moment [default: 0.9]
+    #[arg(long, allow_negative_numbers = true)]
+    beta1: Option<f32>,
+
+    /// Decay of AdamW's second moment [default: 0.999]
+    #[arg(long, allow_negative_numbers = true)]
+    beta2: Option<f32>,
+
+    /// Added to the root of AdamW's second moment [default: 1e-8]
+    #[arg(long, allow_negative_numbers = true)]
+    epsilon: Option<f32>,
+
+    /// Decoupled weight decay, on matrices only [default: 0]
+    #[arg(long, allow_negative_numbers = true, value_name = "RATE")]
+    weight_decay: Option<f32>,
+
+    /// Largest global norm of the gradients; 0 does not clip [default: 1]
+    #[arg(long, allow_negative_numbers = true, value_name = "NORM")]
+    clip: Option<f32>,
+}
+
+/// The precision that is asked for; `auto` is the one that is measured to be the fastest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    Known(Precision),
+    Auto,
+}
+
+impl FromStr for Wanted {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Wanted, String> {
+        if text == "auto" {
+            return Ok(Wanted::Auto);
+        }
+        text.parse().map(Wanted::Known).map_err(|reason| format!("{reason}, auto"))
+    }
+}
+
+/// A value by its name in the configuration file.
+fn yaml<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_yaml::from_str(text).map_err(|e| {
+        let reason = e.to_string();
+        let start = reason.find("expected").unwrap_or_default();
+        reason[start..].lines().next().unwrap_or_default().to_owned()
+    })
+}
+
+/// `9`, or `encoder=9,decoder=6`.
+fn keep_blocks(text: &str) -> Result<KeepBlocks, String> {
+    const FORM: &str = "expected a number, as in 9, or one for each tower, as in encoder=9,decoder=6";
+    if let Ok(count) = text.parse() {
+        return Ok(KeepBlocks::Each(count));
+    }
+    let mut counts = BTreeMap::new();
+    for part in text.split(',') {
+        let (tower, count) = part.split_once('=').ok_or(FORM)?;
+        let tower = yaml::<TowerName>(tower.trim())?;
+        let count = count.trim().parse().map_err(|_| FORM)?;
+        if counts.insert(tower, count).is_some() {
+            return Err(format!("{tower} is there twice"));
+        }
+    }
+    Ok(KeepBlocks::ByTower(counts))
+}
+
+impl MethodFlags {
+    pub fn apply(&self, options: &mut Options) {
+        let m = &mut options.method;
+        set(&mut m.reduction, &self.reduction);
+        for (tower, blocks) in [(TowerName::Encoder, &self.encoder_blocks), (TowerName::Decoder, &self.decoder_blocks)]
+        {
+            if let Some(blocks) = blocks {
+                m.blocks.insert(tower, blocks.clone());
+                m.keep_blocks = m.keep_blocks.take().and_then(|keep| keep.without(tower));
+            }
+        }
+        if let Some(keep) = &self.keep_blocks {
+            m.blocks.retain(|tower, _| keep.of(*tower).is_none());
+            m.keep_blocks = Some(keep.clone());
+        }
+        set(&mut m.gate, &self.gate);
+        set(&mut m.temperature, &self.temperature);
+        set(&mut m.alpha, &self.alpha);
+        set(&mut m.merge_last, &self.merge_last);
+        set(&mut m.bias, &self.bias);
+        set(&mut m.dropout, &self.dropout);
+        set(&mut m.init, &self.init);
+        set(&mut m.seed, &self.seed);
+        self.shapes.apply(&mut options.sizes);
+        self.backbone.apply(&mut options.backbone);
+        set(&mut options.backward.recompute_attention, &self.memory.recompute_attention);
+        self.step.apply(options);
+    }
+
+    pub fn measuring<'r>(&'r self, earlier: &'r Config) -> Measuring<'r> {
+        let BackboneFlags { backbone, sample, device, .. } = &self.backbone;
+        let fastest_on = (*backbone == Some(Wanted::Auto)).then_some(*device);
+        Measuring { sample: sample.as_deref(), earlier: Some(earlier), fastest_on }
+    }
+}
+
+impl ShapeFlags {
+    fn apply(&self, sizes: &mut Sizes) {
+        let flags = [
+            (&mut sizes.batch, self.batch),
+            (&mut sizes.source_length, self.source_length),
+            (&mut sizes.target_length, self.target_length),
+        ];
+        flags.into_iter().for_each(|(size, flag)| *size = flag.or(*size));
+    }
+}
+
+impl BackboneFlags {
+    /// Which products are kept was measured for other choices, where a flag makes one.
+    fn apply(&self, options: &mut BackboneOptions) {
+        let before = options.clone();
+        if let Some(Wanted::Known(precision)) = self.backbone {
+            options.precision = precision;
+        }
+        if options.precision != before.precision || self.backbone == Some(Wanted::Auto) {
+            (options.max_tap_error, options.int8_weights) = (None, None);
+        }
+        options.quantise_head = self.quantise_head.unwrap_or(options.quantise_head);
+        options.int8_weights = self.int8_weights.or(options.int8_weights);
+        options.max_tap_error = self.max_tap_error.or(options.max_tap_error);
+        if *options != before || self.sample.is_some() {
+            options.kept = None;
+        }
+    }
+}
+
+impl StepFlags {
+    fn apply(&self, options: &mut Options) {
+        let (l, o) = (&mut options.loss, &mut options.optimizer);
+        set(&mut l.label, &self.label);
+        set(&mut l.distill, &self.distill);
+        set(&mut o.beta1, &self.beta1);
+        set(&mut o.beta2, &self.beta2);
+        set(&mut o.epsilon, &self.epsilon);
+        set(&mut o.weight_decay, &self.weight_decay);
+        set(&mut o.clip, &self.clip);
+    }
+}

@@ -1,0 +1,270 @@
+//! `lstc rewrite`: the trainable graphs.
+
+mod flags;
+mod summary;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use lstc_graph::listing;
+use lstc_passes::{Module, Timing};
+
+use crate::report::{self, Exit, Format, Hinted};
+use crate::rewrite::config::{Config, annotated};
+use crate::rewrite::manifest::{self, SourceFile, model_of};
+use crate::rewrite::{Backbone, Request, SourceModel, compile, rewrite_with, source_file};
+use flags::MethodFlags;
+use summary::Summary;
+
+/// Compile a model into trainable graphs
+#[derive(Debug, clap::Args)]
+#[command(
+    long_about = "\
+Compiles a T5 that was exported to ONNX into the graphs that train a ladder side network beside it. The model itself \
+is read, never changed; its data files are hard-linked where they can be, and weights are copied once where not.
+
+What is written to the output directory:
+  train.onnx        one optimizer step: forward, backward, clipping, AdamW
+  grad.onnx         loss and gradients
+  apply.onnx        AdamW from given gradients
+  eval.onnx         loss and logits
+  infer.onnx        logits
+  backbone.data     the frozen weights
+  side.safetensors  the trainable parameters, as initialised
+  lst.yaml          the manifest: what was made of what, and how",
+    after_long_help = "\
+Examples:
+  lstc rewrite t5.onnx -o tuned/
+  lstc rewrite flan-t5-onnx/ -o tuned/       a folder as Hugging Face Optimum writes it
+  lstc rewrite encoder_model.onnx decoder_model.onnx -o tuned/
+  lstc rewrite t5.onnx -o tuned/ --encoder-blocks 1,3,5 --decoder-blocks 1,3,5
+  lstc rewrite t5.onnx -o tuned/ --keep-blocks 9         the nine most important of each tower
+  lstc rewrite t5.onnx -o tuned/ --batch 8 --source-length 128 --target-length 8     static shapes
+  lstc rewrite t5.onnx -o tuned/ --backbone int8         the backbone in 8 bits, with what that costs
+  lstc rewrite t5.onnx -o tuned/ --backbone int8 --max-tap-error 0.05 --sample train.jsonl
+  lstc rewrite --print-config > lst.yaml     every option with its default, to edit
+  lstc rewrite t5.onnx --config lst.yaml -o tuned/
+  lstc rewrite --from tuned/ -o again/                   the same once more
+  lstc rewrite --from tuned/ -o again/ -r 4 --seed 1     the same but for what flags say
+  lstc rewrite t5.onnx -o small/ -r 16 --share tuned/    another side network on the same weights"
+)]
+pub struct Rewrite {
+    /// The ONNX model: a file, an encoder's and a decoder's file, or a folder that holds them; with --config of a manifest,
+    /// the manifest's own where none is given
+    model: Vec<PathBuf>,
+
+    /// Rewrite again what this rewritten directory was made of, which must be unchanged; flags go before its options
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "config"])]
+    from: Option<PathBuf>,
+
+    /// Directory to write
+    #[arg(short, long, value_name = "DIR")]
+    output: Option<PathBuf>,
+
+    /// Options from a YAML file, or from the lst.yaml of an earlier rewrite; flags go before it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Print the complete configuration with a comment on every key, and stop
+    #[arg(long)]
+    print_config: bool,
+
+    /// Replace an earlier rewrite in the output's place, and all that lies in its directory
+    #[arg(long)]
+    force: bool,
+
+    /// Copy the frozen weights, also where the model's own data files could be linked; Python's onnx package reads no hard
+    /// links
+    #[arg(long, conflicts_with = "share")]
+    copy: bool,
+
+    /// Link weights that would be copied to those of an earlier rewrite of the same model
+    #[arg(long, value_name = "DIR")]
+    share: Option<PathBuf>,
+
+    /// Print how long each pass took
+    #[arg(long, help_heading = "Looking into the compiler")]
+    timings: bool,
+
+    /// Stop after a pass, and write no model; a wrong name lists the passes
+    #[arg(
+        long,
+        value_name = "PASS",
+        help_heading = "Looking into the compiler",
+        value_parser = pass_name,
+        conflicts_with = "output"
+    )]
+    stop_after: Option<String>,
+
+    /// Write a listing of the graph after each pass to a directory
+    #[arg(long, value_name = "DIR", help_heading = "Looking into the compiler")]
+    emit: Option<PathBuf>,
+
+    /// Form of the report on stdout
+    #[arg(long, value_enum, default_value_t, help_heading = "Options")]
+    format: Format,
+
+    #[command(flatten)]
+    method: MethodFlags,
+}
+
+fn pass_name(text: &str) -> Result<String, String> {
+    let names = lstc_passes::ladder_side_tuning().names();
+    if names.contains(&text) { Ok(text.to_owned()) } else { Err(format!("the passes are {}", names.join(", "))) }
+}
+
+impl Rewrite {
+    fn backbone(&self) -> Backbone<'_> {
+        match &self.share {
+            Some(directory) => Backbone::Shared(directory),
+            None if self.copy => Backbone::Copied,
+            None => Backbone::Linked,
+        }
+    }
+
+    pub fn run(self) -> anyhow::Result<Exit> {
+        let config = self.base()?;
+        let mut options = config.options();
+        self.method.apply(&mut options);
+        if self.print_config {
+            report::text(&annotated(&options, &config.training()))?;
+            return Ok(Exit::Done);
+        }
+        let model = match (&self.model[..], &config.source[..]) {
+            ([], []) => {
+                return Err(Hinted::new(anyhow!("no model is given"), "`lstc rewrite model.onnx -o tuned/`").into());
+            }
+            ([], recorded) => model_of(recorded)?,
+            (given, _) => SourceModel::find(given)?,
+        };
+        if self.stop_after.is_none() {
+            self.place()?;
+        }
+        if self.model.is_empty() {
+            self.check_source(&config.source)?;
+        }
+        let emit = self.emit.as_deref().map(Emit::new).transpose()?;
+        let mut failed = None;
+        let show = |pass: &'static str, module: &Module| {
+            if let Some(emit) = &emit
+                && let Err(error) = emit.pass(pass, module)
+            {
+                failed.get_or_insert(error);
+            }
+        };
+        let timings = match &self.stop_after {
+            Some(stop) => {
+                let (module, timings) = compile(model, options, Some(stop), show)?;
+                if emit.is_none() {
+                    report::text(&listing(&module.graph))?;
+                }
+                timings
+            }
+            None => {
+                let output = self.place()?;
+                let request = Request { model, options, training: config.training(), output, force: self.force };
+                let measuring = self.method.measuring(&config);
+                let written = rewrite_with(request, self.backbone(), measuring, show)?;
+                report::data(&Summary::new(output, &written), self.format)?;
+                written.warnings.iter().for_each(report::warning);
+                self.warn_of_import(&config);
+                written.timings
+            }
+        };
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        if self.timings {
+            report::note(timing_table(&timings));
+        }
+        Ok(Exit::Done)
+    }
+}
+
+impl Rewrite {
+    /// The options that flags go before.
+    fn base(&self) -> anyhow::Result<Config> {
+        match (&self.from, &self.config) {
+            (Some(directory), _) => manifest::read(directory),
+            (None, Some(file)) => Config::read(file),
+            (None, None) => Ok(Config::default()),
+        }
+    }
+
+    /// Whether the recorded source is what it was: --from depends on it, and for a configuration it is good to know.
+    fn check_source(&self, source: &[SourceFile]) -> anyhow::Result<()> {
+        for recorded in source {
+            let name = recorded.file.display();
+            if self.from.is_some() && !recorded.file.exists() {
+                let error = anyhow!("the source `{name}` is not there any more");
+                let hint = "put it back, or give where it is now: `lstc rewrite MODEL --config DIR/lst.yaml -o AGAIN`";
+                return Err(Hinted::new(error, hint).into());
+            }
+            if source_file(&recorded.file, recorded.part)?.blake3 == recorded.blake3 {
+                continue;
+            }
+            if self.from.is_some() {
+                let error = anyhow!("the source `{name}` has changed since it was rewritten");
+                let hint =
+                    "to rewrite the model that is there now: `lstc rewrite MODEL --config DIR/lst.yaml -o AGAIN`";
+                return Err(Hinted::new(error, hint).into());
+            }
+            report::warning(format!("`{name}` has changed since the configuration was recorded"));
+        }
+        Ok(())
+    }
+
+    /// Where to write. What is rewritten again stays.
+    fn place(&self) -> anyhow::Result<&Path> {
+        let Some(output) = &self.output else {
+            return Err(Hinted::new(anyhow!("no output directory is given"), "add -o DIR, as in -o tuned/").into());
+        };
+        if let Some(from) = &self.from
+            && let (Ok(there), Ok(here)) = (from.canonicalize(), output.canonicalize())
+            && there == here
+        {
+            let error = anyhow!("`{}` is what is rewritten again, and stays", from.display());
+            return Err(Hinted::new(error, "write to another directory: -o DIR").into());
+        }
+        Ok(output)
+    }
+
+    /// A rewrite initialises its side network, whatever that of the directory before was.
+    fn warn_of_import(&self, config: &Config) {
+        if let (Some(from), Some(side)) = (&self.from, &config.side) {
+            report::warning(format!(
+                "the side network of `{}` was imported, and the new one is not: `lstc import` with --side `{}` does it",
+                from.display(),
+                side.imported.display()
+            ));
+        }
+    }
+}
+
+/// Writes a listing after each pass.
+struct Emit<'d> {
+    folder: &'d Path,
+}
+
+impl<'d> Emit<'d> {
+    fn new(folder: &'d Path) -> anyhow::Result<Emit<'d>> {
+        fs::create_dir_all(folder).with_context(|| format!("cannot create `{}`", folder.display()))?;
+        Ok(Emit { folder })
+    }
+
+    fn pass(&self, pass: &str, module: &Module) -> anyhow::Result<()> {
+        let place = lstc_passes::ladder_side_tuning().names().iter().position(|n| *n == pass).unwrap_or_default();
+        let path = self.folder.join(format!("{}-{pass}.txt", place + 1));
+        fs::write(&path, listing(&module.graph)).with_context(|| format!("cannot write `{}`", path.display()))
+    }
+}
+
+fn timing_table(timings: &[Timing]) -> comfy_table::Table {
+    let ms = |d: Duration| format!("{:.1} ms", d.as_secs_f64() * 1e3);
+    report::table(
+        ["pass", "run", "check", "nodes after"],
+        timings.iter().map(|t| [t.pass.to_owned(), ms(t.run), ms(t.check), t.nodes.to_string()]),
+    )
+}
