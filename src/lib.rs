@@ -10,6 +10,7 @@ mod files;
 mod hash;
 pub mod import;
 pub mod inspect;
+pub mod memory;
 pub mod report;
 pub mod rewrite;
 pub mod runtime;

@@ -11,7 +11,8 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use lstc::inspect::{Memory, Sizes};
+use lstc::inspect::Memory;
+use lstc::memory::Sizes;
 use lstc::rewrite::compile;
 use lstc_passes::options::{BackwardOptions, Init, TowerName};
 use lstc_passes::{Options, artifacts};

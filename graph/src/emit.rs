@@ -271,10 +271,10 @@ impl<'g> Builder<'g> {
         self.op("Softmax", &[x], Attributes::none().int("axis", -1))
     }
 
-    /// One-hot rows: `depth` columns appended behind the indices' shape.
-    pub fn one_hot(&self, indices: ValueId, depth: i64) -> ValueId {
+    /// One-hot vectors: an axis of `depth` is inserted into the indices' shape, -1 behind it.
+    pub fn one_hot(&self, indices: ValueId, depth: i64, axis: i64) -> ValueId {
         let values = self.constant(Weight::from_f32(&[2], &[0.0, 1.0]));
-        self.op("OneHot", &[indices, self.i64(depth), values], Attributes::none().int("axis", -1))
+        self.op("OneHot", &[indices, self.i64(depth), values], Attributes::none().int("axis", axis))
     }
 }
 

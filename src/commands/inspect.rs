@@ -7,7 +7,8 @@ use anyhow::{anyhow, bail};
 use lstc_graph::{dot, load};
 use serde::Serialize;
 
-use crate::inspect::{ModelReport, RewrittenReport, Sizes, WhyReport, html};
+use crate::inspect::{ModelReport, RewrittenReport, WhyReport, html};
+use crate::memory::Sizes;
 use crate::report::{self, Exit, Format, Hinted};
 use crate::rewrite::SourceModel;
 use crate::rewrite::manifest::is_rewritten;

@@ -10,11 +10,14 @@ use super::data_flags::DataFlags;
 use super::set;
 use crate::cache::{Element, Size};
 use crate::evaluate::percent;
+use crate::memory::Sizes;
 use crate::report::{self, Bytes, Clock, Exit, Format, ProgressLine};
 use crate::rewrite::config::Config;
 use crate::rewrite::{RUN, manifest};
 use crate::runtime::{Device, Runtime, find};
-use crate::train::{Event, Overlap, Plan, Request, Schedule, Started, Summary, TrainOptions, interrupt, train};
+use crate::train::{
+    Event, Forecast, Overlap, Plan, Request, Schedule, Started, Summary, TrainOptions, interrupt, train,
+};
 
 /// Train the side network of a rewritten model
 #[derive(Debug, clap::Args)]
@@ -298,6 +301,10 @@ fn tell_plan(plan: &Plan) {
     let labels = if plan.labels > 0 { format!(", {} labels", plan.labels) } else { String::new() };
     let done = if plan.done > 0 { format!(", going on after step {}", plan.done) } else { String::new() };
     report::note(format!("{} examples{eval}{labels}; {} steps{done}", plan.examples, plan.steps));
+    if let Some(Forecast { sizes: Sizes { batch, source_length, target_length }, bytes, .. }) = &plan.forecast {
+        let sizes = format!("{batch} examples, {source_length} tokens in, {target_length} out");
+        report::note(format!("predicted memory {} ({sizes})", Bytes(*bytes)));
+    }
     if let Some(cache) = &plan.cache {
         report::note(format!("taps of {} of {} rows lie in `{}`", cache.kept, cache.rows, cache.folder.display()));
     }
@@ -335,7 +342,8 @@ impl fmt::Display for Outcome<'_> {
             let (ms, rate) = (1e3 * s.step_seconds, thousands(s.tokens_per_second));
             writeln!(f, "  speed  {ms:.1} ms a step, {rate} tokens/s, {:.1} s in all", s.seconds)?;
         }
-        writeln!(f, "  memory {} at most", Bytes(s.peak_memory))?;
+        let predicted = s.predicted.map_or_else(String::new, |p| format!("; {} predicted for a step", Bytes(p.bytes)));
+        writeln!(f, "  memory {} at most{predicted}", Bytes(s.peak_memory))?;
         if let Some(cache) = &s.cache {
             let (kept, rows, bytes) = (cache.kept, cache.rows, Bytes(cache.bytes));
             writeln!(f, "  cache  {kept} of {rows} rows, {bytes} in {}", cache.folder.display())?;

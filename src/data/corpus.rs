@@ -106,6 +106,13 @@ impl Corpus {
         (entry[4], entry[5])
     }
 
+    /// Tokens of the longest source, and of the longest target.
+    pub fn longest(&self) -> (usize, usize) {
+        let lengths = (0..self.len()).map(|index| self.lengths(index));
+        let (source, target) = lengths.fold((0, 0), |most, one| (most.0.max(one.0), most.1.max(one.1)));
+        (source as usize, target as usize)
+    }
+
     fn entry(&self, index: usize) -> &[u32] {
         &self.index[index * ENTRY..][..ENTRY]
     }

@@ -19,7 +19,7 @@ use serde::Serialize;
 
 pub use gates::{Gate, State};
 pub use ladder::{Head, Ladder, Rung, Stack, Tap};
-pub use memory::{Memory, Sizes};
+pub use memory::Memory;
 pub use model::ModelReport;
 pub use rewritten::{Prediction, RewrittenReport};
 pub use why::WhyReport;

@@ -12,7 +12,8 @@ use serde::Serialize;
 
 use super::gates::Alphas;
 use super::ladder::Ladder;
-use super::{Memory, Sizes, Weights, by_group, port, why};
+use super::{Memory, Weights, by_group, port, why};
+use crate::memory::Sizes;
 use crate::report::Bytes;
 use crate::rewrite::manifest::{ModelSummary, PortSummary, TapSummary, TowerSummary, taps};
 use crate::rewrite::{SourceModel, odd_inputs};

@@ -13,7 +13,8 @@ use serde::Serialize;
 
 use super::gates::{Alphas, State};
 use super::ladder::Ladder;
-use super::{Memory, Sizes, Weights, by_group, port};
+use super::{Memory, Weights, by_group, port};
+use crate::memory::Sizes;
 use crate::report;
 use crate::rewrite::config::Config;
 use crate::rewrite::manifest::{ModelSummary, PortSummary};

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use maud::{Markup, html};
 
+use super::Memory;
 use super::ladder::Ladder;
-use super::memory::{Cost, Memory};
 use super::rewritten::{CutReport, GraphReport};
 use super::text::Grouped;
 use super::{Gate, Weights};
+use crate::memory::Cost;
 use crate::report::Bytes;
 use crate::rewrite::manifest::ModelSummary;
 use crate::rewrite::manifest::PortSummary;

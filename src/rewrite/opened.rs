@@ -105,6 +105,11 @@ impl Opened {
         })
     }
 
+    /// Elements of the side network.
+    pub fn trainable(&self) -> usize {
+        self.record.parameters.iter().map(|p| p.shape.iter().product::<usize>()).sum()
+    }
+
     /// What to say of a file that lacks a value that every rewrite has.
     pub fn lacks(&self, file: &str, value: &str) -> anyhow::Error {
         anyhow!("`{}` has no value `{value}`: rewrite the model again", self.directory.join(file).display())

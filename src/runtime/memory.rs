@@ -26,6 +26,12 @@ impl Resident {
     }
 }
 
+/// Bytes that the machine can give without swapping, as `/proc/meminfo` tells.
+pub fn available_memory() -> Option<u64> {
+    let told = std::fs::read_to_string("/proc/meminfo").ok()?;
+    Some(field(&told, "MemAvailable:")).filter(|bytes| *bytes > 0)
+}
+
 /// Bytes in the arena that sessions on the CPU share: values, and weights in the kernels' own layout.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Arena {

@@ -11,6 +11,7 @@
 mod ahead;
 mod backbone;
 mod checkpoint;
+mod forecast;
 pub mod interrupt;
 mod log;
 mod options;
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 pub use backbone::{Backbone, Taps};
 pub use checkpoint::{Best, CHECKPOINT, Identity, Progress};
+pub use forecast::Forecast;
 pub use log::{EvalLine, METRICS, StepLine};
 pub use options::{LearningRate, Overlap, Schedule, TrainOptions};
 pub use stepper::{Outcome, Stepper};
@@ -132,6 +134,9 @@ pub struct Plan {
     pub steps: u64,
     /// Steps made before.
     pub done: u64,
+    /// The memory of a step on the CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub forecast: Option<Forecast>,
     /// What the cache holds before the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<Holding>,
@@ -152,6 +157,9 @@ pub struct Summary {
     pub seconds: f64,
     /// The most memory that was resident at once, in bytes.
     pub peak_memory: u64,
+    /// What a step on the CPU was predicted to take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub predicted: Option<Forecast>,
     /// What the cache holds after the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<Holding>,

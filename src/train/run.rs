@@ -9,6 +9,7 @@ use anyhow::{Context, anyhow, bail};
 
 use super::ahead::Upcoming;
 use super::checkpoint::{self, Best, CHECKPOINT, Identity, Progress};
+use super::forecast::Forecast;
 use super::log::{EvalLine, Log, METRICS, StepLine};
 use super::options::{LearningRate, TrainOptions};
 use super::source::TapSource;
@@ -20,7 +21,7 @@ use crate::evaluate::{self, Metrics, Scorer};
 use crate::hash::sha256;
 use crate::report::Hinted;
 use crate::rewrite::opened::{Execution, Opened};
-use crate::runtime::{self, Resident};
+use crate::runtime::{self, Device, Resident};
 use crate::side::{self, Side};
 
 /// Data, model and schedule of a run.
@@ -135,13 +136,20 @@ impl<'r> Run<'r> {
         let options = &self.request.train;
         let (accumulates, overlaps) = (options.accumulate > 1, options.overlaps());
         let runs = self.runs(progress.step);
-        let (mut stepper, backbone) = Stepper::open(self.opened, &self.execution, &state, accumulates, runs)?;
+        let parts = self.opened.parts(Stepper::graph(accumulates))?;
+        let is_whole = cache.as_ref().is_some_and(Cache::is_whole);
+        let predict = || Forecast::new(self.opened, &parts, options, &self.corpus, is_whole);
+        let forecast = (options.device == Device::Cpu).then(predict);
+        if let Some(warning) = forecast.as_ref().and_then(Forecast::warning) {
+            tell(Event::Warning(&warning));
+        }
+        let (mut stepper, backbone) = Stepper::of(self.opened, parts, &self.execution, &state, accumulates, runs)?;
         drop(state);
         if !self.request.resume {
             self.save(&stepper, &progress)?;
         }
         let mut source = TapSource::new(self.opened, backbone, cache)?;
-        tell(Event::Begins(&Plan { cache: source.holding(), ..self.plan(progress.step) }));
+        tell(Event::Begins(&Plan { forecast, cache: source.holding(), ..self.plan(progress.step) }));
         let mut log = Log::open(&self.out, progress.step, progress.epochs)?;
         let mut clock = Clock::default();
         let mut loss = None;
@@ -200,6 +208,7 @@ impl<'r> Run<'r> {
             tokens_per_second: clock.tokens_per_second(),
             seconds: clock.begun.elapsed().as_secs_f64(),
             peak_memory: Resident::read().peak,
+            predicted: forecast,
             cache: source.holding(),
             interrupted,
         })
@@ -224,6 +233,7 @@ impl<'r> Run<'r> {
             epochs: self.request.train.epochs,
             steps: self.total,
             done,
+            forecast: None,
             cache: None,
         }
     }

@@ -118,9 +118,24 @@ impl<'o> Stepper<'o> {
         accumulates: bool,
         runs: u64,
     ) -> anyhow::Result<(Stepper<'o>, Backbone<'o>)> {
+        let parts = opened.parts(Stepper::graph(accumulates))?;
+        Stepper::of(opened, parts, execution, state, accumulates, runs)
+    }
+
+    /// As [`Stepper::open`], for the graph in two.
+    ///
+    /// # Errors
+    /// As [`Stepper::open`].
+    pub fn of(
+        opened: &'o Opened,
+        Parts { backbone, side, .. }: Parts,
+        execution: &Execution,
+        state: &Side,
+        accumulates: bool,
+        runs: u64,
+    ) -> anyhow::Result<(Stepper<'o>, Backbone<'o>)> {
         let parameters = &opened.record.parameters;
         let file = Stepper::graph(accumulates);
-        let Parts { backbone, side, .. } = opened.parts(file)?;
         // The LM head is the only constant matrix here, and two products read it: a copy for each in the kernels' own layout
         // would be the most memory of all, and no faster.
         let unpacked = Execution { mapped: true, ..*execution };

@@ -134,10 +134,10 @@ fn exp(g: &mut Backward, node: &Node, dy: ValueId, _: &[bool]) -> Contributions 
     one(g.b.mul(dy, y(node)))
 }
 
-// y = table[indices]        dtable = onehot(indices)^T dy
+// y = table[indices]        dtable = onehot(indices) dy, a row of the table's first
 //
-// The one-hot product is deterministic on every device, and no larger than scattered indices for tables of few rows,
-// such as position tables.
+// The one-hot product is deterministic on every device, and for tables of few rows, such as position tables, it is not large.
+// ONNX Runtime's ScatterND adds up on the CPU from several threads at once, and loses terms where indices are repeated.
 fn gather(g: &mut Backward, node: &Node, dy: ValueId, _: &[bool]) -> Contributions {
     let (table, indices) = (x(node, 0), x(node, 1));
     let shape = g.shape(table);
@@ -148,15 +148,16 @@ fn gather(g: &mut Backward, node: &Node, dy: ValueId, _: &[bool]) -> Contributio
     if node.attributes.get_int("axis").unwrap_or(0) != 0 {
         g.problems.push(format!("`{}`: Gather has a gradient rule for rows, axis 0", node.name));
     }
-    let chosen = one_hot(g, indices, rows);
+    let chosen = one_hot(g, indices, rows, 0);
     let updates = g.b.reshape(dy, &[-1, columns.into()]);
-    one(g.b.gemm(chosen, updates, None, true, false))
+    one(g.b.gemm(chosen, updates, None, false, false))
 }
 
-/// Rows of `depth`, one for each index. OneHot has kernels for i64 indices with an i64 depth, not for i32.
-fn one_hot(g: &mut Backward, indices: ValueId, depth: i32) -> ValueId {
+/// A matrix with `depth` along an axis, and a vector for each index along the other. OneHot has kernels for i64 indices with
+/// an i64 depth, not for i32.
+fn one_hot(g: &mut Backward, indices: ValueId, depth: i32, axis: i64) -> ValueId {
     let flat = g.b.reshape(indices, &[-1]);
-    g.b.one_hot(g.b.cast(flat, DType::I64), depth.into())
+    g.b.one_hot(g.b.cast(flat, DType::I64), depth.into(), axis)
 }
 
 // y = x[row, index[row]]    dx = onehot(index) dy
@@ -166,7 +167,7 @@ fn gather_elements(g: &mut Backward, node: &Node, dy: ValueId, _: &[bool]) -> Co
     let axis = node.attributes.get_int("axis").unwrap_or(0);
     match (&shape[..], &picked[..]) {
         ([rows, Dim::Value(depth)], [picks, Dim::Value(1)]) if matches!(axis, 1 | -1) && rows == picks => {
-            let chosen = one_hot(g, indices, *depth);
+            let chosen = one_hot(g, indices, *depth, -1);
             let chosen = g.b.shaped(chosen, &shape);
             one(g.b.mul(chosen, dy))
         }
