@@ -476,6 +476,40 @@ fn predicted_memory_is_what_training_takes() {
     }
 }
 
+/// The peak of a run of T5-nano on sources of these lengths, in batches of 32.
+fn peak_of_lengths(folder: &Path, name: &str, lengths: impl Iterator<Item = usize>) -> f64 {
+    let path = |name: &str| folder.join(name);
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/t5-nano/model.onnx");
+    let run = |arguments: &[&str]| {
+        let done = Command::new(env!("CARGO_BIN_EXE_lstc")).args(arguments).output().expect("lstc runs");
+        succeeded(&done);
+        done.stdout
+    };
+    let tuned = path("tuned");
+    if !tuned.exists() {
+        run(&["rewrite", text(&model), "-o", text(&tuned)]);
+    }
+    let ids = |count: usize, row: usize| (0..count).map(|at| 3 + (row * 977 + at * 131) % 4000).collect::<Vec<_>>();
+    let row = |(row, length)| format!("{{\"input_ids\": {:?}, \"labels\": {:?}}}\n", ids(length, row), ids(4, row + 1));
+    let data = path(&format!("{name}.jsonl"));
+    fs::write(&data, lengths.enumerate().map(row).collect::<String>()).expect("a temporary folder");
+    let sizes = ["--batch-size", "32", "--epochs", "1", "--threads", "2", "--format", "json"];
+    let out = path(name);
+    let trained = run(&[&["train", text(&tuned), "--train", text(&data), "--out", text(&out)][..], &sizes].concat());
+    let trained: serde_json::Value = serde_json::from_slice(&trained).expect("JSON on stdout");
+    trained["peak_memory"].as_f64().expect("a number")
+}
+
+#[test]
+fn batches_of_many_lengths_need_no_more_than_the_longest() {
+    common::runtime(); // installs the library that the commands need
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let alike = peak_of_lengths(folder.path(), "alike", (0..32 * 24).map(|_| 128));
+    let varied = peak_of_lengths(folder.path(), "varied", (0..32 * 24).map(|row| 128 - row % 24 * 5));
+    println!("{:.0} MB with many lengths, {:.0} with one", varied / 1e6, alike / 1e6);
+    assert!(varied < 1.05 * alike, "{varied} with many lengths, {alike} with one");
+}
+
 #[test]
 fn a_device_that_is_not_there_is_an_error() {
     let tuned = Tuned::new("relu_torchscript", |_| ());

@@ -43,13 +43,30 @@ pub struct Arena {
 }
 
 impl Session {
+    fn arena_allocator(&self) -> Result<Allocator> {
+        let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Arena, MemoryType::Default);
+        Allocator::new(&self.session, memory.map_err(Error::run)?).map_err(Error::run)
+    }
+
+    /// Gives the arena of this session, and of all others on the CPU, room for so many bytes in one piece. Of a piece that no
+    /// value has touched nothing is resident.
+    ///
+    /// An arena grows by what is asked for, piece by piece, and values cannot lie across two: batches of many sizes would
+    /// leave it full of pieces that fit none.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn reserve(&self, bytes: u64) -> Result<()> {
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        self.arena_allocator()?.alloc::<u8>(bytes).map(drop).map_err(Error::run)
+    }
+
     /// The arena of this session, and of all others on the CPU.
     ///
     /// # Errors
     /// A library that does not count.
     pub fn arena(&self) -> Result<Arena> {
-        let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Arena, MemoryType::Default);
-        let allocator = Allocator::new(&self.session, memory.map_err(Error::run)?).map_err(Error::run)?;
+        let allocator = self.arena_allocator()?;
         let mut pairs = ptr::null_mut();
         let api = ort::api();
         // SAFETY: the calls follow the C API: the pairs are the caller's until they are released, and a value is a

@@ -17,6 +17,9 @@ pub struct Forecast {
     pub sizes: Sizes,
     /// Bytes that are resident at its peak.
     pub bytes: u64,
+    /// Bytes of the arena that are asked for in one piece.
+    #[serde(skip)]
+    pub reserved: u64,
     /// Bytes that the machine has left for it, where the system tells.
     pub available: Option<u64>,
 }
@@ -45,13 +48,15 @@ impl Forecast {
         };
         let elsewhere = names(".grad").filter_map(|name| parts.side.find(&name)).chain(parts.side.outputs.clone());
         let step = Step { parts, elsewhere: elsewhere.collect(), trainable: opened.trainable(), taps };
-        let bytes = step.cost(&numbers(opened, parts, sizes)).total;
-        Forecast { sizes, bytes, available: available_memory() }
+        let cost = step.cost(&numbers(opened, parts, sizes));
+        // Address space is free, and what a batch needs beyond it would lie in pieces of its own.
+        let reserved = cost.activations.saturating_add(cost.activations / 4);
+        Forecast { sizes, bytes: cost.total, reserved, available: available_memory() }
     }
 
     /// A warning, where the machine has less.
     pub fn warning(&self) -> Option<String> {
-        let Forecast { sizes: Sizes { batch, source_length, target_length }, bytes, available } = *self;
+        let Forecast { sizes: Sizes { batch, source_length, target_length }, bytes, available, .. } = *self;
         let available = available.filter(|available| *available < bytes)?;
         let [bytes, available] = [bytes, available].map(Bytes);
         Some(format!(
@@ -85,7 +90,7 @@ mod tests {
     #[test]
     fn a_machine_with_less_is_warned_of() {
         let sizes = Sizes { batch: 8, source_length: 512, target_length: 4 };
-        let warning = |available| Forecast { sizes, bytes: 3 << 30, available }.warning();
+        let warning = |available| Forecast { sizes, bytes: 3 << 30, reserved: 0, available }.warning();
         assert_eq!([warning(None), warning(Some(3 << 30))], [None, None]);
         let warning = warning(Some(2 << 30)).expect("a warning");
         let told = ["8 examples, 512 tokens in and 4 out", "3.0 GiB", "2.0 GiB are left"];

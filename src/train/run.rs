@@ -144,6 +144,8 @@ impl<'r> Run<'r> {
             tell(Event::Warning(&warning));
         }
         let (mut stepper, backbone) = Stepper::of(self.opened, parts, &self.execution, &state, accumulates, runs)?;
+        // Where there is no room in one piece, the arena grows as it must.
+        forecast.iter().for_each(|forecast| drop(stepper.reserve(forecast.reserved)));
         drop(state);
         if !self.request.resume {
             self.save(&stepper, &progress)?;

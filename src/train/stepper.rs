@@ -255,6 +255,14 @@ impl<'o> Stepper<'o> {
         }
     }
 
+    /// As [`Session::reserve`].
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn reserve(&self, bytes: u64) -> anyhow::Result<()> {
+        Ok(self.state_session().reserve(bytes)?)
+    }
+
     /// What the sessions of this process hold on the CPU.
     ///
     /// # Errors
