@@ -212,6 +212,7 @@ fn fewer_bytes_cost_little() {
         &work.train_briefly("other", &["--cache", text(&cache), "--cache-dtype", "fp16"]),
         &["kept in int8, not fp16"],
     );
+    refused(&work.train_briefly("half", &["--cache", text(&cache), "--tap-dtype", "fp16"]), &["train.cache_dtype"]);
     // Without a type, the cache's own.
     let own = json(&work.train_briefly("own", &["--cache", text(&cache)]));
     assert_eq!(own["cache"]["dtype"].as_str(), Some("int8"));

@@ -142,10 +142,13 @@ fn a_killed_run_goes_on_bit_for_bit() {
     let eval = |tuned: &Tuned| text(&tuned.path("eval.jsonl")).to_owned();
     let dropout = Tuned::new("gated_dynamo", |o| o.method.dropout = 0.1);
     let plain = Tuned::new("relu_torchscript", |_| ());
-    for (tuned, accumulate, killed_after) in [(&plain, "1", 40), (&dropout, "1", 31), (&dropout, "3", 13)] {
+    for (tuned, accumulate, taps, killed_after) in
+        [(&plain, "1", "fp32", 40), (&plain, "1", "fp16", 40), (&dropout, "1", "fp32", 31), (&dropout, "3", "fp16", 13)]
+    {
         let eval = eval(tuned);
         let flags = ["--epochs", "6", "--save-every", "5", "--eval", &eval, "--accumulate", accumulate];
-        let (whole, parts) = (format!("whole-{accumulate}"), format!("parts-{accumulate}"));
+        let flags = [&flags[..], &["--tap-dtype", taps]].concat();
+        let (whole, parts) = (format!("whole-{accumulate}-{taps}"), format!("parts-{accumulate}-{taps}"));
         succeeded(&tuned.train(&whole, &[&flags[..], &["--overlap", "off"]].concat()));
         // Whether the backbone reads ahead changes nothing either.
         let ahead = [&flags[..], &["--overlap", "on"]].concat();
@@ -154,7 +157,7 @@ fn a_killed_run_goes_on_bit_for_bit() {
         succeeded(&tuned.resume(&parts));
         let (whole, parts) = (tuned.losses(&whole), tuned.losses(&parts));
         assert!(before < whole.len(), "the run was killed before its end");
-        assert_eq!(whole, parts, "accumulating {accumulate}");
+        assert_eq!(whole, parts, "accumulating {accumulate}, taps in {taps}");
     }
 }
 

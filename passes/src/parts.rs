@@ -8,8 +8,9 @@
 //! Ensures: the side graph computes no hidden state of the backbone. So it may run while the backbone reads another batch, and
 //! on taps that were kept, unless the sizes of masks are to be had from hidden states alone.
 
-use lstc_graph::{Builder, Dim, Graph, NodeId, Origin, ValueId};
+use lstc_graph::{Builder, DType, Dim, Graph, NodeId, Origin, ValueId};
 
+use crate::differentiate::after;
 use crate::module::is_backbone;
 
 /// The two graphs.
@@ -33,6 +34,68 @@ pub fn parts(graph: &Graph, taps: &[ValueId]) -> Parts {
     );
     let (backbone, side) = graph.divide(&[taps, &read_besides(graph, taps)].concat());
     Parts { backbone, side, entangled: Some(reason) }
+}
+
+impl Parts {
+    /// Has the taps cross over in 16 bits, by the same names: half the memory between forward and backward pass. They are
+    /// rounded to 11 bits of mantissa, and what is beyond 65504 to infinity.
+    ///
+    /// The side network widens a tap where it reads it, and once more behind what a node of the backward pass reads with it:
+    /// a wide copy does not live from one to the other.
+    ///
+    /// # Errors
+    /// Masks that cross over too, whose numbers have no place in 16 bits.
+    pub fn narrow(&mut self) -> Result<(), String> {
+        let Parts { backbone, side, entangled } = self;
+        if let Some(reason) = entangled {
+            return Err(reason.clone());
+        }
+        for at in 0..backbone.outputs.len() {
+            let tap = backbone.outputs[at];
+            if backbone.value(tap).dtype != Some(DType::F32) {
+                continue;
+            }
+            let name = backbone.value(tap).name.clone();
+            let wide = backbone.fresh_name(&format!("{name}.wide"));
+            backbone.rename(tap, &wide)?;
+            let b = Builder::new(backbone, NARROW);
+            let narrow = b.named(b.cast(tap, DType::F16), &name);
+            backbone.outputs[at] = narrow;
+            if let Some(read) = side.find(&name) {
+                widen_where_read(side, read);
+            }
+        }
+        Ok(())
+    }
+}
+
+const NARROW: Origin = Origin::pass("narrow");
+
+/// Makes a value one of 16 bits, which each reader gets in 32.
+fn widen_where_read(side: &mut Graph, value: ValueId) {
+    let shape = side.shape(value).unwrap_or_default();
+    side.set_dtype(value, DType::F16);
+    let mut early = None;
+    for (reader, slot) in side.uses().of(value).to_vec() {
+        let node = side.node(reader);
+        if node.is("Shape") {
+            continue;
+        }
+        // A view is no copy: its readers are what counts.
+        if let (true, Some(view)) = (node.is("Reshape") && slot == 0, node.output(0)) {
+            widen_where_read(side, view);
+            continue;
+        }
+        let is_computed = |v: &&ValueId| **v != value && side.producer_of(**v).is_some();
+        let partner = node.inputs.iter().flatten().find(is_computed).copied();
+        let waits = partner.filter(|_| node.origin == Origin::pass("differentiate"));
+        let b = Builder::new(side, NARROW);
+        let wide = match waits {
+            Some(partner) => b.cast(after(&b, value, &shape, partner), DType::F32),
+            None => *early.get_or_insert_with(|| b.cast(value, DType::F32)),
+        };
+        side.reconnect(reader, slot, wide);
+    }
 }
 
 /// What new nodes read of the backbone besides the taps.

@@ -16,7 +16,7 @@ use crate::rewrite::config::Config;
 use crate::rewrite::{RUN, manifest};
 use crate::runtime::{Device, Runtime, find};
 use crate::train::{
-    Event, Forecast, Overlap, Plan, Request, Schedule, Started, Summary, TrainOptions, interrupt, train,
+    Event, Forecast, Overlap, Plan, Request, Schedule, Started, Summary, TapDtype, TrainOptions, interrupt, train,
 };
 
 /// Train the side network of a rewritten model
@@ -133,6 +133,11 @@ struct TrainFlags {
     #[arg(long, value_enum)]
     overlap: Option<Overlap>,
 
+    /// How taps lie in memory from the forward pass to the backward pass: fp16 takes half, and a little precision. Not with
+    /// --cache, which has --cache-dtype [default: fp32]
+    #[arg(long, value_enum, value_name = "TYPE")]
+    tap_dtype: Option<TapDtype>,
+
     /// Steps between checkpoints; there is one after each epoch too [default: 500]
     #[arg(long, value_name = "N")]
     save_every: Option<u64>,
@@ -201,7 +206,7 @@ impl Train {
         self.flags.apply(&mut started);
         if self.resume && !runs_alike(&recorded, &started.train) {
             report::warning(
-                "with other threads, weights, device or cache, the figures are not those of the run bit for bit",
+                "with other threads, weights, device, taps or cache, the figures are not those of the run bit for bit",
             );
         }
         self.data.apply(&mut started.data);
@@ -226,7 +231,8 @@ impl Train {
 
 /// Whether two runs use the same kernels in the same way.
 fn runs_alike(a: &TrainOptions, b: &TrainOptions) -> bool {
-    (a.threads, a.device, a.map_weights, &a.cache) == (b.threads, b.device, b.map_weights, &b.cache)
+    let alike = |o: &TrainOptions| (o.threads, o.device, o.map_weights, o.tap_dtype, o.cache.clone());
+    alike(a) == alike(b)
 }
 
 impl TrainFlags {
@@ -241,6 +247,7 @@ impl TrainFlags {
         set(&mut train.device, &self.device);
         set(&mut train.map_weights, &self.map_weights);
         set(&mut train.overlap, &self.overlap);
+        set(&mut train.tap_dtype, &self.tap_dtype);
         set(&mut train.save_every, &self.save_every);
         train.warmup_steps = self.warmup_steps.or(train.warmup_steps);
         train.threads = self.threads.or(train.threads);

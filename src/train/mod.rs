@@ -30,7 +30,7 @@ pub use backbone::{Backbone, Taps};
 pub use checkpoint::{Best, CHECKPOINT, Identity, Progress};
 pub use forecast::Forecast;
 pub use log::{EvalLine, METRICS, StepLine};
-pub use options::{LearningRate, Overlap, Schedule, TrainOptions};
+pub use options::{LearningRate, Overlap, Schedule, TapDtype, TrainOptions};
 pub use stepper::{Outcome, Stepper};
 
 use crate::cache::Holding;

@@ -36,6 +36,8 @@ pub struct TrainOptions {
     pub map_weights: bool,
     /// Whether the backbone reads the next batch while the side network learns from the one before.
     pub overlap: Overlap,
+    /// How taps lie in memory from the forward pass to the backward pass.
+    pub tap_dtype: TapDtype,
     /// Steps between checkpoints; there is one after each epoch too.
     pub save_every: u64,
     /// Where checkpoints and metrics go; `run` in the rewritten directory where there is none.
@@ -68,6 +70,7 @@ impl Default for TrainOptions {
             device: Device::Cpu,
             map_weights: false,
             overlap: Overlap::Auto,
+            tap_dtype: TapDtype::Fp32,
             save_every: 500,
             out: None,
             cache: None,
@@ -98,6 +101,10 @@ impl TrainOptions {
         check(
             (1..=MOST_THREADS).contains(&threads),
             format!("train.threads is {threads}: 1 to {MOST_THREADS} are possible"),
+        );
+        check(
+            self.tap_dtype == TapDtype::Fp32 || self.cache.is_none(),
+            "train.tap_dtype is for taps that no cache keeps: train.cache_dtype is how a cache keeps them".to_owned(),
         );
         check(self.save_every > 0, "train.save_every is 0: it is a number of steps".to_owned());
         problems
@@ -130,6 +137,17 @@ pub enum Overlap {
     Auto,
     On,
     Off,
+}
+
+/// How taps lie in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum TapDtype {
+    /// As the backbone gives them.
+    #[default]
+    Fp32,
+    /// In half the memory: with 11 bits of mantissa, and not beyond 65504.
+    Fp16,
 }
 
 /// How the learning rate falls after the warm-up.

@@ -11,7 +11,7 @@ use super::ahead::Upcoming;
 use super::checkpoint::{self, Best, CHECKPOINT, Identity, Progress};
 use super::forecast::Forecast;
 use super::log::{EvalLine, Log, METRICS, StepLine};
-use super::options::{LearningRate, TrainOptions};
+use super::options::{LearningRate, TapDtype, TrainOptions};
 use super::source::TapSource;
 use super::stepper::{Outcome, Stepper};
 use super::{BEST, Event, Plan, Request, Started, Summary, interrupt, read_corpus};
@@ -136,7 +136,10 @@ impl<'r> Run<'r> {
         let options = &self.request.train;
         let (accumulates, overlaps) = (options.accumulate > 1, options.overlaps());
         let runs = self.runs(progress.step);
-        let parts = self.opened.parts(Stepper::graph(accumulates))?;
+        let mut parts = self.opened.parts(Stepper::graph(accumulates))?;
+        if options.tap_dtype == TapDtype::Fp16 {
+            parts.narrow().map_err(|reason| anyhow!("the taps of this model cannot lie in fp16: {reason}"))?;
+        }
         let is_whole = cache.as_ref().is_some_and(Cache::is_whole);
         let predict = || Forecast::new(self.opened, &parts, options, &self.corpus, is_whole);
         let forecast = (options.device == Device::Cpu).then(predict);
@@ -329,7 +332,14 @@ impl<'r> Run<'r> {
             rows.join(", "),
         );
         let kept = self.out.join(CHECKPOINT);
-        let hint = "a lower --lr, more --warmup-steps or a lower clip often helps, in another run: --out DIR";
+        let hint = match self.request.train.tap_dtype {
+            TapDtype::Fp32 => {
+                "a lower --lr, more --warmup-steps or a lower clip often helps, in another run: --out DIR"
+            }
+            TapDtype::Fp16 => {
+                "taps beyond 65504 are infinite in fp16: --tap-dtype fp32 helps, in another run: --out DIR"
+            }
+        };
         Hinted::new(error, format!("the last checkpoint, `{}`, is as it was; {hint}", kept.display())).into()
     }
 

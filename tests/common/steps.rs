@@ -6,6 +6,7 @@ use lstc::data::Batch;
 use lstc::rewrite::opened::{Execution, Opened};
 use lstc::runtime::Device;
 use lstc::train::Stepper;
+use lstc_passes::Parts;
 use ndarray::Array2;
 
 use crate::cli::{lstc, stderr, stdout, text};
@@ -20,11 +21,18 @@ pub fn rewrite(out: &Path, flags: &[&str]) {
 
 /// The losses of three steps on `rows` examples of `source` tokens in and `target` out, and the most that ONNX Runtime's
 /// allocator had given out by then, since the process began.
-pub fn steps(tuned: &Path, [rows, source, target]: [usize; 3]) -> (Vec<f64>, u64) {
+pub fn steps(tuned: &Path, sizes: [usize; 3]) -> (Vec<f64>, u64) {
+    steps_of(tuned, sizes, |_| ())
+}
+
+/// As [`steps`], with the graphs as `change` makes them.
+pub fn steps_of(tuned: &Path, [rows, source, target]: [usize; 3], change: impl FnOnce(&mut Parts)) -> (Vec<f64>, u64) {
     let opened = Opened::new(tuned).expect("a rewritten model");
     let execution = Execution { runtime: common::runtime(), device: Device::Cpu, threads: 2, mapped: false };
     let initial = opened.initial().expect("a side network");
-    let (mut stepper, mut backbone) = Stepper::open(&opened, &execution, &initial, false, 0).expect("opens");
+    let mut parts = opened.parts(Stepper::graph(false)).expect("a rewritten model");
+    change(&mut parts);
+    let (mut stepper, mut backbone) = Stepper::of(&opened, parts, &execution, &initial, false, 0).expect("opens");
     let tokens =
         |length: usize| Array2::from_shape_fn((rows, length), |(row, at)| 3 + (row * 977 + at * 131) as i64 % 4000);
     let batch = Batch {

@@ -154,6 +154,15 @@ fn measured_sizes(graph: &Graph) -> HashMap<String, (ValueId, usize)> {
     sizes
 }
 
+/// As [`Backward::after`], for a value of this shape.
+pub fn after(b: &Builder, value: ValueId, shape: &[Dim], done: ValueId) -> ValueId {
+    let zero = b.i64s(&[0]);
+    let none = b.op("Slice", &[b.reshape(done, &[-1]), zero, zero], Attributes::none());
+    let none = b.cast(b.shaped(none, &[Dim::Value(0)]), DType::I64);
+    let as_it_is = b.i64s(&vec![0; shape.len()]);
+    b.reshape_to(value, b.concat(&[as_it_is, none], 0), shape)
+}
+
 /// What a rule returns: a gradient for each operand; `None` for one that has none or is not active.
 pub type Contributions = Vec<Option<ValueId>>;
 
@@ -364,12 +373,7 @@ impl Backward<'_, '_> {
     /// ONNX Runtime runs nodes in an order of its own, and a node that nothing waits for last; what it reads stays in memory.
     pub fn after(&mut self, value: ValueId, done: ValueId) -> ValueId {
         let shape = self.shape(value);
-        let zero = self.b.i64s(&[0]);
-        let none = self.b.op("Slice", &[self.b.reshape(done, &[-1]), zero, zero], Attributes::none());
-        let none = self.b.cast(self.b.shaped(none, &[Dim::Value(0)]), DType::I64);
-        let as_it_is = self.b.i64s(&vec![0; shape.len()]);
-        let target = self.b.concat(&[as_it_is, none], 0);
-        self.b.reshape_to(value, target, &shape)
+        after(self.b, value, &shape, done)
     }
 
     /// `gradient` with the shape of `like`, which has as many elements.
