@@ -315,7 +315,7 @@ fn plain_steps(opened: &Opened, batches: &[Batch], execution: &Execution) -> (Ve
 }
 
 fn execution() -> Execution {
-    Execution { runtime: common::runtime(), device: Device::Cpu, threads: 2, mapped: false }
+    Execution { runtime: common::runtime(), device: Device::Cpu, threads: 2, mapped: false, tf32: false }
 }
 
 #[test]
@@ -522,6 +522,10 @@ fn a_device_that_is_not_there_is_an_error() {
     let done = command.env("ORT_DYLIB_PATH", library).output().expect("lstc runs");
     assert!(!done.status.success() && !tuned.path("run/metrics.jsonl").exists());
     assert!(String::from_utf8_lossy(&done.stderr).contains("CUDA"), "{}", String::from_utf8_lossy(&done.stderr));
+    let done = tuned.command("tf32", &["--train", text(&data), "--tf32"]).output().expect("lstc runs");
+    assert!(!done.status.success() && !tuned.path("tf32").exists());
+    let told = String::from_utf8_lossy(&done.stderr);
+    assert!(told.contains("train.tf32 is for CUDA"), "{told}");
 }
 
 #[test]

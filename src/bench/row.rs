@@ -27,7 +27,8 @@ pub fn measure(directory: &std::path::Path, part: Part, settings: &Settings) -> 
     let opened = Opened::new(directory)?;
     let backbone = manifest::read(directory)?.options().backbone.precision;
     let runtime = Runtime::load(&find(settings.device)?)?;
-    let execution = Execution { runtime, device: settings.device, threads: settings.threads, mapped: false };
+    let execution =
+        Execution { runtime, device: settings.device, threads: settings.threads, mapped: false, tf32: false };
     let batch = batch(&opened, settings)?;
     let mut timed: Box<dyn FnMut(u64) -> anyhow::Result<f64>> = match part {
         Part::Forward => {

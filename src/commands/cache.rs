@@ -13,7 +13,7 @@ use super::train::{Talk, thousands};
 use crate::cache::{self, Cache, Element, Identity, Share, Size, Survey};
 use crate::report::{self, Bytes, Exit, Format, Hinted, ProgressLine};
 use crate::rewrite::manifest;
-use crate::rewrite::opened::{Execution, Opened};
+use crate::rewrite::opened::Opened;
 use crate::runtime::{Runtime, find};
 use crate::train::{Backbone, Event, interrupt, read_corpus};
 
@@ -121,8 +121,7 @@ impl Build {
             Hinted::new(anyhow!("no data is given"), "--data FILE, with an input and a target in each row")
         })?;
         let runtime = Runtime::load(&find(options.device)?)?;
-        let threads = options.resolved_threads();
-        let execution = Execution { runtime, device: options.device, threads, mapped: options.map_weights };
+        let execution = options.execution(runtime);
         let tokenizer = self.reading.tokenizer.as_deref().or(options.tokenizer.as_deref());
         let tokenizer = opened.tokenizer(tokenizer)?;
         let mut talk = Talk::default();
@@ -134,7 +133,7 @@ impl Build {
         let graph = opened.tapped("grad.onnx")?;
         let identity = Identity::new(&opened, &graph, &corpus)?;
         let (element, budget) = (self.cache_dtype, self.cache_budget);
-        let request = cache::Request { folder: &self.cache, element, budget, threads };
+        let request = cache::Request { folder: &self.cache, element, budget, threads: execution.threads };
         let mut cache = Cache::open(&request, &opened, identity, &corpus)?;
         let mut backbone = Backbone::new(&opened, graph, &execution);
         interrupt::listen();

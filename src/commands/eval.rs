@@ -13,7 +13,7 @@ use crate::data::Tokenizer;
 use crate::evaluate::{self, Metrics, Request, write_predictions};
 use crate::report::{self, Exit, Format, Hinted};
 use crate::rewrite::manifest;
-use crate::rewrite::opened::{Execution, Opened, side_file};
+use crate::rewrite::opened::{Opened, side_file};
 use crate::runtime::{Runtime, find};
 use crate::train::{Event, read_corpus};
 
@@ -98,12 +98,7 @@ impl Eval {
             (_, None) => return Err(Hinted::new(anyhow!("--labels needs a tokenizer"), "--tokenizer FILE").into()),
             (given, Some(tokenizer)) => known(given, tokenizer, started.data.max_target_length)?,
         };
-        let execution = Execution {
-            runtime,
-            device: options.device,
-            threads: options.resolved_threads(),
-            mapped: options.map_weights,
-        };
+        let execution = options.execution(runtime);
         let generate = (!self.no_generation).then_some(started.data.max_target_length);
         let request = Request { labels, generate, batch_size: options.batch_size };
         let of = corpus.len();

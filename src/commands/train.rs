@@ -124,6 +124,10 @@ struct TrainFlags {
     #[arg(long)]
     device: Option<Device>,
 
+    /// On CUDA, compute products in TF32: faster, with 10 bits of the operands' mantissas [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    tf32: Option<bool>,
+
     /// Use weights where their file is mapped: less memory, but slower, the more so with small batches [default: false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     map_weights: Option<bool>,
@@ -231,7 +235,7 @@ impl Train {
 
 /// Whether two runs use the same kernels in the same way.
 fn runs_alike(a: &TrainOptions, b: &TrainOptions) -> bool {
-    let alike = |o: &TrainOptions| (o.threads, o.device, o.map_weights, o.tap_dtype, o.cache.clone());
+    let alike = |o: &TrainOptions| (o.threads, o.device, o.tf32, o.map_weights, o.tap_dtype, o.cache.clone());
     alike(a) == alike(b)
 }
 
@@ -245,6 +249,7 @@ impl TrainFlags {
         set(&mut train.schedule, &self.schedule);
         set(&mut train.seed, &self.seed);
         set(&mut train.device, &self.device);
+        set(&mut train.tf32, &self.tf32);
         set(&mut train.map_weights, &self.map_weights);
         set(&mut train.overlap, &self.overlap);
         set(&mut train.tap_dtype, &self.tap_dtype);

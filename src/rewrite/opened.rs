@@ -26,6 +26,8 @@ pub struct Execution {
     pub threads: usize,
     /// Use weights where their file is mapped: less memory, but slower.
     pub mapped: bool,
+    /// Compute products on CUDA in TF32.
+    pub tf32: bool,
 }
 
 /// A rewritten directory.
@@ -123,7 +125,8 @@ impl Opened {
         let builder = execution.runtime.session().device(execution.device).threads(execution.threads);
         let graph = runnable(graph, execution.device);
         let bytes = encode(&graph, &DataFiles::of(&graph, &self.directory));
-        Ok(builder.deterministic(true).mapped(execution.mapped).load(&bytes, Some(&self.directory))?)
+        let builder = builder.deterministic(true).mapped(execution.mapped).tf32(execution.tf32);
+        Ok(builder.load(&bytes, Some(&self.directory))?)
     }
 
     /// The side network as the rewrite initialised it.

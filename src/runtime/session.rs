@@ -83,6 +83,7 @@ pub struct SessionBuilder<'r> {
     threads: Option<usize>,
     deterministic: bool,
     mapped: bool,
+    tf32: bool,
 }
 
 impl<'r> SessionBuilder<'r> {
@@ -94,6 +95,7 @@ impl<'r> SessionBuilder<'r> {
             threads: None,
             deterministic: false,
             mapped: false,
+            tf32: false,
         }
     }
 
@@ -122,6 +124,12 @@ impl<'r> SessionBuilder<'r> {
     /// Weights are used where their file is mapped, without a copy in the kernels' own layout.
     pub fn mapped(mut self, mapped: bool) -> Self {
         self.mapped = mapped;
+        self
+    }
+
+    /// Products on CUDA may be computed in TF32: of the operands' mantissas, 10 bits count.
+    pub fn tf32(mut self, tf32: bool) -> Self {
+        self.tf32 = tf32;
         self
     }
 
@@ -169,7 +177,7 @@ impl<'r> SessionBuilder<'r> {
         }
         match self.device {
             Device::Cpu => Ok(options),
-            Device::Cuda(index) => cuda(options, self.runtime, index),
+            Device::Cuda(index) => cuda(options, self.runtime, index, self.tf32),
         }
     }
 }
@@ -183,6 +191,7 @@ fn cuda(
     options: ort::session::builder::SessionBuilder,
     runtime: &Runtime,
     index: u32,
+    tf32: bool,
 ) -> Result<ort::session::builder::SessionBuilder> {
     let library = &runtime.library().path;
     if !runtime.providers().iter().any(|name| name == ep::CUDA::NAME) {
@@ -190,8 +199,7 @@ fn cuda(
     }
     let directory = library.parent().unwrap_or(Path::new("."));
     preload(directory);
-    // TF32 has 10 bits of mantissa: too few for the agreement with the CPU that lstc promises.
-    let mut provider = ep::CUDA::default().with_device_id(i32::try_from(index).unwrap_or(i32::MAX)).with_tf32(false);
+    let mut provider = ep::CUDA::default().with_device_id(i32::try_from(index).unwrap_or(i32::MAX)).with_tf32(tf32);
     // The provider looks for cuDNN only where it needs it, and then fails unless it was told to do without.
     if !directory.join("libcudnn.so.9").exists() {
         provider = provider.with_arbitrary_config("enable_cudnn", "0");

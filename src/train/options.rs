@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::{Element, Size};
-use crate::runtime::Device;
+use crate::rewrite::opened::Execution;
+use crate::runtime::{Device, Runtime};
 
 /// A training run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,6 +33,8 @@ pub struct TrainOptions {
     /// Of one operator; as many as there are cores where there is no number.
     pub threads: Option<usize>,
     pub device: Device,
+    /// Compute products on CUDA in TF32: several times faster, with 10 bits of the operands' mantissas.
+    pub tf32: bool,
     /// Use weights where their file is mapped: less memory, but slower.
     pub map_weights: bool,
     /// Whether the backbone reads the next batch while the side network learns from the one before.
@@ -68,6 +71,7 @@ impl Default for TrainOptions {
             seed: 0,
             threads: None,
             device: Device::Cpu,
+            tf32: false,
             map_weights: false,
             overlap: Overlap::Auto,
             tap_dtype: TapDtype::Fp32,
@@ -102,6 +106,7 @@ impl TrainOptions {
             (1..=MOST_THREADS).contains(&threads),
             format!("train.threads is {threads}: 1 to {MOST_THREADS} are possible"),
         );
+        check(!self.tf32 || self.device != Device::Cpu, "train.tf32 is for CUDA: train.device is cpu".to_owned());
         check(
             self.tap_dtype == TapDtype::Fp32 || self.cache.is_none(),
             "train.tap_dtype is for taps that no cache keeps: train.cache_dtype is how a cache keeps them".to_owned(),
@@ -120,6 +125,12 @@ impl TrainOptions {
                 cores >= self.resolved_threads().saturating_mul(2)
             }
         }
+    }
+
+    /// What sessions run on.
+    pub fn execution(&self, runtime: &'static Runtime) -> Execution {
+        let (device, threads) = (self.device, self.resolved_threads());
+        Execution { runtime, device, threads, mapped: self.map_weights, tf32: self.tf32 }
     }
 
     /// The number of threads, here.

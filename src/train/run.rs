@@ -79,9 +79,7 @@ impl<'r> Run<'r> {
             warmup_steps: options.warmup_steps,
             seed: options.seed,
         };
-        let threads = options.resolved_threads();
-        let mapped = options.map_weights;
-        let execution = Execution { runtime: request.runtime, device: options.device, threads, mapped };
+        let execution = options.execution(request.runtime);
         let rate = LearningRate::new(options, total);
         Ok(Run { request, opened, execution, out, corpus, eval, labels, identity, rate, steps_an_epoch, total })
     }

@@ -28,7 +28,8 @@ pub fn steps(tuned: &Path, sizes: [usize; 3]) -> (Vec<f64>, u64) {
 /// As [`steps`], with the graphs as `change` makes them.
 pub fn steps_of(tuned: &Path, [rows, source, target]: [usize; 3], change: impl FnOnce(&mut Parts)) -> (Vec<f64>, u64) {
     let opened = Opened::new(tuned).expect("a rewritten model");
-    let execution = Execution { runtime: common::runtime(), device: Device::Cpu, threads: 2, mapped: false };
+    let execution =
+        Execution { runtime: common::runtime(), device: Device::Cpu, threads: 2, mapped: false, tf32: false };
     let initial = opened.initial().expect("a side network");
     let mut parts = opened.parts(Stepper::graph(false)).expect("a rewritten model");
     change(&mut parts);
