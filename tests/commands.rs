@@ -227,6 +227,13 @@ fn inspect_tells_a_model_and_a_rewrite() {
     assert!(rewritten["cut"].as_array().is_some_and(|c| c.len() > 7));
     let dot = lstc(&["inspect", text(&tuned.path("model.onnx")), "--format", "dot"]);
     assert!(stdout(&dot).starts_with("digraph"));
+    // More than there are bytes to count is no fault of the model.
+    let most = u32::MAX.to_string();
+    let sizes = ["--batch", &most, "--source-length", &most, "--target-length", &most];
+    for format in ["text", "json", "html"] {
+        let done = lstc(&[&["inspect", text(&tuned.path("model.onnx")), "--format", format][..], &sizes].concat());
+        assert_eq!((code(&done), stderr(&done).as_str()), (0, ""), "{format}");
+    }
 }
 
 #[test]

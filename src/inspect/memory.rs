@@ -30,12 +30,13 @@ impl Memory {
         let elsewhere = parts.side.outputs.iter().copied().chain(gradients).collect();
         let backbone = frozen_elements(module);
         let full = module.unquantised().slice(&[module.anatomy.head.logits]);
-        let kept = numbers.sum_of_floats(&full) + 2 * numbers.bytes(&full, module.anatomy.head.logits);
+        let logits = numbers.bytes(&full, module.anatomy.head.logits);
+        let kept = memory::total([numbers.sum_of_floats(&full), logits, logits]);
         let runtime = memory::runtime(artifacts.train.node_ids().count());
         Memory {
             reduction: module.options.method.reduction,
             sizes: bound(&numbers, module),
-            lst: Step { parts, elsewhere, trainable, taps: Taps::Computed }.cost(&numbers),
+            lst: Step { parts, elsewhere, trainable, taps: Taps::Computed, mapped: false }.cost(&numbers),
             full: Cost::new(backbone, backbone as u64 * 4, kept, runtime),
         }
     }

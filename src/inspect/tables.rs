@@ -9,7 +9,7 @@ use super::ladder::Ladder;
 use super::rewritten::{CutReport, GraphReport};
 use super::text::Grouped;
 use super::{Gate, Weights};
-use crate::memory::Cost;
+use crate::memory::{Cost, total};
 use crate::report::Bytes;
 use crate::rewrite::manifest::ModelSummary;
 use crate::rewrite::manifest::PortSummary;
@@ -304,7 +304,7 @@ fn bar(cost: &Cost, most: u64) -> Markup {
     let parts = [
         ("weights", 0, cost.weights),
         ("activations", cost.weights, cost.activations),
-        ("optimizer", cost.weights + cost.activations, cost.optimizer),
+        ("optimizer", total([cost.weights, cost.activations]), cost.optimizer),
         ("runtime", cost.total - cost.runtime, cost.runtime),
     ];
     html! {

@@ -48,9 +48,14 @@ pub struct Cost {
 impl Cost {
     pub fn new(trainable: usize, weights: u64, activations: u64, runtime: u64) -> Cost {
         let optimizer = trainable as u64 * 4 * 3;
-        let total = weights + activations + optimizer + runtime;
+        let total = total([weights, activations, optimizer, runtime]);
         Cost { trainable, weights, activations, optimizer, runtime, total }
     }
+}
+
+/// A sum that says as much as it can.
+pub fn total(bytes: impl IntoIterator<Item = u64>) -> u64 {
+    bytes.into_iter().fold(0, u64::saturating_add)
 }
 
 /// Where the taps of a step come from.
@@ -72,22 +77,28 @@ pub struct Step<'p> {
     /// Elements of the side network.
     pub trainable: usize,
     pub taps: Taps,
+    /// The backbone's weights are used where their file is mapped.
+    pub mapped: bool,
 }
 
 impl Step<'_> {
     pub fn cost(&self, numbers: &Numbers) -> Cost {
         let Parts { backbone, side, .. } = self.parts;
-        let taps: u64 = backbone.outputs.iter().map(|tap| numbers.bytes(backbone, *tap)).sum();
-        let behind = taps + numbers.peak(side, &self.elsewhere);
+        let taps = total(backbone.outputs.iter().map(|tap| numbers.bytes(backbone, *tap)));
+        let behind = taps.saturating_add(numbers.peak(side, &self.elsewhere));
         let before = || numbers.peak(backbone, &HashSet::new());
         let activations = match self.taps {
             Taps::Computed => before().max(behind),
-            Taps::Ahead => before() + behind,
+            Taps::Ahead => before().saturating_add(behind),
             Taps::Kept => behind,
         };
         let read = [side].into_iter().chain((self.taps != Taps::Kept).then_some(backbone));
         let nodes: usize = read.map(|graph| graph.node_ids().count()).sum();
-        let frozen = if self.taps == Taps::Kept { 0 } else { resident_weights(backbone) };
+        let frozen = match (self.taps, self.mapped) {
+            (Taps::Kept, _) => 0,
+            (_, true) => mapped_weights(backbone),
+            (_, false) => resident_weights(backbone),
+        };
         let weights = frozen + mapped_weights(side) + self.trainable as u64 * 4;
         Cost::new(self.trainable, weights, wasted(activations), runtime(nodes))
     }

@@ -5,6 +5,8 @@ use std::collections::{HashMap, HashSet};
 use lstc_graph::{Dim, Graph, NodeId, ValueId, dim_text};
 use lstc_passes::loss::counted;
 
+use super::total;
+
 /// Numbers for the symbolic dimensions of a model's graphs.
 #[derive(Clone, Debug)]
 pub struct Numbers {
@@ -47,7 +49,7 @@ impl Numbers {
     pub fn sum_of_floats(&self, graph: &Graph) -> u64 {
         let float = |v: &ValueId| graph.value(*v).dtype.is_some_and(|d| d.is_float());
         let outputs = graph.node_ids().filter(|id| !is_view(graph, *id)).flat_map(|id| &graph.node(id).outputs);
-        outputs.flatten().filter(|v| float(v)).map(|v| self.bytes(graph, *v)).sum()
+        total(outputs.flatten().filter(|v| float(v)).map(|v| self.bytes(graph, *v)))
     }
 
     /// The most bytes that are alive at once when the nodes run in their order, without what lies `elsewhere`.
@@ -69,12 +71,13 @@ impl Numbers {
                 let stored = |v: &&ValueId| !elsewhere.contains(v) && !is_fused(graph, **v);
                 for value in graph.node(*id).outputs.iter().flatten().filter(stored) {
                     let bytes = self.bytes(graph, *value);
-                    alive += bytes;
-                    ends[last_use.get(value).copied().unwrap_or(at)] += bytes;
+                    alive = alive.saturating_add(bytes);
+                    let end = &mut ends[last_use.get(value).copied().unwrap_or(at)];
+                    *end = end.saturating_add(bytes);
                 }
             }
             peak = peak.max(alive);
-            alive -= ends[at];
+            alive = alive.saturating_sub(ends[at]);
         }
         peak
     }

@@ -47,7 +47,8 @@ impl Forecast {
             false => Taps::Computed,
         };
         let elsewhere = names(".grad").filter_map(|name| parts.side.find(&name)).chain(parts.side.outputs.clone());
-        let step = Step { parts, elsewhere: elsewhere.collect(), trainable: opened.trainable(), taps };
+        let (trainable, mapped) = (opened.trainable(), options.map_weights);
+        let step = Step { parts, elsewhere: elsewhere.collect(), trainable, taps, mapped };
         let cost = step.cost(&numbers(opened, parts, sizes));
         // Address space is free, and what a batch needs beyond it would lie in pieces of its own.
         let reserved = cost.activations.saturating_add(cost.activations / 4);
