@@ -4,13 +4,13 @@ use std::time::Instant;
 
 use anyhow::bail;
 use lstc_graph::Dim;
-use ndarray::{Array2, Array3};
+use ndarray::{Array2, Array3, ArrayD};
 
 use super::{Part, Row, Settings};
 use crate::data::Batch;
 use crate::rewrite::manifest;
 use crate::rewrite::opened::{Execution, Opened};
-use crate::runtime::{Resident, Runtime, Tensor, find};
+use crate::runtime::{Kept, Resident, Runtime, find};
 use crate::train::{Backbone, Stepper, Taps};
 
 /// Runs before those that count.
@@ -43,10 +43,18 @@ pub fn measure(directory: &std::path::Path, part: Part, settings: &Settings) -> 
         }
         Part::Cached => {
             let (mut stepper, _) = Stepper::open(&opened, &execution, &opened.initial()?, false, 0)?;
-            let (kept, batches) = (taps(&opened, &batch)?, std::slice::from_ref(&batch));
-            Box::new(move |run| {
-                clocked(|| stepper.step(batches, |_| Ok(Taps::OnHost(kept.clone())), run, RATE).map(drop))
-            })
+            let (taps, batches) = (taps(&opened, &batch)?, std::slice::from_ref(&batch));
+            let memory = stepper.host_memory()?;
+            // A copy for each step, as a cache makes one.
+            let kept = move |_: &Batch| {
+                let copy = |(name, numbers): &(String, ArrayD<f32>)| {
+                    let mut tensor = memory.tensor(numbers.shape())?;
+                    tensor.write(numbers)?;
+                    Ok(Kept::new(name, tensor))
+                };
+                taps.iter().map(copy).collect::<anyhow::Result<_>>().map(Taps)
+            };
+            Box::new(move |run| clocked(|| stepper.step(batches, &kept, run, RATE).map(drop)))
         }
     };
     let mut seconds = Vec::new();
@@ -101,7 +109,7 @@ fn batch(opened: &Opened, settings: &Settings) -> anyhow::Result<Batch> {
 }
 
 /// Numbers in the place of what the backbone would give.
-fn taps(opened: &Opened, batch: &Batch) -> anyhow::Result<Vec<(String, Tensor)>> {
+fn taps(opened: &Opened, batch: &Batch) -> anyhow::Result<Vec<(String, ArrayD<f32>)>> {
     let graph = opened.tapped("train.onnx")?;
     let last = opened.record.taps.last().map(|tap| tap.tower);
     let tap = |value: &lstc_graph::ValueId| {
@@ -113,7 +121,7 @@ fn taps(opened: &Opened, batch: &Batch) -> anyhow::Result<Vec<(String, Tensor)>>
         };
         let (rows, length) = if tower == last { batch.target_in.dim() } else { batch.source.dim() };
         let numbers = |(row, at, column)| (((row * 31 + at * 17 + column * 7) % 201) as f32 - 100.0) / 50.0;
-        Ok((name.clone(), Array3::from_shape_fn((rows, length, width), numbers).into()))
+        Ok((name.clone(), Array3::from_shape_fn((rows, length, width), numbers).into_dyn()))
     };
     graph.outputs.iter().map(tap).collect()
 }

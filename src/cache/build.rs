@@ -78,7 +78,7 @@ pub fn build(
     let (mut done, mut tokens, mut interrupted) = (0, 0, false);
     for rows in missing.chunks(batch_size.max(1)) {
         let batch = Batch::new(corpus, rows, opened.record.tokens, &opened.fixed())?;
-        cache.taps(opened, corpus, rows, &batch, &mut compute)?;
+        cache.compute(opened, corpus, rows, &batch, &mut compute)?;
         if cache.told.failed {
             bail!("{}", cache.news().join("\n"));
         }

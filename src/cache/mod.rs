@@ -32,7 +32,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use half::f16;
-use ndarray::{ArrayD, IxDyn};
+use ndarray::ArrayD;
 use serde::Serialize;
 
 pub use build::{Built, Share, build};
@@ -45,9 +45,9 @@ pub use survey::{Survey, survey};
 use crate::data::{Batch, Corpus, Fixed};
 use crate::report::Hinted;
 use crate::rewrite::opened::Opened;
-use crate::runtime::Tensor;
+use crate::runtime::{DeviceTensor, HostMemory, Tensor};
 use budget::Full;
-use layout::Layout;
+use layout::{Layout, TapShape};
 use store::{Kept, Store};
 
 /// How a cache is opened.
@@ -178,41 +178,65 @@ impl Cache {
     /// kept are kept then, as far as there is room.
     ///
     /// # Errors
-    /// From `compute`, or where it gives other taps than the cache is of; from the file system.
+    /// From `compute`, or where it gives other taps than the cache is of; no memory; from the file system.
     pub fn taps(
+        &mut self,
+        (opened, corpus, memory): (&Opened, &Corpus, &HostMemory),
+        rows: &[u32],
+        batch: &Batch,
+        compute: impl FnOnce(&Batch) -> anyhow::Result<Vec<Tensor>>,
+    ) -> anyhow::Result<Vec<Tap>> {
+        let wanted = self.wanted(corpus, rows, batch)?;
+        let shapes = shapes(self.store.layout(), batch);
+        let tensors = shapes.iter().map(|shape| memory.tensor(shape)).collect::<Result<Vec<_>, _>>();
+        let mut tensors = tensors.context("no room for the taps of a batch")?;
+        if !rows.iter().all(|row| self.has(*row)) || !self.fill(&wanted, batch, &mut tensors)? {
+            let computed = self.compute(opened, corpus, rows, batch, compute)?;
+            for ((tensor, tap), [_, length, _]) in tensors.iter_mut().zip(&computed).zip(&shapes) {
+                let tap = tap.slice_axis(ndarray::Axis(1), (..*length).into());
+                tensor.write(&tap)?;
+            }
+            drop(computed);
+            self.fill(&wanted, batch, &mut tensors)?;
+        }
+        let native = |(tensor, shape): (DeviceTensor, &TapShape)| match shape.native {
+            Native::F32 => Ok(Tap::F32(tensor)),
+            Native::F16 => Ok(Tap::F16(tensor.read()?.mapv(f16::from_f32))),
+        };
+        tensors.into_iter().zip(&self.store.layout().taps).map(native).collect()
+    }
+
+    /// The taps of a batch of these rows as `compute` gives them, and as long as what is kept. Rows that were not kept are kept
+    /// then, as far as there is room.
+    ///
+    /// # Errors
+    /// As [`Cache::taps`].
+    pub fn compute(
         &mut self,
         opened: &Opened,
         corpus: &Corpus,
         rows: &[u32],
         batch: &Batch,
         compute: impl FnOnce(&Batch) -> anyhow::Result<Vec<Tensor>>,
-    ) -> anyhow::Result<Vec<Tensor>> {
+    ) -> anyhow::Result<Vec<ArrayD<f32>>> {
+        let wanted = self.wanted(corpus, rows, batch)?;
+        let long = self.identity.target_length.map(|target| Fixed { target: Some(target), ..opened.fixed() });
+        let long = long.map(|shape| Batch::new(corpus, rows, opened.record.tokens, &shape)).transpose()?;
+        let computed = long.as_ref().unwrap_or(batch);
+        let shapes = shapes(self.store.layout(), computed);
+        let taps = widened(compute(computed)?, &shapes)?;
+        self.keep(&wanted, &batch.rows, &taps)?;
+        Ok(taps)
+    }
+
+    /// The rows of a batch, with their lengths.
+    fn wanted(&self, corpus: &Corpus, rows: &[u32], batch: &Batch) -> anyhow::Result<Vec<(usize, Lengths)>> {
         let is_of = |(row, line): (&u32, &u64)| corpus.example(*row as usize).row == *line;
         if rows.len() != batch.rows.len() || !rows.iter().zip(&batch.rows).all(is_of) {
             bail!("the batch is not of the rows whose taps are wanted");
         }
         let of = |row: &u32| (*row as usize, self.identity.lengths(&corpus.example(*row as usize)));
-        let wanted: Vec<(usize, Lengths)> = rows.iter().map(of).collect();
-        let shapes = shapes(self.store.layout(), batch);
-        if rows.iter().all(|row| self.has(*row)) {
-            let mut taps: Vec<ArrayD<f32>> = shapes.iter().map(|shape| ArrayD::zeros(IxDyn(shape))).collect();
-            if self.fill(&wanted, &mut taps)? {
-                return self.native(taps);
-            }
-        }
-        let long = self.identity.target_length.map(|target| Fixed { target: Some(target), ..opened.fixed() });
-        let long = long.map(|shape| Batch::new(corpus, rows, opened.record.tokens, &shape)).transpose()?;
-        let computed = long.as_ref().unwrap_or(batch);
-        let computed_shapes = self::shapes(self.store.layout(), computed);
-        let mut taps = widened(compute(computed)?, &computed_shapes)?;
-        self.keep(&wanted, &batch.rows, &taps)?;
-        for (tap, [_, length, _]) in taps.iter_mut().zip(&shapes) {
-            if tap.shape()[1] > *length {
-                *tap = tap.slice_axis(ndarray::Axis(1), (..*length).into()).as_standard_layout().into_owned();
-            }
-        }
-        self.fill(&wanted, &mut taps)?;
-        self.native(taps)
+        Ok(rows.iter().map(of).collect())
     }
 
     /// Keeps rows of a batch, of these lines of their file, that are not kept.
@@ -272,13 +296,18 @@ impl Cache {
 
     /// Puts what is kept of a batch's rows into its taps. Rows that fill up a fixed batch are copies of its first one. True where all
     /// rows were read.
-    fn fill(&mut self, wanted: &[(usize, Lengths)], taps: &mut [ArrayD<f32>]) -> anyhow::Result<bool> {
-        let all = wanted.iter().all(|(row, _)| self.store.has(*row));
+    fn fill(
+        &mut self,
+        wanted: &[(usize, Lengths)],
+        batch: &Batch,
+        taps: &mut [DeviceTensor],
+    ) -> anyhow::Result<bool> {
+        let (all, rows) = (wanted.iter().all(|(row, _)| self.store.has(*row)), batch.source.nrows().max(1));
         let mut parts: Vec<(usize, Lengths, Vec<&mut [f32]>)> =
             wanted.iter().map(|(row, lengths)| (*row, *lengths, Vec::new())).collect();
         for tap in &mut *taps {
-            let size = tap.len() / tap.shape()[0].max(1);
-            let numbers = tap.as_slice_mut().context(ORDER)?;
+            let numbers = tap.numbers_mut().context("a tap does not lie in the host's memory")?;
+            let size = numbers.len() / rows;
             for (part, numbers) in parts.iter_mut().zip(numbers.chunks_exact_mut(size.max(1))) {
                 part.2.push(numbers);
             }
@@ -294,23 +323,16 @@ impl Cache {
             self.news.push(format!("records of the cache `{folder}` are damaged: their rows are computed again"));
         }
         if wanted.first().is_some_and(|(row, _)| self.store.has(*row)) {
-            taps.iter_mut().for_each(|tap| copy_first(tap, wanted.len()));
+            taps.iter_mut().filter_map(DeviceTensor::numbers_mut).for_each(|tap| copy_first(tap, rows, wanted.len()));
         }
         Ok(all && read)
     }
+}
 
-    /// The taps in the types of the graphs.
-    fn native(&self, taps: Vec<ArrayD<f32>>) -> anyhow::Result<Vec<Tensor>> {
-        let layout = self.store.layout();
-        Ok(taps
-            .into_iter()
-            .zip(&layout.taps)
-            .map(|(tap, shape)| match shape.native {
-                Native::F32 => tap.into(),
-                Native::F16 => tap.mapv(f16::from_f32).into(),
-            })
-            .collect())
-    }
+/// One tap of a batch, `[batch, length, width]`, in the type of the graphs.
+pub enum Tap {
+    F32(DeviceTensor),
+    F16(ArrayD<f16>),
 }
 
 /// What no tap is that comes from ONNX Runtime.
@@ -339,12 +361,10 @@ fn widened(taps: Vec<Tensor>, shapes: &[[usize; 3]]) -> anyhow::Result<Vec<Array
         .collect()
 }
 
-/// Writes the first row over those from `from` on.
-fn copy_first(tap: &mut ArrayD<f32>, from: usize) {
-    let size = tap.len() / tap.shape()[0].max(1);
-    if let Some(numbers) = tap.as_slice_mut()
-        && size > 0
-    {
+/// Writes the first of so many rows over those from `from` on.
+fn copy_first(numbers: &mut [f32], rows: usize, from: usize) {
+    let size = numbers.len() / rows.max(1);
+    if size > 0 {
         let (first, others) = numbers.split_at_mut(size);
         others.chunks_exact_mut(size).skip(from.saturating_sub(1)).for_each(|row| row.copy_from_slice(first));
     }

@@ -1,6 +1,6 @@
 //! Values that stay on a session's device from run to run, and runs that read and write them in place.
 
-use ndarray::ArrayD;
+use ndarray::{ArrayBase, ArrayD, Data, IxDyn};
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::IoBinding;
 use ort::session::Session as OrtSession;
@@ -22,13 +22,24 @@ pub struct DeviceTensor {
 impl DeviceTensor {
     /// Uninitialised: whoever makes one writes to it first.
     fn new(session: &OrtSession, device: Device, dims: &[usize]) -> Result<DeviceTensor> {
-        let value = match device {
-            Device::Cpu => ort::value::Tensor::new(&Allocator::default(), dims.to_vec()),
+        let allocator = match device {
+            Device::Cpu => Allocator::default(),
             Device::Cuda(index) => memory(AllocationDevice::CUDA, index)
                 .and_then(|info| Allocator::new(session, info))
-                .and_then(|allocator| ort::value::Tensor::new(&allocator, dims.to_vec())),
+                .map_err(Error::run)?,
         };
-        Ok(DeviceTensor { value: value.map_err(Error::run)?, dims: dims.to_vec(), device })
+        DeviceTensor::within(&allocator, device, dims)
+    }
+
+    /// Uninitialised, of an allocator of this device.
+    pub(super) fn within(allocator: &Allocator, device: Device, dims: &[usize]) -> Result<DeviceTensor> {
+        let value = ort::value::Tensor::new(allocator, dims.to_vec()).map_err(Error::run)?;
+        Ok(DeviceTensor { value, dims: dims.to_vec(), device })
+    }
+
+    /// The numbers, in row-major order, of a tensor in the host's memory.
+    pub fn numbers_mut(&mut self) -> Option<&mut [f32]> {
+        (self.device == Device::Cpu).then(|| self.value.extract_tensor_mut().1)
     }
 
     pub fn dims(&self) -> &[usize] {
@@ -39,7 +50,7 @@ impl DeviceTensor {
     ///
     /// # Panics
     /// When the shapes differ.
-    pub fn write(&mut self, values: &ArrayD<f32>) -> Result<()> {
+    pub fn write<S: Data<Elem = f32>>(&mut self, values: &ArrayBase<S, IxDyn>) -> Result<()> {
         assert_eq!(values.shape(), self.dims, "a tensor keeps its shape");
         let values = values.as_standard_layout();
         let slice = values.as_slice().expect("it was brought into standard layout");
@@ -68,7 +79,7 @@ fn memory(device: AllocationDevice<'static>, index: u32) -> ort::Result<MemoryIn
     MemoryInfo::new(device, i32::try_from(index).unwrap_or(i32::MAX), AllocatorType::Device, MemoryType::Default)
 }
 
-/// What a run left on the device, whatever its type and shape.
+/// What a run left on the device, or what is there for one, whatever its type and shape.
 #[derive(Debug)]
 pub struct Kept {
     name: String,
@@ -76,6 +87,16 @@ pub struct Kept {
 }
 
 impl Kept {
+    /// For an input of this name.
+    pub fn new(name: &str, tensor: DeviceTensor) -> Kept {
+        Kept { name: name.to_owned(), value: tensor.value.into_dyn() }
+    }
+
+    /// A tensor on the host for an input of this name.
+    pub fn host(name: &str, tensor: Tensor) -> Result<Kept> {
+        Ok(Kept { name: name.to_owned(), value: tensor.into_value().map_err(Error::run)? })
+    }
+
     pub fn name(&self) -> &str {
         &self.name
     }

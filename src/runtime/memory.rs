@@ -6,8 +6,9 @@ use std::ptr;
 use ort::AsPointer as _;
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 
+use super::binding::DeviceTensor;
 use super::error::{Error, Result};
-use super::session::Session;
+use super::session::{Device, Session};
 
 /// Bytes of memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,7 +43,28 @@ pub struct Arena {
     pub reserved: u64,
 }
 
+/// The arena that all sessions on the CPU share, for tensors that one of them is to read: what is dropped leaves its room to the
+/// next, whose pages are there.
+#[derive(Debug)]
+pub struct HostMemory(Allocator);
+
+impl HostMemory {
+    /// A tensor in the host's memory. Its numbers are whatever lay there: whoever makes one writes to all of it first.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn tensor(&self, dims: &[usize]) -> Result<DeviceTensor> {
+        DeviceTensor::within(&self.0, Device::Cpu, dims)
+    }
+}
+
 impl Session {
+    /// # Errors
+    /// From ONNX Runtime.
+    pub fn host_memory(&self) -> Result<HostMemory> {
+        Ok(HostMemory(self.arena_allocator()?))
+    }
+
     fn arena_allocator(&self) -> Result<Allocator> {
         let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Arena, MemoryType::Default);
         Allocator::new(&self.session, memory.map_err(Error::run)?).map_err(Error::run)

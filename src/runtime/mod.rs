@@ -23,7 +23,7 @@ pub use binding::{Binding, DeviceTensor, Kept};
 pub use error::{Error, Result};
 pub use library::{Library, Look, Origin, Outcome, Search, Version, find, search};
 pub use loaded::Runtime;
-pub use memory::{Arena, Resident, available_memory};
+pub use memory::{Arena, HostMemory, Resident, available_memory};
 pub use pins::Flavour;
 pub use session::{Device, Dim, Optimisation, Port, Session, SessionBuilder};
 pub use tensor::{ElementType, Tensor};

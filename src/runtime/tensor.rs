@@ -58,7 +58,12 @@ impl Tensor {
 
     /// A copy that ONNX Runtime owns.
     pub(super) fn to_value(&self) -> ort::Result<DynValue> {
-        each!(self, array => Ok(ort::value::Tensor::from_array(array.clone())?.into_dyn()))
+        self.clone().into_value()
+    }
+
+    /// The same, owned by ONNX Runtime.
+    pub(super) fn into_value(self) -> ort::Result<DynValue> {
+        each!(self, array => Ok(ort::value::Tensor::from_array(array)?.into_dyn()))
     }
 
     /// Copies what ONNX Runtime returned under `name`.

@@ -7,21 +7,8 @@ use crate::rewrite::opened::{Execution, Opened};
 use crate::runtime::{Binding, Kept, Session, Tensor};
 
 /// What the side network reads of one batch: the taps, `[batch, length, width]` each, by their names in the graphs.
-pub enum Taps {
-    /// As the backbone left them on the device.
-    OnDevice(Vec<Kept>),
-    OnHost(Vec<(String, Tensor)>),
-}
-
-impl Taps {
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        let (kept, fed) = match self {
-            Taps::OnDevice(taps) => (&taps[..], &[][..]),
-            Taps::OnHost(taps) => (&[][..], &taps[..]),
-        };
-        kept.iter().map(Kept::name).chain(fed.iter().map(|(name, _)| name.as_str()))
-    }
-}
+#[derive(Debug)]
+pub struct Taps(pub Vec<Kept>);
 
 /// The backbone. Its session opens when it is first needed: a run whose taps are all kept has no use for its weights.
 pub struct Backbone<'o> {
@@ -62,7 +49,7 @@ impl<'o> Backbone<'o> {
         for port in session.outputs() {
             binding.keep(&port.name)?;
         }
-        Ok(Taps::OnDevice(session.run_keeping(binding)?))
+        Ok(Taps(session.run_keeping(binding)?))
     }
 
     /// Reads a batch, and copies its taps to the host: in the order of the graph's outputs.

@@ -151,7 +151,7 @@ impl<'r> Run<'r> {
         if !self.request.resume {
             self.save(&stepper, &progress)?;
         }
-        let mut source = TapSource::new(self.opened, backbone, cache)?;
+        let mut source = TapSource::new(self.opened, backbone, cache, stepper.host_memory()?)?;
         tell(Event::Begins(&Plan { forecast, cache: source.holding(), ..self.plan(progress.step) }));
         let mut log = Log::open(&self.out, progress.step, progress.epochs)?;
         let mut clock = Clock::default();

@@ -1,15 +1,17 @@
 //! Where the taps of a run come from: the backbone, or what a cache keeps of it.
 
 use super::backbone::{Backbone, Taps};
-use crate::cache::{Cache, Holding};
+use crate::cache::{Cache, Holding, Tap};
 use crate::data::{Batch, Corpus};
 use crate::rewrite::opened::Opened;
+use crate::runtime::{HostMemory, Kept, Tensor};
 
 /// The backbone, with a cache before it or without.
 pub(super) struct TapSource<'o> {
     opened: &'o Opened,
     backbone: Backbone<'o>,
     cache: Option<Cache>,
+    memory: HostMemory,
     /// Of the taps in the graphs.
     names: Vec<String>,
     /// Warnings that nobody has heard.
@@ -23,13 +25,14 @@ impl<'o> TapSource<'o> {
         opened: &'o Opened,
         mut backbone: Backbone<'o>,
         cache: Option<Cache>,
+        memory: HostMemory,
     ) -> anyhow::Result<TapSource<'o>> {
         if cache.as_ref().is_none_or(|cache| !cache.is_whole()) {
             backbone.open()?;
         }
         let graph = backbone.graph();
         let names = graph.outputs.iter().map(|tap| graph.value(*tap).name.clone()).collect();
-        Ok(TapSource { opened, backbone, cache, names, untold: Vec::new() })
+        Ok(TapSource { opened, backbone, cache, memory, names, untold: Vec::new() })
     }
 
     /// The taps of a batch of these rows.
@@ -37,10 +40,15 @@ impl<'o> TapSource<'o> {
     /// # Errors
     /// From ONNX Runtime; from the file system, where the cache cannot be read.
     pub(super) fn taps(&mut self, corpus: &Corpus, rows: &[u32], batch: &Batch) -> anyhow::Result<Taps> {
-        let TapSource { opened, backbone, cache, names, .. } = self;
+        let TapSource { opened, backbone, cache, memory, names, .. } = self;
         let Some(cache) = cache else { return backbone.taps(batch) };
-        let taps = cache.taps(opened, corpus, rows, batch, |batch| backbone.taps_on_host(batch))?;
-        Ok(Taps::OnHost(names.iter().cloned().zip(taps).collect()))
+        let compute = |batch: &Batch| backbone.taps_on_host(batch);
+        let taps = cache.taps((opened, corpus, memory), rows, batch, compute)?;
+        let kept = |(name, tap): (&String, Tap)| match tap {
+            Tap::F32(tensor) => Ok(Kept::new(name, tensor)),
+            Tap::F16(array) => Ok(Kept::host(name, Tensor::F16(array))?),
+        };
+        names.iter().zip(taps).map(kept).collect::<anyhow::Result<_>>().map(Taps)
     }
 
     /// Lets the kernel read rows in advance.

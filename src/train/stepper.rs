@@ -9,7 +9,7 @@ use ndarray::{ArrayD, IxDyn};
 use super::backbone::{Backbone, Taps};
 use crate::data::Batch;
 use crate::rewrite::opened::{Execution, Opened};
-use crate::runtime::{Arena, Binding, DeviceTensor, Session, Tensor};
+use crate::runtime::{Arena, Binding, DeviceTensor, HostMemory, Session, Tensor};
 use crate::side::Side;
 
 /// What a step measures.
@@ -71,18 +71,15 @@ impl Bound {
     }
 
     /// Runs on a batch and its taps, and lets go of them.
-    fn run_on(&mut self, opened: &Opened, batch: &Batch, taps: &Taps) -> anyhow::Result<Vec<f64>> {
+    fn run_on(&mut self, opened: &Opened, batch: &Batch, Taps(taps): &Taps) -> anyhow::Result<Vec<f64>> {
         for (name, tensor) in opened.feeds(batch).iter().filter(|(name, _)| self.session.takes(name)) {
             self.binding.feed(name, tensor)?;
         }
         self.binding.feed("labels", &batch.labels.clone().into())?;
-        match taps {
-            Taps::OnDevice(taps) => taps.iter().try_for_each(|tap| self.binding.pass(tap))?,
-            Taps::OnHost(taps) => taps.iter().try_for_each(|(name, tensor)| self.binding.feed(name, tensor))?,
-        }
+        taps.iter().try_for_each(|tap| self.binding.pass(tap))?;
         let measured = self.run()?;
         // A binding keeps what is bound: one number in a tap's place, until the next is bound.
-        taps.names().try_for_each(|name| self.binding.feed(name, &scalar(0.0)))?;
+        taps.iter().try_for_each(|tap| self.binding.feed(tap.name(), &scalar(0.0)))?;
         Ok(measured)
     }
 
@@ -261,6 +258,14 @@ impl<'o> Stepper<'o> {
     /// No memory.
     pub fn reserve(&self, bytes: u64) -> anyhow::Result<()> {
         Ok(self.state_session().reserve(bytes)?)
+    }
+
+    /// Where taps may lie that come from elsewhere than the backbone.
+    ///
+    /// # Errors
+    /// From ONNX Runtime.
+    pub fn host_memory(&self) -> anyhow::Result<HostMemory> {
+        Ok(self.state_session().host_memory()?)
     }
 
     /// What the sessions of this process hold on the CPU.
