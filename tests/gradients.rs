@@ -336,6 +336,21 @@ fn attention_is_seen_in_both_layouts_and_made_anew_where_that_is_asked_for() {
     assert_eq!(seen.count(), 2);
 }
 
+#[test]
+fn a_norm_is_seen_where_its_operators_have_no_other_reader() {
+    let fixture = Fixture::read();
+    let emitted = |variant: &str| {
+        let case = cases().into_iter().find(|case| case.rule == "together" && case.variant == variant);
+        let subject = Subject::new(case.expect("a case of the table"), &fixture);
+        let graph = differentiated(subject.graph, WAYS[0]).expect("the rules are there");
+        let nodes = graph.node_ids().map(|id| graph.node(id));
+        nodes.filter(|n| n.is("ReduceSum") && n.origin == Origin::pass("differentiate")).count()
+    };
+    // The operators' own rules sum along rows; the norm's multiplies.
+    assert_eq!(["norm by division", "norm by division, of a residual stream"].map(emitted), [0, 0]);
+    assert!(emitted("norm by division, read twice") > 0);
+}
+
 /// The mask is drawn anew in each run, so the gradient is compared with the y of the same run.
 #[test]
 fn the_gradient_of_dropout_passes_where_the_value_did() {

@@ -111,9 +111,13 @@ pub struct AttentionWeights {
     /// `[buckets, heads]`, where the bias has a relative part.
     pub table: Option<ValueId>,
     pub head_width: usize,
+    /// Heads whose scores are computed together, at most.
+    pub together: usize,
 }
 
 /// `o(softmax(scale q k^T + bias) v)` on normed rows `x`; keys and values of `context`, or of `x`.
+///
+/// Heads are taken [`AttentionWeights::together`], from their scores to what they mix.
 pub fn attention(
     b: &Builder,
     anatomy: &Attention,
@@ -124,42 +128,105 @@ pub fn attention(
 ) -> ValueId {
     let keys = context.map_or(rows, |(_, keys)| keys);
     let [heads, width] = [anatomy.heads, weights.head_width];
-    let (q, k, v) = match context {
-        None => projections(b, x, rows, [weights.q, weights.k, weights.v], [heads, width]).into(),
+    let shape = |heads: usize| {
+        [rows.batch.clone(), Dim::Value(heads as i32), rows.length.clone(), keys.length.clone()]
+    };
+    let bias = ScoreBias::new(b, anatomy, weights.table, &shape(heads));
+    let groups = if bias.divides(b) { groups(heads, weights.together) } else { vec![heads] };
+    let [q, k, v] = match context {
+        None => projections(b, x, rows, [weights.q, weights.k, weights.v], (&groups, width)),
         Some((context, keys)) => {
-            let [q] = projections(b, x, rows, [weights.q], [heads, width]);
-            let [k, v] = projections(b, context, keys, [weights.k, weights.v], [heads, width]);
-            (q, k, v)
+            let [q] = projections(b, x, rows, [weights.q], (&groups, width));
+            let [k, v] = projections(b, context, keys, [weights.k, weights.v], (&groups, width));
+            [q, k, v]
         }
     };
-    let shape = [rows.batch.clone(), Dim::Value(heads as i32), rows.length.clone(), keys.length.clone()];
-    let q = if anatomy.scale == 1.0 { q } else { b.mul(q, b.f32(anatomy.scale)) };
-    let terms = match &anatomy.bias {
-        Some(Bias::Sum(terms)) => &terms[..],
-        Some(one) => std::slice::from_ref(one),
-        None => &[],
+    let bias = bias.of_groups(b, &groups);
+    let mix = |(((q, k), v), (bias, heads)): (((ValueId, ValueId), ValueId), (ScoreBias, &usize))| {
+        let q = if anatomy.scale == 1.0 { q } else { b.mul(q, b.f32(anatomy.scale)) };
+        let (q, k) = match bias.of_keys {
+            Some(mask) => masked(b, (q, k), mask, (rows, *heads)),
+            None => (q, k),
+        };
+        let shape = shape(*heads);
+        let scores = b.shaped(b.matmul(b.transpose(q, &[0, 1, 3, 2]), k), &shape);
+        let probabilities = dropout.apply(b, b.softmax(bias.added(b, scores, &shape)));
+        let mixed = b.matmul(v, b.transpose(probabilities, &[0, 1, 3, 2]));
+        let [batch, heads, length, _] = shape;
+        b.shaped(mixed, &[batch, heads, Dim::Value(width as i32), length])
     };
-    let of_keys = terms.iter().position(|term| masks_keys(b, term, &shape));
-    let (q, k) = match of_keys.map(|place| &terms[place]) {
-        Some(Bias::Mask(mask)) => masked(b, (q, k), *mask, (rows, heads)),
-        _ => (q, k),
-    };
-    let mut scores = b.shaped(b.matmul(b.transpose(q, &[0, 1, 3, 2]), k), &shape);
-    let rest = terms.iter().enumerate().filter(|(place, _)| of_keys != Some(*place));
-    let rest: Vec<ValueId> = rest.map(|(_, term)| bias_value(b, term, weights.table, &shape)).collect();
-    // Biases are summed before the scores are added to: layers share that sum, and each passes over its scores once. One
-    // whose shape is not known to be a part of the scores' has no gradient to be summed to it, and is added alone.
-    let (parts, others): (Vec<ValueId>, Vec<ValueId>) = rest.into_iter().partition(|bias| is_part(b, *bias, &shape));
-    for bias in parts.into_iter().reduce(|sum, bias| b.add(sum, bias)).into_iter().chain(others) {
-        scores = b.shaped(b.add(scores, bias), &shape);
-    }
-    let probabilities = dropout.apply(b, b.softmax(scores));
-    let mixed = b.matmul(v, b.transpose(probabilities, &[0, 1, 3, 2]));
-    let [batch, heads_dim, length, _] = shape;
-    let mixed = b.shaped(mixed, &[batch.clone(), heads_dim, Dim::Value(width as i32), length.clone()]);
+    let mixed: Vec<ValueId> = q.into_iter().zip(k).zip(v).zip(bias.into_iter().zip(&groups)).map(mix).collect();
+    let mixed = if let [one] = mixed[..] { one } else { b.concat(&mixed, 1) };
     let merged = b.reshape(mixed, &[0, (heads * width) as i64, -1]);
+    let [batch, _, length, _] = shape(heads);
     let merged = b.shaped(merged, &[batch, Dim::Value((heads * width) as i32), length]);
     linear(b, rows.flatten(b, b.transpose(merged, &[0, 2, 1]), heads * width), weights.o, None)
+}
+
+/// Heads in groups of at most so many, as even as can be.
+fn groups(heads: usize, together: usize) -> Vec<usize> {
+    let number = heads.div_ceil(together.max(1)).max(1);
+    (0..number).map(|group| heads * (group + 1) / number - heads * group / number).collect()
+}
+
+/// What is added to the scores `[batch, heads, queries, keys]` of some heads.
+struct ScoreBias {
+    /// A mask that is the same for all heads and queries, `[batch, 1, 1, keys]`.
+    of_keys: Option<ValueId>,
+    /// Of which each axis is as long as the scores', or 1.
+    parts: Vec<ValueId>,
+    /// Whose shape is not known to be a part of the scores'.
+    others: Vec<ValueId>,
+}
+
+impl ScoreBias {
+    fn new(b: &Builder, anatomy: &Attention, table: Option<ValueId>, shape: &[Dim; 4]) -> ScoreBias {
+        let terms = match &anatomy.bias {
+            Some(Bias::Sum(terms)) => &terms[..],
+            Some(one) => std::slice::from_ref(one),
+            None => &[],
+        };
+        let mask_of_keys = |term: &Bias| match term {
+            Bias::Mask(mask) if masks_keys(b, *mask, shape) => Some(*mask),
+            _ => None,
+        };
+        let place = terms.iter().position(|term| mask_of_keys(term).is_some());
+        let rest = terms.iter().enumerate().filter(|(at, _)| Some(*at) != place);
+        let values: Vec<ValueId> = rest.map(|(_, term)| bias_value(b, term, table, shape)).collect();
+        let (parts, others) = values.into_iter().partition(|bias| is_part(b, *bias, shape));
+        ScoreBias { of_keys: place.and_then(|place| mask_of_keys(&terms[place])), parts, others }
+    }
+
+    /// True where each term's part for some of the heads can be told.
+    fn divides(&self, b: &Builder) -> bool {
+        self.others.is_empty() && self.parts.iter().all(|part| matches!(axis(b, *part, 1), Some(Dim::Value(_))))
+    }
+
+    /// For each group of heads.
+    fn of_groups(self, b: &Builder, groups: &[usize]) -> Vec<ScoreBias> {
+        if groups.len() == 1 {
+            return vec![self];
+        }
+        let sizes: Vec<i64> = groups.iter().map(|heads| *heads as i64).collect();
+        let of_groups = |part: &ValueId| match axis(b, *part, 1) {
+            Some(Dim::Value(1)) => vec![*part; groups.len()],
+            _ => b.split(*part, &sizes, 1),
+        };
+        let parts: Vec<Vec<ValueId>> = self.parts.iter().map(of_groups).collect();
+        let group = |at: usize| {
+            let parts = parts.iter().map(|of_groups| of_groups[at]).collect();
+            ScoreBias { of_keys: self.of_keys, parts, others: Vec::new() }
+        };
+        (0..groups.len()).map(group).collect()
+    }
+
+    /// Terms are summed before the scores are added to: layers share that sum, and each passes over its scores once. One
+    /// whose shape is not known to be a part of the scores' has no gradient to be summed to it, and is added alone.
+    fn added(self, b: &Builder, scores: ValueId, shape: &[Dim; 4]) -> ValueId {
+        let sum = self.parts.into_iter().reduce(|sum, bias| b.add(sum, bias));
+        let terms = sum.into_iter().chain(self.others);
+        terms.fold(scores, |scores, bias| b.shaped(b.add(scores, bias), shape))
+    }
 }
 
 /// Products of rows with several matrices, as one: `[batch, heads, width, length]` of each.
@@ -170,8 +237,9 @@ fn projections<const N: usize>(
     x: ValueId,
     rows: &Rows,
     matrices: [MatrixValue; N],
-    [heads, width]: [usize; 2],
-) -> [ValueId; N] {
+    (groups, width): (&[usize], usize),
+) -> [Vec<ValueId>; N] {
+    let heads: usize = groups.iter().sum();
     let orientation = matrices[0].orientation;
     let whole = match matrices[..] {
         [one] => one,
@@ -189,18 +257,21 @@ fn projections<const N: usize>(
         [rows.batch.clone(), heads, width, rows.length.clone()]
     };
     let by_head = b.shaped(by_head, &dims(N * heads));
-    if N == 1 {
-        return [by_head; N];
-    }
-    let parts = b.split(by_head, &[heads as i64; N], 1);
-    <[ValueId; N]>::try_from(parts).expect("as many parts as sizes").map(|part| b.shaped(part, &dims(heads)))
+    let sizes: Vec<i64> = std::iter::repeat_n(groups, N).flatten().map(|heads| *heads as i64).collect();
+    let parts = if sizes.len() == 1 { vec![by_head] } else { b.split(by_head, &sizes, 1) };
+    let mut parts = parts.into_iter().zip(sizes).map(|(part, heads)| b.shaped(part, &dims(heads as usize)));
+    [(); N].map(|()| parts.by_ref().take(groups.len()).collect())
 }
 
 /// True for a mask that is the same for all heads and queries: `[batch, 1, 1, keys]`.
-fn masks_keys(b: &Builder, bias: &Bias, scores: &[Dim; 4]) -> bool {
+fn masks_keys(b: &Builder, mask: ValueId, scores: &[Dim; 4]) -> bool {
     let [batch, _, _, keys] = scores;
-    let Bias::Mask(mask) = bias else { return false };
-    b.shape(*mask).is_some_and(|shape| shape == [batch.clone(), Dim::Value(1), Dim::Value(1), keys.clone()])
+    b.shape(mask).is_some_and(|shape| shape == [batch.clone(), Dim::Value(1), Dim::Value(1), keys.clone()])
+}
+
+/// The size of an axis, where it is known or has a symbol.
+fn axis(b: &Builder, value: ValueId, axis: usize) -> Option<Dim> {
+    b.shape(value)?.get(axis).cloned()
 }
 
 /// Queries and keys of `[batch, heads, width + 1, length]`, whose product has the mask added: `[q, 1] [k, mask]^T`. So the

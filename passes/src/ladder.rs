@@ -23,6 +23,9 @@ use crate::plan::{SideTower, family, table_owner};
 
 pub struct Ladder;
 
+/// Heads whose scores are computed together: of all heads, the scores would leave the caches between two operators.
+const HEADS_TOGETHER: usize = 4;
+
 impl Pass for Ladder {
     fn name(&self) -> &'static str {
         "ladder"
@@ -144,6 +147,8 @@ impl Side<'_> {
                         o: matrix(format!("{path}.{}.weight", names.o)),
                         table,
                         head_width: self.side.head_width,
+                        // A tower that attends to another's output reads targets, which are short.
+                        together: if self.context.is_none() { HEADS_TOGETHER } else { a.heads },
                     };
                     let context = match a.kind {
                         AttentionKind::SelfAttention => None,

@@ -129,5 +129,6 @@ fn weights(b: &Builder, a: &Attention) -> AttentionWeights {
         o: MatrixValue::frozen(b, &a.o),
         table: a.relative().map(|r| r.table.emit(b)),
         head_width: a.head_width,
+        together: a.heads,
     }
 }

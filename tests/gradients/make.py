@@ -242,6 +242,10 @@ case(
     s=normal(B, 2, S, S), v=normal(B, 2, 3, S),
 )
 case("together/norm", norm, x=normal(B, 4), w=positive(4))
+case("together/norm by division", norm, x=normal(B, 4), w=positive(4))
+case("together/norm by division, plain", norm, x=normal(B, 4), w=positive(4))
+case("together/norm by division, of a residual stream", lambda x, w: x + norm(x, w), x=normal(B, 4), w=positive(4))
+case("together/norm by division, read twice", lambda x, w: norm(x, 1.0) + norm(x, w), x=normal(B, 4), w=positive(4))
 case("together/silu", F.silu, x=normal(B, 4))
 case("together/gelu", F.gelu, x=normal(B, 4))
 case("together/gelu of tanh", lambda x: F.gelu(x, approximate="tanh"), x=normal(B, 4))

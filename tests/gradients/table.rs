@@ -650,6 +650,11 @@ fn together() -> Vec<Case> {
         root = Sqrt(above)  scale = Reciprocal(root)
         normed = Mul(x, scale)
         y = Mul(normed, w)";
+    let divided = "
+        square = Mul(x, x)  axes = const i64[1] {-1}  total = ReduceSum(square, axes)
+        share = const f32[] {0.25}  mean = Mul(total, share)
+        epsilon = const f32[] {0.000001}  above = Add(mean, epsilon)
+        root = Sqrt(above)  normed = Div(x, root)";
     let gelu = "
         half = const f32[] {0.5}  one = const f32[] {1}  root = const f32[] {0.70710678118654752}
         scaled = Mul(x, root)  curve = Erf(scaled)
@@ -675,6 +680,7 @@ fn together() -> Vec<Case> {
         mean = Div(total, number)
         y = Neg(mean)";
     let matrix = "trainable x: f32[B, 4]";
+    let weighted = format!("{matrix}, trainable w: f32[4]");
     vec![
         Case::new(
             "together",
@@ -708,6 +714,22 @@ fn together() -> Vec<Case> {
             "",
         ),
         Case::new("together", "norm", "trainable x: f32[B, 4], trainable w: f32[4]", norm, "B, 4"),
+        Case::new("together", "norm by division", &weighted, &format!("{divided} y = Mul(normed, w)"), "B, 4"),
+        Case::new("together", "norm by division, plain", &weighted, &format!("{divided} y = Mul(w, normed)"), "B, 4"),
+        Case::new(
+            "together",
+            "norm by division, of a residual stream",
+            &weighted,
+            &format!("{divided} branch = Mul(normed, w) y = Add(x, branch)"),
+            "B, 4",
+        ),
+        Case::new(
+            "together",
+            "norm by division, read twice",
+            &weighted,
+            &format!("{divided} branch = Mul(normed, w) y = Add(normed, branch)"),
+            "B, 4",
+        ),
         Case::new("together", "silu", matrix, "part = Sigmoid(x) y = Mul(x, part)", "B, 4"),
         Case::new("together", "gelu", matrix, gelu, "B, 4").differences(Differences::F32),
         Case::new("together", "gelu of tanh", matrix, gelu_tanh, "B, 4"),

@@ -6,6 +6,7 @@
 //! Ensures: every parameter that the loss depends on has its gradient; one that it does not depend on has zeros.
 
 mod attention;
+mod norm;
 mod rules;
 
 use std::collections::{BTreeSet, HashMap};
@@ -87,7 +88,9 @@ pub fn gradients(
             continue;
         }
         let Some(dy) = node.output(0).and_then(|y| g.total(&mut contributions, y)) else { continue };
-        if let Some(gradients) = attention::mixed(&mut g, &node, dy, &uses, (&active, wanted)) {
+        let whole = attention::mixed(&mut g, &node, dy, &uses, (&active, wanted))
+            .or_else(|| norm::normed(&mut g, &node, dy, &uses, (&active, wanted)));
+        if let Some(gradients) = whole {
             for (value, gradient) in gradients {
                 contributions.entry(value).or_default().push(gradient);
             }
