@@ -196,6 +196,10 @@ impl<'g> Builder<'g> {
     }
 
     /// Sum over `axes`, which may be negative. No axes: over all.
+    pub fn reduce_max(&self, x: ValueId, axes: &[i64], keep: bool) -> ValueId {
+        self.reduce("ReduceMax", x, axes, keep, 18)
+    }
+
     pub fn reduce_sum(&self, x: ValueId, axes: &[i64], keep: bool) -> ValueId {
         self.reduce("ReduceSum", x, axes, keep, 13)
     }

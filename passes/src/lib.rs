@@ -37,7 +37,7 @@ pub use initial::Initial;
 pub use kept::Choice;
 pub use module::{Module, Parameter, Point, Tap, is_backbone};
 pub use options::Options;
-pub use parts::{Parts, parts};
+pub use parts::{Narrow, Parts, parts};
 pub use pipeline::{Pass, PassError, Pipeline, Timing, ladder_side_tuning};
 pub use plan::{Group, Plan};
 pub use quantise::Store;

@@ -8,7 +8,7 @@
 //! Ensures: the side graph computes no hidden state of the backbone. So it may run while the backbone reads another batch, and
 //! on taps that were kept, unless the sizes of masks are to be had from hidden states alone.
 
-use lstc_graph::{Builder, DType, Dim, Graph, NodeId, Origin, ValueId};
+use lstc_graph::{Attributes, Builder, DType, Dim, Graph, NodeId, Origin, Role, ValueId};
 
 use crate::differentiate::after;
 use crate::module::is_backbone;
@@ -36,34 +36,62 @@ pub fn parts(graph: &Graph, taps: &[ValueId]) -> Parts {
     Parts { backbone, side, entangled: Some(reason) }
 }
 
+/// How taps lie in memory from the backbone to the last node of the side network that reads them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Narrow {
+    /// Rounded to 11 bits of mantissa, and what is beyond 65504 to infinity.
+    F16,
+    /// Rounded to 255 steps, with a scale for each token:
+    ///
+    /// ```text
+    /// scale = max |x| / 127,   q = round(x / scale),   x' = q scale
+    /// ```
+    I8,
+}
+
 impl Parts {
-    /// Has the taps cross over in 16 bits, by the same names: half the memory between forward and backward pass. They are
-    /// rounded to 11 bits of mantissa, and what is beyond 65504 to infinity.
+    /// Has the taps cross over in fewer bits, by the same names; the scales of a tap, `[batch, length, 1]`, as one more input and
+    /// output, `<tap>.scale`.
     ///
     /// The side network widens a tap where it reads it, and once more behind what a node of the backward pass reads with it:
     /// a wide copy does not live from one to the other.
     ///
     /// # Errors
-    /// Masks that cross over too, whose numbers have no place in 16 bits.
-    pub fn narrow(&mut self) -> Result<(), String> {
+    /// Masks that cross over too, whose numbers have no place in so few bits.
+    pub fn narrow(&mut self, to: Narrow) -> Result<(), String> {
         let Parts { backbone, side, entangled } = self;
         if let Some(reason) = entangled {
             return Err(reason.clone());
         }
         for at in 0..backbone.outputs.len() {
             let tap = backbone.outputs[at];
-            if backbone.value(tap).dtype != Some(DType::F32) {
+            let dims = backbone.shape(tap).unwrap_or_default();
+            if backbone.value(tap).dtype != Some(DType::F32) || dims.is_empty() {
                 continue;
             }
             let name = backbone.value(tap).name.clone();
             let wide = backbone.fresh_name(&format!("{name}.wide"));
             backbone.rename(tap, &wide)?;
             let b = Builder::new(backbone, NARROW);
-            let narrow = b.named(b.cast(tap, DType::F16), &name);
+            let (narrow, scale) = match to {
+                Narrow::F16 => (b.cast(tap, DType::F16), None),
+                Narrow::I8 => {
+                    let (steps, scale) = steps_of(&b, tap);
+                    (steps, Some(b.named(scale, &format!("{name}.scale"))))
+                }
+            };
+            let narrow = b.named(narrow, &name);
             backbone.outputs[at] = narrow;
-            if let Some(read) = side.find(&name) {
-                widen_where_read(side, read);
-            }
+            backbone.outputs.extend(scale);
+            let Some(read) = side.find(&name) else { continue };
+            let scale = match scale {
+                Some(scale) => {
+                    let (scale, dims) = (backbone.value(scale).name.clone(), of_tokens(&dims));
+                    Some(side.add_input(&scale, DType::F32, &dims, Role::Frozen)?)
+                }
+                None => None,
+            };
+            widen_where_read(side, read, scale);
         }
         Ok(())
     }
@@ -71,10 +99,25 @@ impl Parts {
 
 const NARROW: Origin = Origin::pass("narrow");
 
-/// Makes a value one of 16 bits, which each reader gets in 32.
-fn widen_where_read(side: &mut Graph, value: ValueId) {
+/// The steps of each token, and its scale. A scale that underflows stands for zeros.
+fn steps_of(b: &Builder, x: ValueId) -> (ValueId, ValueId) {
+    const STEPS: f32 = 127.0;
+    let unary = |op: &str, x| b.op(op, &[x], Attributes::none());
+    let largest = b.reduce_max(unary("Abs", x), &[-1], true);
+    let scale = b.mul(largest, b.f32(STEPS.recip()));
+    let scale = b.op("Max", &[scale, b.f32(f32::MIN_POSITIVE)], Attributes::none());
+    (b.cast(unary("Round", b.div(x, scale)), DType::I8), scale)
+}
+
+/// The shape of a tap with one number for each token.
+fn of_tokens(dims: &[Dim]) -> Vec<Dim> {
+    dims.iter().take(dims.len().saturating_sub(1)).cloned().chain([Dim::Value(1)]).collect()
+}
+
+/// Makes a value one of fewer bits, which each reader gets in 32.
+fn widen_where_read(side: &mut Graph, value: ValueId, scale: Option<ValueId>) {
     let shape = side.shape(value).unwrap_or_default();
-    side.set_dtype(value, DType::F16);
+    side.set_dtype(value, if scale.is_some() { DType::I8 } else { DType::F16 });
     let mut early = None;
     for (reader, slot) in side.uses().of(value).to_vec() {
         let node = side.node(reader);
@@ -83,16 +126,30 @@ fn widen_where_read(side: &mut Graph, value: ValueId) {
         }
         // A view is no copy: its readers are what counts.
         if let (true, Some(view)) = (node.is("Reshape") && slot == 0, node.output(0)) {
-            widen_where_read(side, view);
-            continue;
+            let dims = side.shape(view).unwrap_or_default();
+            let rows = |scale| {
+                let b = Builder::new(side, NARROW);
+                b.shaped(b.reshape(scale, &[-1, 1]), &of_tokens(&dims))
+            };
+            // A view that takes tokens apart has no scale for what it makes of them.
+            if scale.is_none() || dims.len() == 2 && dims.last() == shape.last() {
+                let scale = scale.map(rows);
+                widen_where_read(side, view, scale);
+                continue;
+            }
         }
+        let node = side.node(reader);
         let is_computed = |v: &&ValueId| **v != value && side.producer_of(**v).is_some();
         let partner = node.inputs.iter().flatten().find(is_computed).copied();
         let waits = partner.filter(|_| node.origin == Origin::pass("differentiate"));
         let b = Builder::new(side, NARROW);
+        let wide = |value: ValueId| {
+            let wide = b.cast(value, DType::F32);
+            scale.map_or(wide, |scale| b.mul(wide, scale))
+        };
         let wide = match waits {
-            Some(partner) => b.cast(after(&b, value, &shape, partner), DType::F32),
-            None => *early.get_or_insert_with(|| b.cast(value, DType::F32)),
+            Some(partner) => wide(after(&b, value, &shape, partner)),
+            None => *early.get_or_insert_with(|| wide(value)),
         };
         side.reconnect(reader, slot, wide);
     }

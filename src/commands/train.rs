@@ -137,8 +137,8 @@ struct TrainFlags {
     #[arg(long, value_enum)]
     overlap: Option<Overlap>,
 
-    /// How taps lie in memory from the forward pass to the backward pass: fp16 takes half, and a little precision. Not with
-    /// --cache, which has --cache-dtype [default: fp32]
+    /// How taps lie in memory from the forward pass to the backward pass: fp16 takes half, int8 a quarter, and each some
+    /// precision. Not with --cache, which has --cache-dtype [default: fp32]
     #[arg(long, value_enum, value_name = "TYPE")]
     tap_dtype: Option<TapDtype>,
 

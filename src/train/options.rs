@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use lstc_passes::Narrow;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::{Element, Size};
@@ -159,6 +160,19 @@ pub enum TapDtype {
     Fp32,
     /// In half the memory: with 11 bits of mantissa, and not beyond 65504.
     Fp16,
+    /// In a quarter of the memory: in 255 steps, with a scale for each token.
+    Int8,
+}
+
+impl TapDtype {
+    /// What the graphs are to make of the taps.
+    pub fn narrow(self) -> Option<Narrow> {
+        match self {
+            TapDtype::Fp32 => None,
+            TapDtype::Fp16 => Some(Narrow::F16),
+            TapDtype::Int8 => Some(Narrow::I8),
+        }
+    }
 }
 
 /// How the learning rate falls after the warm-up.

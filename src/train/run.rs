@@ -135,8 +135,9 @@ impl<'r> Run<'r> {
         let (accumulates, overlaps) = (options.accumulate > 1, options.overlaps());
         let runs = self.runs(progress.step);
         let mut parts = self.opened.parts(Stepper::graph(accumulates))?;
-        if options.tap_dtype == TapDtype::Fp16 {
-            parts.narrow().map_err(|reason| anyhow!("the taps of this model cannot lie in fp16: {reason}"))?;
+        if let Some(narrow) = options.tap_dtype.narrow() {
+            let refused = |reason| anyhow!("the taps of this model cannot lie in fewer bits: {reason}");
+            parts.narrow(narrow).map_err(refused)?;
         }
         let is_whole = cache.as_ref().is_some_and(Cache::is_whole);
         let predict = || Forecast::new(self.opened, &parts, options, &self.corpus, is_whole);
@@ -331,7 +332,7 @@ impl<'r> Run<'r> {
         );
         let kept = self.out.join(CHECKPOINT);
         let hint = match self.request.train.tap_dtype {
-            TapDtype::Fp32 => {
+            TapDtype::Fp32 | TapDtype::Int8 => {
                 "a lower --lr, more --warmup-steps or a lower clip often helps, in another run: --out DIR"
             }
             TapDtype::Fp16 => {
