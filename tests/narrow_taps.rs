@@ -26,7 +26,9 @@ fn narrow_taps_take_less_and_change_little() {
     let (wide, most) = steps::steps(&tuned, sizes);
     let apart = |losses: &[f64]| losses.iter().zip(&wide).map(|(n, w)| (n - w).abs() / w).fold(0.0, f64::max);
     let apart = [&steps, &halves].map(|losses| apart(losses));
-    println!("losses of int8 and fp16 are {apart:?} from {wide:?}; {least}, {less} and {most} bytes, of {TAPS} for taps");
+    println!(
+        "losses of int8 and fp16 are {apart:?} from {wide:?}; {least}, {less} and {most} bytes, of {TAPS} for taps"
+    );
     assert!(apart.iter().all(|apart| *apart > 0.0) && apart[0] < 2e-3 && apart[1] < 1e-4, "{apart:?}");
     // One of the few taps is wide at the peak, where it is at work.
     assert!(most - less > TAPS / 4 && less - least > TAPS / 8, "{most} - {less} - {least}");

@@ -6,6 +6,8 @@
 use lstc_graph::{Attributes, Builder, DType, Dim, ValueId, Weight};
 use lstc_models::{Activation, Attention, Bias, Buckets, FeedForward, Linear, Orientation};
 
+use crate::mask;
+
 /// A matrix that rows are multiplied with.
 #[derive(Clone, Copy, Debug)]
 pub struct MatrixValue {
@@ -128,9 +130,7 @@ pub fn attention(
 ) -> ValueId {
     let keys = context.map_or(rows, |(_, keys)| keys);
     let [heads, width] = [anatomy.heads, weights.head_width];
-    let shape = |heads: usize| {
-        [rows.batch.clone(), Dim::Value(heads as i32), rows.length.clone(), keys.length.clone()]
-    };
+    let shape = |heads: usize| [rows.batch.clone(), Dim::Value(heads as i32), rows.length.clone(), keys.length.clone()];
     let bias = ScoreBias::new(b, anatomy, weights.table, &shape(heads));
     let groups = if bias.divides(b) { groups(heads, weights.together) } else { vec![heads] };
     let [q, k, v] = match context {
@@ -186,15 +186,15 @@ impl ScoreBias {
             Some(one) => std::slice::from_ref(one),
             None => &[],
         };
-        let mask_of_keys = |term: &Bias| match term {
-            Bias::Mask(mask) if masks_keys(b, *mask, shape) => Some(*mask),
+        let mask_of_keys = |(at, term): (usize, &Bias)| match term {
+            Bias::Mask(mask) => Some((at, mask::of_keys(b, *mask, shape)?)),
             _ => None,
         };
-        let place = terms.iter().position(|term| mask_of_keys(term).is_some());
-        let rest = terms.iter().enumerate().filter(|(at, _)| Some(*at) != place);
+        let of_keys = terms.iter().enumerate().find_map(mask_of_keys);
+        let rest = terms.iter().enumerate().filter(|(at, _)| of_keys.is_none_or(|(place, _)| *at != place));
         let values: Vec<ValueId> = rest.map(|(_, term)| bias_value(b, term, table, shape)).collect();
         let (parts, others) = values.into_iter().partition(|bias| is_part(b, *bias, shape));
-        ScoreBias { of_keys: place.and_then(|place| mask_of_keys(&terms[place])), parts, others }
+        ScoreBias { of_keys: of_keys.map(|(_, mask)| mask), parts, others }
     }
 
     /// True where each term's part for some of the heads can be told.
@@ -261,12 +261,6 @@ fn projections<const N: usize>(
     let parts = if sizes.len() == 1 { vec![by_head] } else { b.split(by_head, &sizes, 1) };
     let mut parts = parts.into_iter().zip(sizes).map(|(part, heads)| b.shaped(part, &dims(heads as usize)));
     [(); N].map(|()| parts.by_ref().take(groups.len()).collect())
-}
-
-/// True for a mask that is the same for all heads and queries: `[batch, 1, 1, keys]`.
-fn masks_keys(b: &Builder, mask: ValueId, scores: &[Dim; 4]) -> bool {
-    let [batch, _, _, keys] = scores;
-    b.shape(mask).is_some_and(|shape| shape == [batch.clone(), Dim::Value(1), Dim::Value(1), keys.clone()])
 }
 
 /// The size of an axis, where it is known or has a symbol.

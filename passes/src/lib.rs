@@ -16,6 +16,7 @@ mod initial;
 pub mod kept;
 mod ladder;
 pub mod loss;
+mod mask;
 mod matrix;
 pub mod module;
 pub mod optimizer;

@@ -296,12 +296,7 @@ impl Cache {
 
     /// Puts what is kept of a batch's rows into its taps. Rows that fill up a fixed batch are copies of its first one. True where all
     /// rows were read.
-    fn fill(
-        &mut self,
-        wanted: &[(usize, Lengths)],
-        batch: &Batch,
-        taps: &mut [DeviceTensor],
-    ) -> anyhow::Result<bool> {
+    fn fill(&mut self, wanted: &[(usize, Lengths)], batch: &Batch, taps: &mut [DeviceTensor]) -> anyhow::Result<bool> {
         let (all, rows) = (wanted.iter().all(|(row, _)| self.store.has(*row)), batch.source.nrows().max(1));
         let mut parts: Vec<(usize, Lengths, Vec<&mut [f32]>)> =
             wanted.iter().map(|(row, lengths)| (*row, *lengths, Vec::new())).collect();
