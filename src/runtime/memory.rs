@@ -43,8 +43,8 @@ pub struct Arena {
     pub reserved: u64,
 }
 
-/// The arena that all sessions on the CPU share, for tensors that one of them is to read: what is dropped leaves its room to the
-/// next, whose pages are there.
+/// Where tensors for a session's inputs lie on the host: for one on the CPU in the arena that all of these share, so that what is
+/// dropped leaves its room to the next, whose pages are there.
 #[derive(Debug)]
 pub struct HostMemory(Allocator);
 
@@ -62,7 +62,10 @@ impl Session {
     /// # Errors
     /// From ONNX Runtime.
     pub fn host_memory(&self) -> Result<HostMemory> {
-        Ok(HostMemory(self.arena_allocator()?))
+        match self.device {
+            Device::Cpu => self.arena_allocator().map(HostMemory),
+            Device::Cuda(_) => Ok(HostMemory(Allocator::default())),
+        }
     }
 
     fn arena_allocator(&self) -> Result<Allocator> {
