@@ -72,7 +72,8 @@ def measure(build, model, backbone, task, seed, args):
     precision = []
     if backbone != "fp32":
         build.offers("rewrite", "--backbone")
-        precision = ["--backbone", backbone]
+        kind, _, most = backbone.partition(":")
+        precision = ["--backbone", kind, *(["--max-tap-error", most] if most else [])]
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     training, test = write_task(task, folder)
@@ -137,7 +138,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     there = [model for model in MODELS if model.is_file()]
     parser.add_argument("--models", nargs="+", type=Path, default=there, help="default: T5-nano, and T5-mini where it is there")
-    parser.add_argument("--backbones", nargs="+", default=list(BACKBONES), help="default: fp32 int8 int4")
+    parser.add_argument(
+        "--backbones", nargs="+", default=list(BACKBONES),
+        help="with the largest error at a tap behind a colon, as in int4:0.03; default: fp32 int8 int4",
+    )
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--lstc", type=Path, default=ROOT / "target/release/lstc", help="default: %(default)s")
