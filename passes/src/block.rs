@@ -141,21 +141,20 @@ pub fn attention(
             [q, k, v]
         }
     };
-    let bias = bias.of_groups(b, &groups);
-    let mix = |(((q, k), v), (bias, heads)): (((ValueId, ValueId), ValueId), (ScoreBias, &usize))| {
-        let q = if anatomy.scale == 1.0 { q } else { b.mul(q, b.f32(anatomy.scale)) };
+    let mut mixed = Vec::new();
+    for (at, (heads, bias)) in groups.iter().zip(bias.of_groups(b, &groups)).enumerate() {
+        let q = if anatomy.scale == 1.0 { q[at] } else { b.mul(q[at], b.f32(anatomy.scale)) };
         let (q, k) = match bias.of_keys {
-            Some(mask) => masked(b, (q, k), mask, (rows, *heads)),
-            None => (q, k),
+            Some(mask) => masked(b, (q, k[at]), mask, (rows, *heads)),
+            None => (q, k[at]),
         };
         let shape = shape(*heads);
         let scores = b.shaped(b.matmul(b.transpose(q, &[0, 1, 3, 2]), k), &shape);
         let probabilities = dropout.apply(b, b.softmax(bias.added(b, scores, &shape)));
-        let mixed = b.matmul(v, b.transpose(probabilities, &[0, 1, 3, 2]));
+        let mixes = b.matmul(v[at], b.transpose(probabilities, &[0, 1, 3, 2]));
         let [batch, heads, length, _] = shape;
-        b.shaped(mixed, &[batch, heads, Dim::Value(width as i32), length])
-    };
-    let mixed: Vec<ValueId> = q.into_iter().zip(k).zip(v).zip(bias.into_iter().zip(&groups)).map(mix).collect();
+        mixed.push(b.shaped(mixes, &[batch, heads, Dim::Value(width as i32), length]));
+    }
     let mixed = if let [one] = mixed[..] { one } else { b.concat(&mixed, 1) };
     let merged = b.reshape(mixed, &[0, (heads * width) as i64, -1]);
     let [batch, _, length, _] = shape(heads);

@@ -32,12 +32,13 @@ pub fn normed(
 ) -> Option<Vec<(ValueId, ValueId)>> {
     let single = |value: ValueId| uses.of(value).len() == 1 && !wanted.contains(&value);
     let norm = g.b.read(|graph| (0..2).find_map(|at| norm(graph, node, at, &single)))?;
-    let [Dim::Value(width)] = g.b.shape(norm.weight)?[..] else { return None };
-    if g.b.shape(norm.x)?.len() != 2 || !active.get(norm.x.index()).is_some_and(|active| *active) {
+    let ([rows, columns], [weights]) = (&g.b.shape(norm.x)?[..], &g.b.shape(norm.weight)?[..]) else { return None };
+    let (rows, one) = (rows.clone(), Dim::Value(1));
+    let Dim::Value(width) = *weights else { return None };
+    if columns != weights || !active.get(norm.x.index()).is_some_and(|active| *active) {
         return None;
     }
     let dy = g.fit(dy, y(node));
-    let (rows, one) = (g.shape(norm.x)[0].clone(), Dim::Value(1));
     let product = g.b.mul(dy, norm.n);
     let column = g.b.reshape(g.b.mul(norm.weight, norm.factor), &[width.into(), 1]);
     let slope = g.b.shaped(g.b.gemm(product, column, None, false, false), &[rows, one]);

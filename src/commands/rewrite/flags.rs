@@ -111,7 +111,7 @@ struct BackboneFlags {
     ///
     /// int8: on a CPU; the fastest there with VNNI, and a quarter of the memory for weights. Activations are quantised as the
     /// graph runs, over the range of a whole batch, so results depend a little on what else is in the batch.
-    /// int4: where memory is short: an eighth of it, slower than int8, and several times its error.
+    /// int4: where memory is short: an eighth of it, slower than int8, and several times its error, which --max-tap-error bounds.
     /// fp16, bf16: on CUDA; of T5, fp16 may overflow where bf16 does not. On a CPU both compute in f32.
     /// fp32: where the model was exported in fp16 and the device is a CPU.
     #[arg(long, value_name = "TYPE")]
