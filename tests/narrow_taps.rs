@@ -8,11 +8,11 @@ mod common;
 #[path = "common/steps.rs"]
 mod steps;
 
+use lstc_passes::Narrow;
+
 /// Bytes of T5-nano's taps in fp32, for 16 examples of 128 tokens in and 8 out: of an embedding and two blocks in each tower,
 /// 128 wide.
 const TAPS: u64 = 16 * (128 + 8) * 3 * 128 * 4;
-
-use lstc_passes::Narrow;
 
 #[test]
 fn narrow_taps_take_less_and_change_little() {

@@ -195,11 +195,12 @@ impl<'g> Builder<'g> {
         self.op("Gemm", &inputs, attributes)
     }
 
-    /// Sum over `axes`, which may be negative. No axes: over all.
+    /// The largest over `axes`, which may be negative. No axes: over all.
     pub fn reduce_max(&self, x: ValueId, axes: &[i64], keep: bool) -> ValueId {
         self.reduce("ReduceMax", x, axes, keep, 18)
     }
 
+    /// Sum over `axes`, which may be negative. No axes: over all.
     pub fn reduce_sum(&self, x: ValueId, axes: &[i64], keep: bool) -> ValueId {
         self.reduce("ReduceSum", x, axes, keep, 13)
     }

@@ -132,7 +132,7 @@ pub fn attention(
     let [heads, width] = [anatomy.heads, weights.head_width];
     let shape = |heads: usize| [rows.batch.clone(), Dim::Value(heads as i32), rows.length.clone(), keys.length.clone()];
     let bias = ScoreBias::new(b, anatomy, weights.table, &shape(heads));
-    let groups = if bias.divides(b) { groups(heads, weights.together) } else { vec![heads] };
+    let groups = if bias.divides() { groups(heads, weights.together) } else { vec![heads] };
     let [q, k, v] = match context {
         None => projections(b, x, rows, [weights.q, weights.k, weights.v], (&groups, width)),
         Some((context, keys)) => {
@@ -197,8 +197,8 @@ impl ScoreBias {
     }
 
     /// True where each term's part for some of the heads can be told.
-    fn divides(&self, b: &Builder) -> bool {
-        self.others.is_empty() && self.parts.iter().all(|part| matches!(axis(b, *part, 1), Some(Dim::Value(_))))
+    fn divides(&self) -> bool {
+        self.others.is_empty()
     }
 
     /// For each group of heads.

@@ -83,8 +83,9 @@ impl<'g> Proof<'g> {
 
     /// True for integers from 0 on: positions, as they are or in other places.
     fn is_never_negative(&mut self, value: ValueId) -> bool {
+        // What is beyond i32 would wrap in a Cast.
         if let Some(numbers) = self.constants(value) {
-            return numbers.iter().all(|x| *x >= 0);
+            return numbers.iter().all(|x| (0..=i64::from(i32::MAX)).contains(x));
         }
         // A narrower type would wrap.
         let is_position = matches!(self.graph.value(value).dtype, Some(DType::I64 | DType::I32));

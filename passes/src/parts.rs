@@ -66,7 +66,8 @@ impl Parts {
         for at in 0..backbone.outputs.len() {
             let tap = backbone.outputs[at];
             let dims = backbone.shape(tap).unwrap_or_default();
-            if backbone.value(tap).dtype != Some(DType::F32) || dims.is_empty() {
+            let Some(dtype) = backbone.value(tap).dtype.filter(|dtype| dtype.is_float()) else { continue };
+            if dims.is_empty() || to == Narrow::F16 && dtype.size() <= DType::F16.size() {
                 continue;
             }
             let name = backbone.value(tap).name.clone();
@@ -76,7 +77,7 @@ impl Parts {
             let (narrow, scale) = match to {
                 Narrow::F16 => (b.cast(tap, DType::F16), None),
                 Narrow::I8 => {
-                    let (steps, scale) = steps_of(&b, tap);
+                    let (steps, scale) = steps_of(&b, b.cast(tap, DType::F32));
                     (steps, Some(b.named(scale, &format!("{name}.scale"))))
                 }
             };
@@ -91,7 +92,7 @@ impl Parts {
                 }
                 None => None,
             };
-            widen_where_read(side, read, scale);
+            widen_where_read(side, read, (scale, dtype));
         }
         Ok(())
     }
@@ -114,8 +115,8 @@ fn of_tokens(dims: &[Dim]) -> Vec<Dim> {
     dims.iter().take(dims.len().saturating_sub(1)).cloned().chain([Dim::Value(1)]).collect()
 }
 
-/// Makes a value one of fewer bits, which each reader gets in 32.
-fn widen_where_read(side: &mut Graph, value: ValueId, scale: Option<ValueId>) {
+/// Makes a value one of fewer bits, which each reader gets in the type that it had.
+fn widen_where_read(side: &mut Graph, value: ValueId, (scale, dtype): (Option<ValueId>, DType)) {
     let shape = side.shape(value).unwrap_or_default();
     side.set_dtype(value, if scale.is_some() { DType::I8 } else { DType::F16 });
     let mut early = None;
@@ -134,7 +135,7 @@ fn widen_where_read(side: &mut Graph, value: ValueId, scale: Option<ValueId>) {
             // A view that takes tokens apart has no scale for what it makes of them.
             if scale.is_none() || dims.len() == 2 && dims.last() == shape.last() {
                 let scale = scale.map(rows);
-                widen_where_read(side, view, scale);
+                widen_where_read(side, view, (scale, dtype));
                 continue;
             }
         }
@@ -143,9 +144,9 @@ fn widen_where_read(side: &mut Graph, value: ValueId, scale: Option<ValueId>) {
         let partner = node.inputs.iter().flatten().find(is_computed).copied();
         let waits = partner.filter(|_| node.origin == Origin::pass("differentiate"));
         let b = Builder::new(side, NARROW);
-        let wide = |value: ValueId| {
-            let wide = b.cast(value, DType::F32);
-            scale.map_or(wide, |scale| b.mul(wide, scale))
+        let wide = |value: ValueId| match scale {
+            Some(scale) => b.cast(b.mul(b.cast(value, DType::F32), scale), dtype),
+            None => b.cast(value, dtype),
         };
         let wide = match waits {
             Some(partner) => wide(after(&b, value, &shape, partner)),

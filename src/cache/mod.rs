@@ -188,17 +188,25 @@ impl Cache {
     ) -> anyhow::Result<Vec<Tap>> {
         let wanted = self.wanted(corpus, rows, batch)?;
         let shapes = shapes(self.store.layout(), batch);
-        let tensors = shapes.iter().map(|shape| memory.tensor(shape)).collect::<Result<Vec<_>, _>>();
-        let mut tensors = tensors.context("no room for the taps of a batch")?;
-        if !rows.iter().all(|row| self.has(*row)) || !self.fill(&wanted, batch, &mut tensors)? {
-            let computed = self.compute(opened, corpus, rows, batch, compute)?;
-            for ((tensor, tap), [_, length, _]) in tensors.iter_mut().zip(&computed).zip(&shapes) {
-                let tap = tap.slice_axis(ndarray::Axis(1), (..*length).into());
-                tensor.write(&tap)?;
-            }
-            drop(computed);
-            self.fill(&wanted, batch, &mut tensors)?;
+        let room = || shapes.iter().map(|shape| memory.tensor(shape)).collect::<Result<Vec<_>, _>>();
+        let mut kept = None;
+        if rows.iter().all(|row| self.has(*row)) {
+            let mut tensors = room()?;
+            kept = self.fill(&wanted, batch, &mut tensors)?.then_some(tensors);
         }
+        let tensors = match kept {
+            Some(tensors) => tensors,
+            None => {
+                let computed = self.compute(opened, corpus, rows, batch, compute)?;
+                let mut tensors = room()?;
+                for ((tensor, tap), [_, length, _]) in tensors.iter_mut().zip(&computed).zip(&shapes) {
+                    tensor.write(&tap.slice_axis(ndarray::Axis(1), (..*length).into()))?;
+                }
+                drop(computed);
+                self.fill(&wanted, batch, &mut tensors)?;
+                tensors
+            }
+        };
         let native = |(tensor, shape): (DeviceTensor, &TapShape)| match shape.native {
             Native::F32 => Ok(Tap::F32(tensor)),
             Native::F16 => Ok(Tap::F16(tensor.read()?.mapv(f16::from_f32))),

@@ -179,7 +179,7 @@ pub fn annotated(options: &Options, training: &Started) -> String {
     line("  tf32", t.tf32.to_string(), "compute products on CUDA in TF32: faster, with 10 bits of mantissa");
     line("  map_weights", t.map_weights.to_string(), "use weights where their file is mapped: less memory, slower");
     line("  overlap", word(&t.overlap), "auto | on | off: whether the backbone reads the next batch meanwhile");
-    line("  tap_dtype", word(&t.tap_dtype), "fp32 | fp16: how taps lie in memory until the backward pass");
+    line("  tap_dtype", word(&t.tap_dtype), "fp32 | fp16 | int8: how taps lie in memory until the backward pass");
     line("  save_every", t.save_every.to_string(), "steps between checkpoints");
     line("  out", path(&t.out), "folder of the run; null is `run` in the rewritten directory");
     line("  cache", path(&t.cache), "folder in which taps are kept; null keeps none");

@@ -20,7 +20,7 @@ pub struct DeviceTensor {
 }
 
 impl DeviceTensor {
-    /// Uninitialised: whoever makes one writes to it first.
+    /// Whoever makes one writes to all of it first: what it holds before is nothing to build on.
     fn new(session: &OrtSession, device: Device, dims: &[usize]) -> Result<DeviceTensor> {
         let allocator = match device {
             Device::Cpu => Allocator::default(),
@@ -31,7 +31,7 @@ impl DeviceTensor {
         DeviceTensor::within(&allocator, device, dims)
     }
 
-    /// Uninitialised, of an allocator of this device.
+    /// As [`DeviceTensor::new`], of an allocator of this device.
     pub(super) fn within(allocator: &Allocator, device: Device, dims: &[usize]) -> Result<DeviceTensor> {
         let value = ort::value::Tensor::new(allocator, dims.to_vec()).map_err(Error::run)?;
         Ok(DeviceTensor { value, dims: dims.to_vec(), device })
@@ -125,7 +125,7 @@ impl Binding {
         self.binding.bind_input(name, &value).map_err(Error::run)
     }
 
-    /// An input that another session left on the same device.
+    /// An input that another session left on the same device, or that lies on the host.
     pub fn pass(&mut self, kept: &Kept) -> Result<()> {
         self.binding.bind_input(kept.name.as_str(), &kept.value).map_err(Error::run)
     }

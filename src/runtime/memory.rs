@@ -49,7 +49,7 @@ pub struct Arena {
 pub struct HostMemory(Allocator);
 
 impl HostMemory {
-    /// A tensor in the host's memory. Its numbers are whatever lay there: whoever makes one writes to all of it first.
+    /// A tensor in the host's memory. Whoever makes one writes to all of it first: what it holds before is nothing to build on.
     ///
     /// # Errors
     /// No memory.

@@ -725,6 +725,13 @@ fn together() -> Vec<Case> {
         ),
         Case::new(
             "together",
+            "norm by division, one weight for all",
+            "trainable x: f32[B, 4], trainable w: f32[1]",
+            &format!("{divided} y = Mul(normed, w)"),
+            "B, 4",
+        ),
+        Case::new(
+            "together",
             "norm by division, read twice",
             &weighted,
             &format!("{divided} branch = Mul(normed, w) y = Add(normed, branch)"),
