@@ -168,13 +168,37 @@ pub struct BackboneOptions {
     /// The frozen LM head of the side network, and the backbone's own where that is in the graph, in 8 bits.
     #[serde(skip_serializing_if = "is_false")]
     pub quantise_head: bool,
-    /// The relative error of a tap beyond which products of its block stay as they are in the source.
+    /// The relative error of a tap beyond which products of its block are computed in more bits: of an int4 backbone in 8, and
+    /// where that is not enough, or there are 8 already, as they are in the source. [`BackboneOptions::INT4_ERROR`] for int4
+    /// where nothing is said; from 1 on there is no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_tap_error: Option<f64>,
     /// The products that stay as they are in the source, by the names of what they make; `None` until it was measured
     /// which.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kept: Option<Vec<String>>,
+    /// The products of an int4 backbone that are in 8 bits, likewise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub in_8_bits: Option<Vec<String>>,
+}
+
+impl BackboneOptions {
+    /// The largest relative error of a tap of an int4 backbone of which nothing else is said: of the small models of the
+    /// accuracy benchmark, some lose points beyond it.
+    pub const INT4_ERROR: f64 = 0.03;
+
+    /// An error as large as the tap.
+    pub const NO_LIMIT: f64 = 1.0;
+
+    /// The limit of a tap's error, where there is one.
+    pub fn limit(&self) -> Option<f64> {
+        self.max_tap_error.filter(|limit| *limit < Self::NO_LIMIT && self.precision != Precision::Source)
+    }
+
+    /// Which products need more bits is to be measured anew.
+    pub fn forget(&mut self) {
+        (self.kept, self.in_8_bits) = (None, None);
+    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
@@ -194,7 +218,7 @@ pub enum Precision {
     Bf16,
     /// Integers with a scale for each output feature; activations are quantised when the graph runs.
     Int8,
-    /// Integers with a scale for each 32 input features of an output feature.
+    /// Integers with a scale for each 32 input features of an output feature; 8 bits for the products that are said to need them.
     Int4,
 }
 

@@ -138,13 +138,17 @@ pub fn annotated(options: &Options, training: &Started) -> String {
     line(
         "  max_tap_error",
         optional(backbone.max_tap_error.map(|error| format!("{error:?}"))),
-        "keep products in the source's precision where a tap's relative error exceeds this",
+        "take more bits for products where a tap's relative error exceeds this; null is 0.03 for int4, 1 for others",
     );
+    let names = |names: &Option<Vec<String>>| {
+        optional(names.as_ref().map(|names| serde_json::Value::from(names.clone()).to_string()))
+    };
     line(
         "  kept",
-        optional(backbone.kept.as_ref().map(|kept| serde_json::Value::from(kept.clone()).to_string())),
-        "the products that are kept, by what they make; null measures which",
+        names(&backbone.kept),
+        "the products that stay as in the source, by what they make; null measures which",
     );
+    line("  in_8_bits", names(&backbone.in_8_bits), "the products of int4 that are in 8 bits, likewise");
     line("loss", String::new(), "label * cross-entropy + distill * KL from the backbone's own logits");
     line("  label", number(l.label), "weight of the cross-entropy with the labels");
     line("  distill", number(l.distill), "weight of the distillation; 0 leaves it out");
@@ -236,6 +240,7 @@ mod tests {
         options.backbone.max_tap_error = Some(0.02);
         options.backbone.quantise_head = true;
         options.backbone.kept = Some(vec!["/wo: \"y\"".to_owned()]);
+        options.backbone.in_8_bits = Some(vec!["#".to_owned(), "o".to_owned()]);
         options.backward.recompute_attention = true;
         options.optimizer.epsilon = 1e-8;
         let mut training = Started::default();

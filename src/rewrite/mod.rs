@@ -66,7 +66,7 @@ pub enum Backbone<'r> {
 }
 
 /// How the backbone's precision is measured, and chosen where it is to be the fastest.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Default)]
 pub struct Measuring<'r> {
     /// A file of examples; what was measured on before, or random tokens, where there is none.
     pub sample: Option<&'r Path>,
@@ -74,6 +74,8 @@ pub struct Measuring<'r> {
     pub earlier: Option<&'r Config>,
     /// Choose the precision that is the fastest on this device.
     pub fastest_on: Option<Device>,
+    /// Hears how many blocks are done, and of how many, while it is measured which products take more bits.
+    pub progress: Option<&'r dyn Fn(usize, usize)>,
 }
 
 /// What was written.
@@ -237,7 +239,7 @@ pub fn rewrite_with(
     let quantising = Quantising { measuring: &measuring, given: &given, folder: folder.path() };
     let mut after = after;
     let (options, source) = if quantising.is_open(&options) {
-        (quantising.keep(options, |options| Ok(compiled(options, &mut |_, _| ())?.0))?, None)
+        (quantising.with_more_bits(options, |options| Ok(compiled(options, &mut |_, _| ())?.0))?, None)
     } else {
         (options, None::<Vec<SourceFile>>)
     };
@@ -249,9 +251,9 @@ pub fn rewrite_with(
         warnings.push(format!("the graphs are of opset {raised}, the model is of opset {opset}: dropout needs it"));
     }
     if let (Some(limit), Some(Quantised { within_limit: Some(false), .. })) =
-        (module.options.backbone.max_tap_error, &quantised)
+        (module.options.backbone.limit(), &quantised)
     {
-        warnings.push(format!("keeping products does not bring every tap's error below {limit}: see the manifest"));
+        warnings.push(format!("more bits for products do not bring every tap's error below {limit}: see the manifest"));
     }
     let artifacts = artifacts(&module);
     let cannot = || format!("cannot write `{}`", output.display());
@@ -277,7 +279,7 @@ fn chosen(
         let runtime = Runtime::load(&find(device)?)?;
         candidates = precision::fastest(runtime, device, graph, anatomy, &options, scratch)?;
         options.backbone.precision = candidates.first().map_or(Precision::Source, |c| c.precision);
-        options.backbone.kept = None;
+        options.backbone.forget();
     }
     options.backbone = precision::decided(options.backbone);
     Ok((options, candidates))
@@ -292,23 +294,24 @@ struct Quantising<'q> {
 }
 
 impl Quantising<'_> {
-    /// True where it is yet to be measured which products are kept.
+    /// True where it is yet to be measured which products take more bits.
     fn is_open(&self, options: &Options) -> bool {
-        let backbone = &options.backbone;
-        backbone.precision != Precision::Source && backbone.max_tap_error.is_some() && backbone.kept.is_none()
+        options.backbone.limit().is_some() && options.backbone.kept.is_none()
     }
 
-    /// The options with the products to keep.
-    fn keep(
+    /// The options with the products that take more bits.
+    fn with_more_bits(
         &self,
         mut options: Options,
         compiled: impl FnOnce(Options) -> anyhow::Result<Module>,
     ) -> anyhow::Result<Options> {
-        let Some(limit) = options.backbone.max_tap_error else { return Ok(options) };
+        let Some(limit) = options.backbone.limit() else { return Ok(options) };
         let module = compiled(options.clone())?;
         let feeds = self.sample()?.feeds(&module, self.given)?;
         let scratch = tempfile::tempdir_in(self.folder)?;
-        options.backbone.kept = Some(precision::keep(self.runtime()?, &module, &feeds, limit, scratch.path())?);
+        let more =
+            precision::more_bits(self.runtime()?, &module, &feeds, limit, scratch.path(), self.measuring.progress)?;
+        (options.backbone.kept, options.backbone.in_8_bits) = (Some(more.kept), more.in_8_bits);
         Ok(options)
     }
 

@@ -1,8 +1,9 @@
-//! A constant matrix in another type: 8 bits by column, 4 bits by block, or another float type.
+//! A constant matrix in another type: 8 bits by column, 4 or 8 bits by block, or another float type.
 //!
 //! ```text
-//! 8 bits  W[k, n] ~ s[n] q[k, n]                  s[n] = max |W[:, n]| / 127,  q in [-127, 127]
-//! 4 bits  W[k, n] ~ s[n, b] (q[k, n] - z[n, b])   b = k / 32,  q and z in [0, 15]
+//! 8 bits           W[k, n] ~ s[n] q[k, n]                  s[n] = max |W[:, n]| / 127,  q in [-127, 127]
+//! 8 bits, blocks   W[k, n] ~ s[n, b] (q[k, n] - 128)       b = k / 32,  q in [1, 255]
+//! 4 bits, blocks   W[k, n] ~ s[n, b] (q[k, n] - z[n, b])   b = k / 32,  q and z in [0, 15]
 //! ```
 //!
 //! **Invariant:** no element is further from its own than half a step s.
@@ -14,7 +15,7 @@ use rayon::prelude::*;
 
 use crate::options::Int8Weights;
 
-/// Input features that have a scale in common in 4 bits.
+/// Input features that have a scale in common.
 pub const BLOCK: usize = 32;
 
 /// Rows that are written together where the source lies the other way: a cache line of it.
@@ -124,18 +125,47 @@ impl Floats {
         (bytes, scales)
     }
 
-    /// The matrix as `MatMulNBits` takes it: of its two ways, the one that loses less.
-    pub fn int4(&self) -> Nibbles {
+    /// The matrix in blocks, as `MatMulNBits` takes it; in 4 bits with or without zero points, whichever loses less.
+    pub fn blocks(&self, bits: BlockBits) -> Blocks {
         let blocks = self.inputs.div_ceil(BLOCK);
         if self.is_sketch() {
             let scales = self.outputs * blocks;
-            return Nibbles {
-                blocks,
-                integers: vec![0; scales * BLOCK / 2],
-                scales: vec![0.0; scales],
-                zeros: Some(vec![0; self.outputs * blocks.div_ceil(2)]),
+            let zeros = match bits {
+                BlockBits::Four => Some(vec![0; self.outputs * blocks.div_ceil(2)]),
+                BlockBits::Eight => None,
             };
+            return Blocks { blocks, integers: vec![0; scales * bits.bytes()], scales: vec![0.0; scales], zeros };
         }
+        match bits {
+            BlockBits::Four => self.blocks_of_4(blocks),
+            BlockBits::Eight => self.blocks_of_8(blocks),
+        }
+    }
+
+    /// Elements of a column's block.
+    fn block(&self, n: usize, block: usize) -> impl Iterator<Item = f32> + Clone + '_ {
+        let first = block * BLOCK;
+        (first..self.inputs.min(first + BLOCK)).map(move |k| self.at(k, n))
+    }
+
+    fn blocks_of_8(&self, blocks: usize) -> Blocks {
+        let step = |i: usize| {
+            let values = self.block(i / blocks, i % blocks);
+            scale(values.fold(0.0, |most, v| most.max(v.abs())))
+        };
+        let scales: Vec<f32> = (0..self.outputs * blocks).into_par_iter().map(step).collect();
+        let mut integers = vec![MIDDLE; self.outputs * blocks * BLOCK];
+        integers.par_chunks_mut(BLOCK).zip(&scales).enumerate().for_each(|(i, (integers, scale))| {
+            if *scale > 0.0 {
+                for (q, v) in integers.iter_mut().zip(self.block(i / blocks, i % blocks)) {
+                    *q = ((v / scale).round_ties_even().clamp(-MOST, MOST) as i8 as u8).wrapping_add(MIDDLE);
+                }
+            }
+        });
+        Blocks { blocks, integers, scales, zeros: None }
+    }
+
+    fn blocks_of_4(&self, blocks: usize) -> Blocks {
         let mut columns: Vec<Column> = (0..self.outputs).into_par_iter().map(|n| Column::new(self, n, true)).collect();
         let symmetric: Vec<Column> = (0..self.outputs).into_par_iter().map(|n| Column::new(self, n, false)).collect();
         let loss = |columns: &[Column]| columns.iter().map(|c| c.loss).sum::<f64>();
@@ -143,7 +173,7 @@ impl Floats {
         if !with_zeros {
             columns = symmetric;
         }
-        Nibbles {
+        Blocks {
             blocks,
             integers: columns.iter().flat_map(|c| &c.integers).copied().collect(),
             scales: columns.iter().flat_map(|c| &c.scales).copied().collect(),
@@ -181,15 +211,36 @@ fn scale(largest: f32) -> f32 {
     if scale.is_normal() { scale } else { 0.0 }
 }
 
-/// A matrix in 4 bits.
-pub struct Nibbles {
-    /// Blocks of a column.
+/// The bits of an element in blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BlockBits {
+    Four,
+    Eight,
+}
+
+impl BlockBits {
+    pub fn count(self) -> usize {
+        match self {
+            BlockBits::Four => 4,
+            BlockBits::Eight => 8,
+        }
+    }
+
+    /// Of a block.
+    pub fn bytes(self) -> usize {
+        BLOCK * self.count() / 8
+    }
+}
+
+/// A matrix in blocks.
+pub struct Blocks {
+    /// Of a column.
     pub blocks: usize,
-    /// `[out, blocks, 16]`, the lower half of a byte first.
+    /// `[out, blocks, bytes]`, of 4 bits the lower half of a byte first.
     pub integers: Vec<u8>,
     /// `[out * blocks]`
     pub scales: Vec<f32>,
-    /// `[out * ceil(blocks / 2)]`; 8 for all where there are none.
+    /// `[out * ceil(blocks / 2)]` in 4 bits; the middle for all where there are none.
     pub zeros: Option<Vec<u8>>,
 }
 
@@ -205,8 +256,8 @@ struct Column {
 impl Column {
     fn new(floats: &Floats, n: usize, with_zeros: bool) -> Column {
         let mut column = Column { integers: Vec::new(), scales: Vec::new(), zeros: Vec::new(), loss: 0.0 };
-        for first in (0..floats.inputs).step_by(BLOCK) {
-            let values: Vec<f32> = (first..floats.inputs.min(first + BLOCK)).map(|k| floats.at(k, n)).collect();
+        for block in 0..floats.inputs.div_ceil(BLOCK) {
+            let values: Vec<f32> = floats.block(n, block).collect();
             let (low, high) = values.iter().fold((0.0_f32, 0.0_f32), |(l, h), v| (l.min(*v), h.max(*v)));
             let scale = if with_zeros { (high - low) / 15.0 } else { (-low / 8.0).max(high / 7.0) };
             let (scale, zero) = match scale {
@@ -299,16 +350,17 @@ mod tests {
     }
 
     #[test]
-    fn four_bits_are_within_half_a_step_and_the_last_block_is_padded() {
-        for inputs in [45, 64, 16] {
+    fn blocks_are_within_half_a_step_and_the_last_one_is_padded() {
+        for (inputs, bits) in [45, 64, 16].into_iter().flat_map(|k| [(k, BlockBits::Four), (k, BlockBits::Eight)]) {
             let outputs = 7;
             for (floats, wanted) in weights(inputs, outputs) {
-                let Nibbles { blocks, integers, scales, zeros } = floats.int4();
+                let Blocks { blocks, integers, scales, zeros } = floats.blocks(bits);
                 assert_eq!((blocks, scales.len()), (inputs.div_ceil(BLOCK), outputs * blocks));
-                let integers = bytes(DType::U8, &[outputs, blocks, BLOCK / 2], integers);
+                let integers = bytes(DType::U8, &[outputs, blocks, bits.bytes()], integers);
                 let steps = Weight::from_f32(&[outputs * blocks], &scales);
                 let zeros = zeros.map(|z| bytes(DType::U8, &[z.len()], z));
-                let found = Quantised::packed(&integers, &steps, zeros.as_ref(), [outputs, inputs], 4, BLOCK);
+                let shape = [outputs, inputs];
+                let found = Quantised::packed(&integers, &steps, zeros.as_ref(), shape, bits.count(), BLOCK);
                 let found = found.expect("the parts fit").dequantised().to_f32().expect("f32");
                 let turned: Vec<f32> = (0..wanted.len()).map(|i| wanted[i % inputs * outputs + i / inputs]).collect();
                 let error = furthest(&found, &turned, |i| scales[i / inputs * blocks + i % inputs / BLOCK]);
@@ -321,7 +373,7 @@ mod tests {
     fn zero_points_are_there_where_they_lose_less() {
         let of = |values: &[f32]| {
             let weight = Weight::from_f32(&[values.len(), 1], values);
-            Floats::read(&weight, Orientation::InOut).expect("it is a matrix").int4().zeros.is_some()
+            Floats::read(&weight, Orientation::InOut).expect("it is a matrix").blocks(BlockBits::Four).zeros.is_some()
         };
         let positive: Vec<f32> = (0..32).map(|i| 1.0 + (i as f32).sin() / 2.0).collect();
         assert!(of(&positive));

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! int8   y = float(quantised(x) Q) (s_x s)     DynamicQuantizeLinear, MatMulInteger: the default domain
-//! int4   y = MatMulNBits(x, Q, s, z)           com.microsoft, blocks of 32
+//! int4   y = MatMulNBits(x, Q, s, z)           com.microsoft, blocks of 32 in 4 bits, of chosen products in 8
 //! fp16, bf16, fp32    y = cast(cast(x) W)
 //! ```
 //!
@@ -29,7 +29,7 @@ use crate::module::Module;
 use crate::options::{Int8Weights, Precision};
 use crate::pipeline::Pass;
 pub use head::{QuantiseHead, QuantisedHead};
-use matrix::{BLOCK, Floats, Nibbles};
+use matrix::{BLOCK, BlockBits, Blocks, Floats};
 pub use product::{Product, Products, by_block, products};
 
 pub struct Quantise;
@@ -115,7 +115,7 @@ pub enum NewMatrix {
     /// `[in, out]`, one scale a column.
     Int8 { integers: ValueId, scales: ValueId, zero: ValueId },
     /// `[in, out]` of these sizes as `MatMulNBits` takes it.
-    Int4 { integers: ValueId, scales: ValueId, zeros: Option<ValueId>, dims: [usize; 2] },
+    Blocks { integers: ValueId, scales: ValueId, zeros: Option<ValueId>, dims: [usize; 2], bits: BlockBits },
     /// `[in, out]`
     Float(ValueId),
 }
@@ -182,10 +182,10 @@ impl Quantised {
                 let half = (0..inputs * outputs).map(|i| scales[i % outputs] / 2.0).collect();
                 Ok((floats(found.dequantised())?, half))
             }
-            NewMatrix::Int4 { integers, scales, zeros, dims: [inputs, outputs] } => {
-                let zeros = zeros.map(weight).transpose()?;
+            NewMatrix::Blocks { integers, scales, zeros, dims: [inputs, outputs], bits } => {
+                let (integers, steps, zeros) = (weight(integers)?, weight(scales)?, zeros.map(weight).transpose()?);
                 let shape = [outputs, inputs];
-                let found = lstc_models::Quantised::packed(weight(integers)?, weight(scales)?, zeros, shape, 4, BLOCK)?;
+                let found = lstc_models::Quantised::packed(integers, steps, zeros, shape, bits.count(), BLOCK)?;
                 let (found, scales) = (floats(found.dequantised())?, floats(weight(scales)?.clone())?);
                 let blocks = inputs.div_ceil(BLOCK);
                 let turned = |i: usize| (i % outputs, i / outputs);
@@ -232,7 +232,14 @@ impl Pass for Quantise {
         // Of the backbone's own head only a distilled loss has a use.
         let with_head = module.options.backbone.quantise_head && module.options.loss.distill > 0.0;
         let Products { plain, others } = products(&module.graph, &module.anatomy, with_head);
-        let kept = kept(&module.graph, &plain, module.options.backbone.kept.as_deref().unwrap_or_default())?;
+        let named = |what, names: &Option<Vec<String>>| {
+            named(&module.graph, &plain, what, names.as_deref().unwrap_or_default())
+        };
+        let kept = named("kept", &module.options.backbone.kept)?;
+        let in_8_bits = named("in_8_bits", &module.options.backbone.in_8_bits)?;
+        if precision != Precision::Int4 && !in_8_bits.is_empty() {
+            return Err(vec![format!("backbone.in_8_bits is of an int4 backbone, and this one is {precision}")]);
+        }
         let first = module.graph.node_ids().map(NodeId::index).max().map_or(0, |last| last + 1);
         let values = module.graph.value_ids().count();
         module.unquantised = Some(Arc::new(module.graph.clone()));
@@ -248,7 +255,8 @@ impl Pass for Quantise {
             if kept.contains(&product.y) {
                 replacing.done.kept.push(product.y);
             } else {
-                replacing.replace(product).map_err(|problem| vec![problem])?;
+                let bits = if in_8_bits.contains(&product.y) { BlockBits::Eight } else { BlockBits::Four };
+                replacing.replace(product, bits).map_err(|problem| vec![problem])?;
             }
         }
         let Replacing { mut done, .. } = replacing;
@@ -263,17 +271,39 @@ impl Pass for Quantise {
 }
 
 /// The products of these names.
-fn kept(graph: &Graph, products: &[Product], names: &[String]) -> Result<Vec<ValueId>, Vec<String>> {
-    let (mut kept, mut unknown) = (Vec::new(), Vec::new());
+fn named(graph: &Graph, products: &[Product], what: &str, names: &[String]) -> Result<Vec<ValueId>, Vec<String>> {
+    let (mut found, mut unknown) = (Vec::new(), Vec::new());
     for name in names {
         match products.iter().find(|p| graph.value(p.y).name == *name) {
-            Some(product) => kept.push(product.y),
+            Some(product) => found.push(product.y),
             None => {
-                unknown.push(format!("backbone.kept names `{name}`, which no product with a constant matrix makes"))
+                unknown.push(format!("backbone.{what} names `{name}`, which no product with a constant matrix makes"))
             }
         }
     }
-    if unknown.is_empty() { Ok(kept) } else { Err(unknown) }
+    if unknown.is_empty() { Ok(found) } else { Err(unknown) }
+}
+
+/// What products would make in 8 bits by blocks, each beside what makes it in the graph: values that nobody reads. `None` for
+/// one whose matrix the type cannot hold.
+///
+/// # Errors
+/// From the store.
+pub fn in_8_bits(graph: &mut Graph, store: &Store, products: &[Product]) -> Result<Vec<Option<ValueId>>, String> {
+    let mut replacing = Replacing {
+        precision: Precision::Int4,
+        form: Int8Weights::default(),
+        store,
+        b: Builder::new(graph, QUANTISE),
+        matrices: HashMap::new(),
+        done: Quantised::default(),
+    };
+    let mut made = |product: &Product| {
+        let Some(dtype) = replacing.b.dtype(product.y) else { return Ok(None) };
+        let matrix = replacing.matrix(product, None, BlockBits::Eight)?;
+        Ok(matrix.map(|matrix| replacing.emit(product.x, dtype, matrix)))
+    };
+    products.iter().map(&mut made).collect()
 }
 
 /// Products that are being replaced.
@@ -282,13 +312,13 @@ struct Replacing<'m> {
     form: Int8Weights,
     store: &'m Store,
     b: Builder<'m>,
-    /// By the constant and whether it is turned; `None` for one that the type cannot hold.
-    matrices: HashMap<(ValueId, bool), Option<NewMatrix>>,
+    /// By the constant, whether it is turned, and its bits in blocks; `None` for one that the type cannot hold.
+    matrices: HashMap<(ValueId, bool, BlockBits), Option<NewMatrix>>,
     done: Quantised,
 }
 
 impl Replacing<'_> {
-    fn replace(&mut self, product: Product) -> Result<(), String> {
+    fn replace(&mut self, product: Product, bits: BlockBits) -> Result<(), String> {
         let (x, y) = self.b.read(|g| (g.value(product.x).dtype, g.value(product.y).dtype));
         let (Some(x), Some(y)) = (x, y) else {
             self.done.others += 1;
@@ -305,16 +335,7 @@ impl Replacing<'_> {
             self.done.others += 1;
             return Ok(());
         }
-        let key = (product.weight, product.orientation == Orientation::OutIn);
-        let matrix = match self.matrices.get(&key) {
-            Some(matrix) => *matrix,
-            None => {
-                let matrix = self.matrix(&product, wanted)?;
-                self.matrices.insert(key, matrix);
-                matrix
-            }
-        };
-        let Some(matrix) = matrix else {
+        let Some(matrix) = self.matrix(&product, wanted, bits)? else {
             self.done.unfit.push(product.y);
             return Ok(());
         };
@@ -326,8 +347,23 @@ impl Replacing<'_> {
         Ok(())
     }
 
-    /// Makes the constants of a matrix; `None` where the type cannot hold it.
-    fn matrix(&mut self, product: &Product, wanted: Option<DType>) -> Result<Option<NewMatrix>, String> {
+    /// The constants of a matrix, made once; `None` where the type cannot hold it.
+    fn matrix(
+        &mut self,
+        product: &Product,
+        wanted: Option<DType>,
+        bits: BlockBits,
+    ) -> Result<Option<NewMatrix>, String> {
+        let key = (product.weight, product.orientation == Orientation::OutIn, bits);
+        if let Some(matrix) = self.matrices.get(&key) {
+            return Ok(*matrix);
+        }
+        let matrix = self.made(product, wanted, bits)?;
+        self.matrices.insert(key, matrix);
+        Ok(matrix)
+    }
+
+    fn made(&mut self, product: &Product, wanted: Option<DType>, bits: BlockBits) -> Result<Option<NewMatrix>, String> {
         let name = self.b.read(|g| g.value(product.weight).name.clone());
         let weight = self.b.read(|g| g.weight(product.weight).cloned()).expect("products are with constants");
         if wanted == Some(weight.dtype()) && product.orientation == Orientation::InOut {
@@ -353,13 +389,15 @@ impl Replacing<'_> {
         let matrix = match (self.precision, wanted) {
             (_, Some(to)) => NewMatrix::Float(add(to.name(), to, &dims, floats.cast(to))?),
             (Precision::Int4, _) => {
-                let Nibbles { blocks, integers, scales, zeros } = floats.int4();
+                let Blocks { blocks, integers, scales, zeros } = floats.blocks(bits);
                 let outputs = floats.outputs;
-                NewMatrix::Int4 {
-                    integers: add("int4", DType::U8, &[outputs, blocks, BLOCK / 2], integers)?,
+                let name = format!("int{}", bits.count());
+                NewMatrix::Blocks {
+                    integers: add(&name, DType::U8, &[outputs, blocks, bits.bytes()], integers)?,
                     scales: add("scales", DType::F32, &[outputs * blocks], f32s(&scales))?,
                     zeros: zeros.map(|z| add("zeros", DType::U8, &[outputs * blocks.div_ceil(2)], z)).transpose()?,
                     dims,
+                    bits,
                 }
             }
             _ => {
@@ -396,11 +434,11 @@ impl Replacing<'_> {
                 let scale = last("Mul", &[quantised[1], scales], Attributes::none());
                 cast(last("Mul", &[b.cast(sums, DType::F32), scale], Attributes::none()), DType::F32)
             }
-            NewMatrix::Int4 { integers, scales, zeros, dims: [inputs, outputs] } => {
+            NewMatrix::Blocks { integers, scales, zeros, dims: [inputs, outputs], bits } => {
                 let attributes = Attributes::none()
                     .int("K", inputs as i64)
                     .int("N", outputs as i64)
-                    .int("bits", 4)
+                    .int("bits", bits.count() as i64)
                     .int("block_size", BLOCK as i64)
                     .int("accuracy_level", 4);
                 let operands: Vec<ValueId> =

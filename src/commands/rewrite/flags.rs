@@ -111,14 +111,17 @@ struct BackboneFlags {
     ///
     /// int8: on a CPU; the fastest there with VNNI, and a quarter of the memory for weights. Activations are quantised as the
     /// graph runs, over the range of a whole batch, so results depend a little on what else is in the batch.
-    /// int4: where memory is short: an eighth of it, slower than int8, and several times its error, which --max-tap-error bounds.
+    /// int4: where memory is short: an eighth of it, or a quarter for products that need 8 bits, and slower than int8.
     /// fp16, bf16: on CUDA; of T5, fp16 may overflow where bf16 does not. On a CPU both compute in f32.
     /// fp32: where the model was exported in fp16 and the device is a CPU.
     #[arg(long, value_name = "TYPE")]
     backbone: Option<Wanted>,
 
-    /// Keep products as they are in the source where the relative error of a tap would exceed this, as in 0.05; which ones
-    /// is measured, and recorded [default: keep none]
+    /// Take more bits for products where the relative error of a tap would exceed this, as in 0.05; for which ones is
+    /// measured, and recorded [default: 0.03 for int4, 1 for others]
+    ///
+    /// More bits are 8 in an int4 backbone, and the source's own type in others, and where 8 are not enough. From 1 on there is
+    /// no limit, and nothing to measure.
     #[arg(long, value_name = "ERROR", allow_negative_numbers = true)]
     max_tap_error: Option<f64>,
 
@@ -258,10 +261,10 @@ impl MethodFlags {
         self.step.apply(options);
     }
 
-    pub fn measuring<'r>(&'r self, earlier: &'r Config) -> Measuring<'r> {
+    pub fn measuring<'r>(&'r self, earlier: &'r Config, progress: &'r dyn Fn(usize, usize)) -> Measuring<'r> {
         let BackboneFlags { backbone, sample, device, .. } = &self.backbone;
         let fastest_on = (*backbone == Some(Wanted::Auto)).then_some(*device);
-        Measuring { sample: sample.as_deref(), earlier: Some(earlier), fastest_on }
+        Measuring { sample: sample.as_deref(), earlier: Some(earlier), fastest_on, progress: Some(progress) }
     }
 }
 
@@ -290,7 +293,7 @@ impl BackboneFlags {
         options.int8_weights = self.int8_weights.or(options.int8_weights);
         options.max_tap_error = self.max_tap_error.or(options.max_tap_error);
         if *options != before || self.sample.is_some() {
-            options.kept = None;
+            options.forget();
         }
     }
 }

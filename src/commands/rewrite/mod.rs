@@ -3,6 +3,7 @@
 mod flags;
 mod summary;
 
+use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,7 +12,7 @@ use anyhow::{Context, anyhow};
 use lstc_graph::listing;
 use lstc_passes::{Module, Timing};
 
-use crate::report::{self, Exit, Format, Hinted};
+use crate::report::{self, Exit, Format, Hinted, ProgressLine};
 use crate::rewrite::config::{Config, annotated};
 use crate::rewrite::manifest::{self, SourceFile, model_of};
 use crate::rewrite::{Backbone, Request, SourceModel, compile, rewrite_with, source_file};
@@ -165,8 +166,14 @@ impl Rewrite {
             None => {
                 let output = self.place()?;
                 let request = Request { model, options, training: config.training(), output, force: self.force };
-                let measuring = self.method.measuring(&config);
-                let written = rewrite_with(request, self.backbone(), measuring, show)?;
+                let line = RefCell::new(ProgressLine::default());
+                let progress = |done, of| {
+                    line.borrow_mut().bar("error by block", done as u64, of as u64, format!("{done} of {of}"));
+                };
+                let measuring = self.method.measuring(&config, &progress);
+                let written = rewrite_with(request, self.backbone(), measuring, show);
+                line.borrow_mut().clear();
+                let written = written?;
                 report::data(&Summary::new(output, &written), self.format)?;
                 written.warnings.iter().for_each(report::warning);
                 self.warn_of_import(&config);

@@ -92,8 +92,9 @@ impl Bench<'_> {
             precision: self.precision,
             int8_weights: self.options.backbone.int8_weights,
             quantise_head: false,
-            max_tap_error: None,
+            max_tap_error: Some(BackboneOptions::NO_LIMIT),
             kept: Some(kept),
+            in_8_bits: None,
         };
         let options = Options { backbone: decided(backbone), ..self.options.clone() };
         let mut module = Module::new(graph.clone(), anatomy.clone(), options).map_err(|p| anyhow!(p.join("; ")))?;

@@ -4,8 +4,8 @@
 //! over that of the squares of these.
 
 mod auto;
-mod keep;
 mod measure;
+mod more_bits;
 mod sample;
 
 use std::fmt;
@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::report::Bytes;
 pub use auto::{Candidate, fastest};
-pub use keep::keep;
 pub use measure::{Measured, measure};
+pub use more_bits::more_bits;
 pub use sample::{Given, Sample};
 
 /// What became of the backbone's products, and what it cost: a part of the manifest.
@@ -46,7 +46,7 @@ pub struct Quantised {
 impl Quantised {
     pub(super) fn new(module: &Module, sample: Sample, measured: Measured) -> Option<Quantised> {
         let quantised = module.quantised.as_ref()?;
-        let limit = module.options.backbone.max_tap_error;
+        let limit = module.options.backbone.limit();
         let within = |limit: f64| measured.taps.iter().all(|tap| tap.error <= limit);
         Some(Quantised {
             taken: quantised.products.len(),
@@ -83,13 +83,17 @@ pub fn int8_weights() -> Int8Weights {
     Int8Weights::Signed
 }
 
-/// The options with what depends on this machine decided.
+/// The options with what is left open decided: by this machine, and by the precision.
 pub(super) fn decided(backbone: BackboneOptions) -> BackboneOptions {
     let int8_weights = match backbone.precision {
         Precision::Int8 => backbone.int8_weights.or_else(|| Some(int8_weights())),
         _ => None,
     };
-    BackboneOptions { int8_weights, ..backbone }
+    let max_tap_error = match backbone.precision {
+        Precision::Int4 => backbone.max_tap_error.or(Some(BackboneOptions::INT4_ERROR)),
+        _ => backbone.max_tap_error,
+    };
+    BackboneOptions { int8_weights, max_tap_error, ..backbone }
 }
 
 /// The largest error of the taps, and the one in the middle.
@@ -118,9 +122,11 @@ impl fmt::Display for Told<'_> {
             Bytes(q.bytes_after),
             Bytes(q.bytes_before)
         )?;
-        let kept = backbone.kept.as_deref().unwrap_or_default();
-        if !kept.is_empty() {
-            writeln!(f, "  {} kept as they are: {}", kept.len(), kept.join(", "))?;
+        for (names, how) in [(&backbone.in_8_bits, "of them in 8 bits"), (&backbone.kept, "kept as they are")] {
+            let names = names.as_deref().unwrap_or_default();
+            if !names.is_empty() {
+                writeln!(f, "  {} {how}: {}", names.len(), names.join(", "))?;
+            }
         }
         if !q.unfit.is_empty() {
             writeln!(f, "  {} that {} cannot hold: {}", q.unfit.len(), backbone.precision, q.unfit.join(", "))?;

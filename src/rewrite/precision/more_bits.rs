@@ -1,0 +1,263 @@
+//! Which products take more bits than the precision has, so that no tap's error exceeds a limit.
+//!
+//! Blocks are walked in the order of computation, each from what the blocks before it give by now. Where the error of a
+//! block's output exceeds the limit, that product takes more bits which alone lowers the error most by it, then the next, until
+//! the limit holds or no product helps. What a block inherits none of its own products can lower: where the limit does not hold in
+//! the end, the walk begins anew with a lower one for each block.
+//!
+//! More bits are the source's own type. Of an int4 backbone they are 8; where these do not do, walks are made in which
+//! what 8 bits do not bring below the limit takes the source's type.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use anyhow::anyhow;
+use lstc_graph::{Attributes, Builder, Graph, Origin, ValueId};
+use lstc_passes::Module;
+use lstc_passes::options::Precision;
+use lstc_passes::quantise::{Product, by_block, in_8_bits};
+
+use super::measure::{Bench, Squares};
+use super::sample::Feeds;
+use crate::runtime::{Runtime, Tensor};
+use crate::verify::{give, run};
+
+/// A product takes more bits where that lowers the error by at least this share of it.
+const WORTH: f64 = 0.01;
+
+/// How often the walk is made, and how much lower the limit of each is than that of the one before.
+const WALKS: i32 = 5;
+const LOWER: f64 = 0.7;
+
+/// Products by the names of what they make.
+#[derive(Clone, Debug, Default)]
+pub struct MoreBits {
+    /// Those that stay as in the source.
+    pub kept: Vec<String>,
+    /// Those in 8 bits, of an int4 backbone.
+    pub in_8_bits: Option<Vec<String>>,
+}
+
+/// The products that take more bits in a module whose backbone is quantised as a whole: the first choice that holds the limit,
+/// or the one that comes closest. `progress` hears the blocks that a walk is through with, and how many there are.
+///
+/// # Errors
+/// A graph that does not run; from the file system.
+pub fn more_bits(
+    runtime: &'static Runtime,
+    module: &Module,
+    feeds: &Feeds,
+    limit: f64,
+    scratch: &Path,
+    progress: Option<&dyn Fn(usize, usize)>,
+) -> anyhow::Result<MoreBits> {
+    let Some(quantised) = &module.quantised else { return Ok(MoreBits::default()) };
+    let taken: Vec<Product> = quantised.products.iter().map(|p| p.source.clone()).collect();
+    let mut graph = module.graph.clone();
+    let mut eights = HashMap::new();
+    let is_int4 = module.options.backbone.precision == Precision::Int4;
+    if is_int4 {
+        let values = in_8_bits(&mut graph, &module.store, &taken).map_err(|problem| anyhow!(problem))?;
+        eights.extend(taken.iter().zip(values).filter_map(|(product, value)| Some((product.y, value?))));
+    }
+    let bench = Bench::new(runtime, scratch, &[module.source(), &graph])?;
+    let wanted = source(module, &bench, feeds)?;
+    let levels = [Level::Eight, Level::Source];
+    let tries = if is_int4 { [&levels[..1], &levels].to_vec() } else { vec![&levels[1..]] };
+    let mut best = (f64::INFINITY, Chosen::new());
+    'tries: for levels in tries {
+        for attempt in 0..WALKS {
+            let state = feeds.clone();
+            let mut walk = Walk {
+                module,
+                graph: &graph,
+                eights: &eights,
+                levels,
+                bench: &bench,
+                state,
+                cut: Vec::new(),
+                progress,
+            };
+            let (worst, chosen) = walk.through(&taken, &wanted, limit * LOWER.powi(attempt))?;
+            let gained = worst < best.0 * (1.0 - WORTH);
+            if worst < best.0 {
+                best = (worst, chosen);
+            }
+            if worst <= limit {
+                break 'tries;
+            }
+            if !gained && attempt > 0 {
+                break;
+            }
+        }
+    }
+    let (_, chosen) = best;
+    let names = |level: Level| {
+        let of_level = chosen.iter().filter(|(_, at)| *at == level);
+        of_level.map(|(product, _)| module.graph.value(product.y).name.clone()).collect()
+    };
+    Ok(MoreBits { kept: names(Level::Source), in_8_bits: is_int4.then(|| names(Level::Eight)) })
+}
+
+/// What more bits are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Level {
+    Eight,
+    Source,
+}
+
+/// Products with more bits, each once.
+type Chosen<'p> = Vec<(&'p Product, Level)>;
+
+/// With one of them at another level.
+fn with<'p>(chosen: &Chosen<'p>, product: &'p Product, level: Level) -> Chosen<'p> {
+    let others = chosen.iter().filter(|(other, _)| other.y != product.y);
+    others.copied().chain([(product, level)]).collect()
+}
+
+/// Every block's output in the source, for each batch.
+fn source(module: &Module, bench: &Bench, feeds: &Feeds) -> anyhow::Result<Vec<Vec<Tensor>>> {
+    let mut graph = module.source().clone();
+    let outputs: Vec<ValueId> = module.anatomy.towers.iter().flat_map(|t| t.blocks.iter().map(|b| b.output)).collect();
+    let names = give(&mut graph, &outputs);
+    let mut session = bench.session(&graph.slice(&graph.outputs), true)?;
+    feeds.iter().map(|feed| run(&mut session, feed, &names)).collect()
+}
+
+/// Where the walk is: what is known of the values behind it.
+struct Walk<'m> {
+    module: &'m Module,
+    /// The module's, with the products in 8 bits beside those in 4.
+    graph: &'m Graph,
+    /// What a product makes in 8 bits, by what it makes.
+    eights: &'m HashMap<ValueId, ValueId>,
+    levels: &'m [Level],
+    bench: &'m Bench<'m>,
+    /// For each batch the model's inputs, and the values of the cut.
+    state: Feeds,
+    /// Values that are given instead of computed.
+    cut: Vec<ValueId>,
+    progress: Option<&'m dyn Fn(usize, usize)>,
+}
+
+impl Walk<'_> {
+    /// Walks all blocks; the largest error, and the products with more bits.
+    fn through<'p>(
+        &mut self,
+        taken: &'p [Product],
+        wanted: &[Vec<Tensor>],
+        limit: f64,
+    ) -> anyhow::Result<(f64, Chosen<'p>)> {
+        let places = by_block(self.module.source(), &self.module.anatomy, taken);
+        let (mut worst, mut chosen, mut at) = (0.0_f64, Vec::new(), 0);
+        for (tower, blocks) in self.module.anatomy.towers.iter().zip(&places) {
+            for (block, own) in tower.blocks.iter().zip(blocks) {
+                let reference: Vec<&Tensor> = wanted.iter().map(|w| &w[at]).collect();
+                at += 1;
+                let own: Vec<&Product> = own.iter().map(|i| &taken[*i]).collect();
+                let (error, of_block) = self.block(block.output, &own, &reference, limit)?;
+                worst = worst.max(error);
+                chosen.extend(of_block);
+                if let Some(progress) = self.progress {
+                    progress(at, places.iter().flatten().count());
+                }
+            }
+            self.step(tower.output, &Vec::new())?;
+        }
+        Ok((worst, chosen))
+    }
+
+    /// A block's error, and its products with more bits; the walk goes on behind it.
+    fn block<'p>(
+        &mut self,
+        output: ValueId,
+        own: &[&'p Product],
+        wanted: &[&Tensor],
+        limit: f64,
+    ) -> anyhow::Result<(f64, Chosen<'p>)> {
+        let mut chosen = Vec::new();
+        let mut error = self.error(output, &chosen, wanted)?;
+        for level in self.levels {
+            if error <= limit {
+                break;
+            }
+            for product in self.ranked(output, own, (&chosen, *level), wanted, error)? {
+                chosen = with(&chosen, product, *level);
+                error = self.error(output, &chosen, wanted)?;
+                if error <= limit {
+                    break;
+                }
+            }
+        }
+        self.step(output, &chosen)?;
+        Ok((error, chosen))
+    }
+
+    /// The products of a block that lower its error at a level, the one that does so most first.
+    fn ranked<'p>(
+        &self,
+        output: ValueId,
+        own: &[&'p Product],
+        (chosen, level): (&Chosen<'p>, Level),
+        wanted: &[&Tensor],
+        error: f64,
+    ) -> anyhow::Result<Vec<&'p Product>> {
+        let changed = |product: &'p Product| Ok((self.error(output, &with(chosen, product, level), wanted)?, product));
+        let mut ranked: Vec<(f64, &Product)> = own.iter().map(|p| changed(p)).collect::<anyhow::Result<_>>()?;
+        // What is infinite may take more than one product.
+        ranked.retain(|(left, _)| error.is_infinite() || *left < error * (1.0 - WORTH));
+        ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
+        Ok(ranked.into_iter().map(|(_, product)| product).collect())
+    }
+
+    fn error(&self, output: ValueId, chosen: &Chosen, wanted: &[&Tensor]) -> anyhow::Result<f64> {
+        let mut squares = Squares::default();
+        for (found, wanted) in self.values(output, chosen, true)?.iter().zip(wanted) {
+            squares.add(found, wanted);
+        }
+        Ok(squares.relative())
+    }
+
+    /// Computes a value, from which the walk goes on.
+    fn step(&mut self, output: ValueId, chosen: &Chosen) -> anyhow::Result<()> {
+        let values = self.values(output, chosen, false)?;
+        let name = &self.module.graph.value(output).name;
+        for (state, value) in self.state.iter_mut().zip(values) {
+            state.push((name.clone(), value));
+        }
+        self.cut.push(output);
+        Ok(())
+    }
+
+    /// A value for each batch, in f32 where it is to be compared.
+    fn values(&self, output: ValueId, chosen: &Chosen, compared: bool) -> anyhow::Result<Vec<Tensor>> {
+        let mut graph = self.graph.clone();
+        for (product, level) in chosen {
+            match (level, self.eights.get(&product.y)) {
+                (Level::Eight, Some(value)) => graph.redirect(product.y, *value),
+                (Level::Eight, None) => {}
+                (Level::Source, _) => read_source(&mut graph, self.module.source(), product),
+            }
+        }
+        for value in &self.cut {
+            graph.give(*value);
+        }
+        let names = match compared {
+            true => give(&mut graph, &[output]),
+            false => {
+                graph.outputs = vec![output];
+                vec![graph.value(output).name.clone()]
+            }
+        };
+        let mut session = self.bench.session(&graph.slice(&graph.outputs), false)?;
+        self.state.iter().map(|state| Ok(run(&mut session, state, &names)?.swap_remove(0))).collect()
+    }
+}
+
+/// Who reads a product reads the source's own.
+fn read_source(graph: &mut Graph, source: &Graph, product: &Product) {
+    let operands: Vec<ValueId> = source.node(product.node).inputs.iter().flatten().copied().collect();
+    let b = Builder::new(graph, Origin::SOURCE);
+    let value = b.op("MatMul", &operands, Attributes::none());
+    graph.redirect(product.y, value);
+}
