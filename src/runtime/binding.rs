@@ -1,6 +1,9 @@
 //! Values that stay on a session's device from run to run, and runs that read and write them in place.
 
+use std::ptr::{self, NonNull};
+
 use ndarray::{ArrayBase, ArrayD, Data, IxDyn};
+use ort::AsPointer as _;
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::IoBinding;
 use ort::session::Session as OrtSession;
@@ -19,6 +22,21 @@ pub struct DeviceTensor {
     device: Device,
 }
 
+/// A tensor as an allocator gives it. [`ort::value::Tensor::new`] would clear it, which takes as long as to fill it.
+fn raw(allocator: &Allocator, dims: &[usize]) -> ort::Result<ort::value::Tensor<f32>> {
+    let shape: Vec<i64> = dims.iter().map(|size| i64::try_from(*size).unwrap_or(i64::MAX)).collect();
+    let mut value = ptr::null_mut();
+    // SAFETY: the call follows the C API: the shape is read, and the value, which is f32's, is the caller's. Memory that the library
+    // gave holds numbers of some kind, whatever they are.
+    unsafe {
+        let create = ort::api().CreateTensorAsOrtValue;
+        let kind = ort::sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+        ort::Error::result_from_status(create(allocator.ptr().cast_mut(), shape.as_ptr(), shape.len(), kind, &mut value))?;
+        let value = NonNull::new(value).ok_or_else(|| ort::Error::new("no tensor was made"))?;
+        Ok(ort::value::Tensor::from_ptr(value, Some(allocator)))
+    }
+}
+
 impl DeviceTensor {
     /// Whoever makes one writes to all of it first: what it holds before is nothing to build on.
     fn new(session: &OrtSession, device: Device, dims: &[usize]) -> Result<DeviceTensor> {
@@ -33,8 +51,14 @@ impl DeviceTensor {
 
     /// As [`DeviceTensor::new`], of an allocator of this device.
     pub(super) fn within(allocator: &Allocator, device: Device, dims: &[usize]) -> Result<DeviceTensor> {
-        let value = ort::value::Tensor::new(allocator, dims.to_vec()).map_err(Error::run)?;
-        Ok(DeviceTensor { value, dims: dims.to_vec(), device })
+        let value = raw(allocator, dims).map_err(Error::run)?;
+        let mut tensor = DeviceTensor { value, dims: dims.to_vec(), device };
+        if cfg!(debug_assertions)
+            && let Some(numbers) = tensor.numbers_mut()
+        {
+            numbers.fill(f32::NAN);
+        }
+        Ok(tensor)
     }
 
     /// The numbers, in row-major order, of a tensor in the host's memory.

@@ -49,9 +49,8 @@ pub fn mixed(
     let dy = g.fit(dy, y(node));
     // The axis of a head's numbers, in v and in y.
     let axis = if queries_last { rank - 2 } else { rank - 1 };
-    let slope = g.b.reduce_sum(g.b.mul(dy, y(node)), &[axis as i64], true);
+    let (left, slope) = with_slope(g, dy, y(node), axis, uses);
     let p = if g.options.recompute_attention { again(g, p, slope).unwrap_or(p) } else { p };
-    let left = g.b.concat(&[dy, g.b.neg(slope)], axis as i64);
     let sides: Vec<Side> = (0..rank).map(|i| if i == axis { Side::One } else { Side::Of(i) }).collect();
     let ones = g.ones(v, &sides);
     let right = g.b.concat(&[v, ones], axis as i64);
@@ -69,6 +68,31 @@ pub fn mixed(
         gradients.extend(mat_mul(g, &node, dy, &values_alone)[of_v].map(|gradient| (v, gradient)));
     }
     Some(gradients)
+}
+
+/// `[dy, -sum(dy y)]`, and the sum. Of y that is a part of what others make too, as heads in groups are, this is a part of what
+/// is computed of the whole at once.
+fn with_slope(g: &mut Backward, dy: ValueId, y: ValueId, axis: usize, uses: &Uses) -> (ValueId, ValueId) {
+    let extended = |g: &Backward, dy, y| {
+        let slope = g.b.reduce_sum(g.b.mul(dy, y), &[axis as i64], true);
+        (g.b.concat(&[dy, g.b.neg(slope)], axis as i64), slope)
+    };
+    let whole = g.b.read(|graph| {
+        let [(concat, place)] = uses.of(y) else { return None };
+        let concat = graph.node(*concat);
+        let (split, part) = graph.producer_of(dy)?;
+        let split = graph.node(split);
+        let along = concat.attributes.get_int("axis")?;
+        let sizes = graph.weight(split.input(1)?)?.to_i64()?;
+        let alike = concat.is("Concat") && split.is("Split") && split.attributes.get_int("axis") == Some(along);
+        let of_parts = part == *place && sizes.len() == concat.inputs.len() && usize::try_from(along).ok()? < axis;
+        (alike && of_parts).then(|| Some((split.input(0)?, concat.output(0)?, part, sizes, along)))?
+    });
+    let Some((dys, ys, part, sizes, along)) = whole else { return extended(g, dy, y) };
+    let (all, slope) = extended(g, dys, ys);
+    let (left, mut shape) = (g.b.split(all, &sizes, along)[part], g.shape(dy));
+    shape[axis] = (shape[axis].clone() + Dim::Value(1)).simplify();
+    (g.b.shaped(left, &shape), slope)
 }
 
 /// What a softmax along the last axis is taken of.

@@ -229,6 +229,9 @@ impl Pass for Quantise {
             let problem = format!("bf16 needs opset {BF16_OPSET}, and the model is of opset {opset}: export it again");
             return Err(vec![problem]);
         }
+        if precision != Precision::Int4 && module.options.backbone.in_8_bits.as_ref().is_some_and(|p| !p.is_empty()) {
+            return Err(vec![format!("backbone.in_8_bits is of an int4 backbone, and this one is {precision}")]);
+        }
         // Of the backbone's own head only a distilled loss has a use.
         let with_head = module.options.backbone.quantise_head && module.options.loss.distill > 0.0;
         let Products { plain, others } = products(&module.graph, &module.anatomy, with_head);
@@ -237,9 +240,6 @@ impl Pass for Quantise {
         };
         let kept = named("kept", &module.options.backbone.kept)?;
         let in_8_bits = named("in_8_bits", &module.options.backbone.in_8_bits)?;
-        if precision != Precision::Int4 && !in_8_bits.is_empty() {
-            return Err(vec![format!("backbone.in_8_bits is of an int4 backbone, and this one is {precision}")]);
-        }
         let first = module.graph.node_ids().map(NodeId::index).max().map_or(0, |last| last + 1);
         let values = module.graph.value_ids().count();
         module.unquantised = Some(Arc::new(module.graph.clone()));
