@@ -182,7 +182,7 @@ fn what_is_not_as_the_pass_left_it_breaks_the_third_invariant() {
         module.check().expect_err("it was changed").join("\n")
     };
     let first = |module: &Module| module.quantised.as_ref().expect("it was quantised").products[0].clone();
-    let attribute = broken(&|m| m.graph.set_attribute(first(m).by, "block_size", Attribute::Int(16)));
+    let attribute = broken(&|m| m.graph.set_attribute(first(m).remade[0].by, "block_size", Attribute::Int(16)));
     assert!(attribute.contains("of pass quantise was changed"), "{attribute}");
     let constant = broken(&|m| {
         let NewMatrix::Blocks { scales, .. } = first(m).matrix else { panic!("it is in 4 bits") };
@@ -195,7 +195,7 @@ fn what_is_not_as_the_pass_left_it_breaks_the_third_invariant() {
     assert!(constant.contains("of pass quantise was changed"), "{constant}");
     let operand = broken(&|m| {
         let other = m.anatomy.towers[0].blocks[0].input;
-        let by = first(m).by;
+        let by = first(m).remade[0].by;
         m.graph.reconnect(by, 0, other);
     });
     assert!(operand.contains("of pass quantise was changed"), "{operand}");

@@ -1,6 +1,6 @@
 //! What passes work on: the graph, what is known of it, and what has been made so far.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use lstc_graph::{Dim, Graph, NodeId, Origin, Role, Source, ValueId};
@@ -11,7 +11,7 @@ use crate::fold::Folded;
 use crate::initial::Initial;
 use crate::options::Options;
 use crate::plan::{Group, Plan, PlannedParameter};
-use crate::quantise::{QUANTISE, Quantised, QuantisedHead, Store};
+use crate::quantise::{QUANTISE, Quantised, QuantisedHead, Remade, Store};
 
 /// Where in a tower a hidden state is tapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -191,8 +191,8 @@ impl Module {
     /// 1. No frozen value depends on a trainable parameter.
     /// 2. No new node reads a backbone value other than a tap, a mask, bucket indices or the frozen head weight.
     /// 3. The backbone's nodes are the source model's, unchanged, and those that restate fused ones. A value that fixed
-    ///    sizes decide may be a constant, and its node gone. Where another precision was asked for, a product may be
-    ///    made by the nodes that the pass `quantise` recorded for it, and by no others.
+    ///    sizes decide may be a constant, and its node gone. Where another precision was asked for, a product, or the heads
+    ///    that become of it, may be made by the nodes that the pass `quantise` recorded for it, and by no others.
     /// 4. Every value has an element type and a symbolic shape.
     ///
     /// # Errors
@@ -236,8 +236,9 @@ impl Module {
 
     fn check_backbone(&self, breaches: &mut Vec<String>) {
         let left: HashSet<NodeId> = self.graph.node_ids().collect();
-        let product = |y: ValueId| self.quantised.as_ref()?.product(y);
-        let replaced = |id: NodeId, y: ValueId| product(y).is_some_and(|p| p.source.node == id);
+        let remade: HashMap<ValueId, Remade> =
+            self.quantised.iter().flat_map(|q| q.remade().map(|r| (r.value, *r))).collect();
+        let replaced = |id: NodeId, value: ValueId| remade.get(&value).is_some_and(|r| r.source == id);
         for id in self.source.node_ids() {
             let before = self.source.node(id);
             if !left.contains(&id) {
@@ -260,7 +261,7 @@ impl Module {
             let same = match (&before.source, &after.source) {
                 (Source::Weight(a), Source::Weight(b)) => a.bytes().as_ptr() == b.bytes().as_ptr() || a == b,
                 (Source::Node(a, i), Source::Node(b, j)) => {
-                    (a, i) == (b, j) || *j == 0 && product(id).is_some_and(|p| p.by == *b && p.source.node == *a)
+                    (a, i) == (b, j) || *j == 0 && remade.get(&id).is_some_and(|r| r.by == *b && r.source == *a)
                 }
                 (Source::Input(_), Source::Input(role)) => *role == Role::Frozen,
                 (Source::Node(..), Source::Weight(_)) => self.is_folded(id),

@@ -31,7 +31,13 @@ fn raw(allocator: &Allocator, dims: &[usize]) -> ort::Result<ort::value::Tensor<
     unsafe {
         let create = ort::api().CreateTensorAsOrtValue;
         let kind = ort::sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-        ort::Error::result_from_status(create(allocator.ptr().cast_mut(), shape.as_ptr(), shape.len(), kind, &mut value))?;
+        ort::Error::result_from_status(create(
+            allocator.ptr().cast_mut(),
+            shape.as_ptr(),
+            shape.len(),
+            kind,
+            &mut value,
+        ))?;
         let value = NonNull::new(value).ok_or_else(|| ort::Error::new("no tensor was made"))?;
         Ok(ort::value::Tensor::from_ptr(value, Some(allocator)))
     }

@@ -88,7 +88,7 @@ struct Side {
 /// Values that no product in another precision goes into, and the others.
 fn behind_products(subject: &Subject, values: &[ValueId]) -> (Vec<ValueId>, Vec<ValueId>) {
     let module = &subject.module;
-    let products = module.quantised.iter().flat_map(|q| q.products.iter().map(|p| p.source.y));
+    let products = module.quantised.iter().flat_map(|q| q.remade().map(|r| r.value));
     let behind = module.graph.dependents(products);
     values.iter().partition(|v| !behind[v.index()])
 }

@@ -327,14 +327,10 @@ fn reduce_sum(g: &mut Backward, node: &Node, dy: ValueId, _: &[bool]) -> Contrib
 
 // y = max(x, 0)             dx = dy (y > 0)
 fn relu(g: &mut Backward, node: &Node, dy: ValueId, _: &[bool]) -> Contributions {
+    let passes = g.b.op("Greater", &[y(node), g.b.f32(0.0)], Attributes::none());
     // ONNX Runtime's Where takes ten times as long as a product.
     let dtype = g.b.dtype(dy).unwrap_or(DType::F32);
-    let passes = match dtype {
-        // min(max(alpha y, 0), 1): 1 for all that is positive and normal, in one pass.
-        DType::F32 => g.b.op("HardSigmoid", &[y(node)], Attributes::none().float("alpha", f32::MAX).float("beta", 0.0)),
-        _ => g.b.cast(g.b.op("Greater", &[y(node), g.b.f32(0.0)], Attributes::none()), dtype),
-    };
-    one(g.b.mul(dy, passes))
+    one(g.b.mul(dy, g.b.cast(passes, dtype)))
 }
 
 // y = x in another shape    dx = dy in x's shape

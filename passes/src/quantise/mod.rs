@@ -10,11 +10,13 @@
 //! no gradient enters the backbone, and no rule for one is needed. Ensures: each value that a product made is made by other
 //! nodes, under its name and of its type; what stays in the source's precision is what the options keep, and what cannot be
 //! taken: products that are fused or quantised already, matrices that the type cannot hold. An activation is quantised
-//! once for all products that read it. All else of the backbone is the source's own.
+//! once for all products that read it. What becomes of queries, keys and values in 8 bits on their way to their products is made
+//! anew with them ([`heads`]). All else of the backbone is the source's own.
 //!
 //! A matrix is read, quantised, handed to the module's store and released before the next one is.
 
 mod head;
+mod heads;
 pub mod matrix;
 mod product;
 
@@ -29,6 +31,7 @@ use crate::module::Module;
 use crate::options::{Int8Weights, Precision};
 use crate::pipeline::Pass;
 pub use head::{QuantiseHead, QuantisedHead};
+use heads::Heads;
 use matrix::{BLOCK, BlockBits, Blocks, Floats};
 pub use product::{Product, Products, by_block, products};
 
@@ -104,9 +107,18 @@ pub struct Quantised {
 #[derive(Clone, Debug)]
 pub struct QuantisedProduct {
     pub source: Product,
-    /// The node that makes the product's value.
-    pub by: NodeId,
     pub matrix: NewMatrix,
+    /// The values of the source that are made anew: the product's own, or, of one that makes heads, what becomes of it.
+    pub remade: Vec<Remade>,
+}
+
+/// A value of the source that another node makes.
+#[derive(Clone, Copy, Debug)]
+pub struct Remade {
+    pub value: ValueId,
+    /// The node that makes it in the source.
+    pub source: NodeId,
+    pub by: NodeId,
 }
 
 /// The constants of a product.
@@ -126,9 +138,9 @@ impl Quantised {
         self.products.len() + self.kept.len() + self.unfit.len() + self.others
     }
 
-    /// The product that makes a value of the source.
-    pub fn product(&self, y: ValueId) -> Option<&QuantisedProduct> {
-        self.products.iter().find(|p| p.source.y == y)
+    /// The values of the source that the products make anew.
+    pub fn remade(&self) -> impl Iterator<Item = &Remade> {
+        self.products.iter().flat_map(|product| &product.remade)
     }
 
     /// True for a value that a node of this pass makes for itself, or a constant of it.
@@ -240,6 +252,9 @@ impl Pass for Quantise {
         };
         let kept = named("kept", &module.options.backbone.kept)?;
         let in_8_bits = named("in_8_bits", &module.options.backbone.in_8_bits)?;
+        let blocks = module.anatomy.towers.iter().flat_map(|t| t.blocks.iter().flat_map(|b| [b.input, b.output]));
+        let needed = module.cut.iter().copied().chain(module.graph.outputs.iter().copied()).chain(blocks).collect();
+        let uses = module.graph.uses();
         let first = module.graph.node_ids().map(NodeId::index).max().map_or(0, |last| last + 1);
         let values = module.graph.value_ids().count();
         module.unquantised = Some(Arc::new(module.graph.clone()));
@@ -251,12 +266,17 @@ impl Pass for Quantise {
             matrices: HashMap::new(),
             done: Quantised { others, ..Quantised::default() },
         };
+        let heads = |b: &Builder, product: &Product| {
+            let heads = precision == Precision::Int8;
+            heads.then(|| b.read(|graph| Heads::of(graph, &uses, &needed, product))).flatten()
+        };
         for product in plain {
             if kept.contains(&product.y) {
                 replacing.done.kept.push(product.y);
             } else {
                 let bits = if in_8_bits.contains(&product.y) { BlockBits::Eight } else { BlockBits::Four };
-                replacing.replace(product, bits).map_err(|problem| vec![problem])?;
+                let heads = heads(&replacing.b, &product);
+                replacing.replace(product, bits, heads).map_err(|problem| vec![problem])?;
             }
         }
         let Replacing { mut done, .. } = replacing;
@@ -301,7 +321,7 @@ pub fn in_8_bits(graph: &mut Graph, store: &Store, products: &[Product]) -> Resu
     let mut made = |product: &Product| {
         let Some(dtype) = replacing.b.dtype(product.y) else { return Ok(None) };
         let matrix = replacing.matrix(product, None, BlockBits::Eight)?;
-        Ok(matrix.map(|matrix| replacing.emit(product.x, dtype, matrix)))
+        Ok(matrix.map(|matrix| replacing.emit(product.x, dtype, matrix, false)))
     };
     products.iter().map(&mut made).collect()
 }
@@ -318,7 +338,7 @@ struct Replacing<'m> {
 }
 
 impl Replacing<'_> {
-    fn replace(&mut self, product: Product, bits: BlockBits) -> Result<(), String> {
+    fn replace(&mut self, product: Product, bits: BlockBits, heads: Option<Heads>) -> Result<(), String> {
         let (x, y) = self.b.read(|g| (g.value(product.x).dtype, g.value(product.y).dtype));
         let (Some(x), Some(y)) = (x, y) else {
             self.done.others += 1;
@@ -340,10 +360,16 @@ impl Replacing<'_> {
             return Ok(());
         };
         self.b.scope(&format!("quantise/{}", self.b.read(|g| g.value(product.y).name.clone())));
-        let made = self.emit(product.x, y, matrix);
-        let by = self.b.read(|g| g.producer_of(made)).expect("a node was emitted").0;
-        self.b.edit(|g| g.remake(product.y, by));
-        self.done.products.push(QuantisedProduct { source: product, by, matrix });
+        let made = self.emit(product.x, y, matrix, heads.is_some());
+        let remade = match heads {
+            Some(heads) => heads.emit(&self.b, made),
+            None => {
+                let by = self.b.read(|g| g.producer_of(made)).expect("a node was emitted").0;
+                self.b.edit(|g| g.remake(product.y, by));
+                vec![Remade { value: product.y, source: product.node, by }]
+            }
+        };
+        self.done.products.push(QuantisedProduct { source: product, matrix, remade });
         Ok(())
     }
 
@@ -419,8 +445,9 @@ impl Replacing<'_> {
         Ok(Some(matrix))
     }
 
-    /// The value of a product, by a node of its own.
-    fn emit(&self, x: ValueId, y: DType, matrix: NewMatrix) -> ValueId {
+    /// The value of a product, by a node of its own; of an activation in 8 bits with its first two axes exchanged, where it is to
+    /// be `turned`.
+    fn emit(&self, x: ValueId, y: DType, matrix: NewMatrix, turned: bool) -> ValueId {
         let b = &self.b;
         let last = |op: &str, inputs: &[ValueId], attributes| b.unshared(op, inputs, attributes, 1)[0];
         let cast = |value: ValueId, from: DType| match from == y {
@@ -430,7 +457,8 @@ impl Replacing<'_> {
         match matrix {
             NewMatrix::Int8 { integers, scales, zero } => {
                 let quantised = b.op_n("DynamicQuantizeLinear", &[b.cast(x, DType::F32)], Attributes::none(), 3);
-                let sums = last("MatMulInteger", &[quantised[0], integers, quantised[2], zero], Attributes::none());
+                let activation = if turned { heads::turned(b, quantised[0]) } else { quantised[0] };
+                let sums = last("MatMulInteger", &[activation, integers, quantised[2], zero], Attributes::none());
                 let scale = last("Mul", &[quantised[1], scales], Attributes::none());
                 cast(last("Mul", &[b.cast(sums, DType::F32), scale], Attributes::none()), DType::F32)
             }

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::anyhow;
-use lstc_graph::{Attributes, Builder, Graph, Origin, ValueId};
+use lstc_graph::{Builder, Graph, Origin, ValueId};
 use lstc_passes::Module;
 use lstc_passes::options::Precision;
 use lstc_passes::quantise::{Product, by_block, in_8_bits};
@@ -236,7 +236,7 @@ impl Walk<'_> {
             match (level, self.eights.get(&product.y)) {
                 (Level::Eight, Some(value)) => graph.redirect(product.y, *value),
                 (Level::Eight, None) => {}
-                (Level::Source, _) => read_source(&mut graph, self.module.source(), product),
+                (Level::Source, _) => read_source(&mut graph, self.module, product),
             }
         }
         for value in &self.cut {
@@ -254,10 +254,14 @@ impl Walk<'_> {
     }
 }
 
-/// Who reads a product reads the source's own.
-fn read_source(graph: &mut Graph, source: &Graph, product: &Product) {
-    let operands: Vec<ValueId> = source.node(product.node).inputs.iter().flatten().copied().collect();
-    let b = Builder::new(graph, Origin::SOURCE);
-    let value = b.op("MatMul", &operands, Attributes::none());
-    graph.redirect(product.y, value);
+/// Who reads what became of a product reads what the source makes of it.
+fn read_source(graph: &mut Graph, module: &Module, product: &Product) {
+    let of_product = module.quantised.iter().flat_map(|q| &q.products).filter(|p| p.source.y == product.y);
+    for remade in of_product.flat_map(|p| &p.remade) {
+        let node = module.source().node(remade.source);
+        let operands: Vec<ValueId> = node.inputs.iter().flatten().copied().collect();
+        let b = Builder::new(graph, Origin::SOURCE);
+        let value = b.op(&node.op, &operands, node.attributes.clone());
+        graph.redirect(remade.value, value);
+    }
 }
