@@ -191,8 +191,8 @@ impl Module {
     /// 1. No frozen value depends on a trainable parameter.
     /// 2. No new node reads a backbone value other than a tap, a mask, bucket indices or the frozen head weight.
     /// 3. The backbone's nodes are the source model's, unchanged, and those that restate fused ones. A value that fixed
-    ///    sizes decide may be a constant, and its node gone. Where another precision was asked for, a product, or the heads
-    ///    that become of it, may be made by the nodes that the pass `quantise` recorded for it, and by no others.
+    ///    sizes decide may be a constant, and its node gone. Where another precision was asked for, a product, the heads that
+    ///    become of it, or a norm may be made by the nodes that the pass `quantise` recorded for it, and by no others.
     /// 4. Every value has an element type and a symbolic shape.
     ///
     /// # Errors

@@ -11,13 +11,15 @@
 //! nodes, under its name and of its type; what stays in the source's precision is what the options keep, and what cannot be
 //! taken: products that are fused or quantised already, matrices that the type cannot hold. An activation is quantised
 //! once for all products that read it. What becomes of queries, keys and values in 8 bits on their way to their products is made
-//! anew with them ([`heads`]). All else of the backbone is the source's own.
+//! anew with them ([`heads`]), and norms are written as ONNX Runtime fuses them ([`norms`]). All else of the backbone is the
+//! source's own.
 //!
 //! A matrix is read, quantised, handed to the module's store and released before the next one is.
 
 mod head;
 mod heads;
 pub mod matrix;
+mod norms;
 mod product;
 
 use std::collections::HashMap;
@@ -88,6 +90,8 @@ impl fmt::Debug for Store {
 pub struct Quantised {
     /// The products that were taken.
     pub products: Vec<QuantisedProduct>,
+    /// The norms that are written otherwise.
+    norms: Vec<Remade>,
     /// The products that stay because the options keep them.
     pub kept: Vec<ValueId>,
     /// The products whose matrix the type cannot hold.
@@ -138,9 +142,9 @@ impl Quantised {
         self.products.len() + self.kept.len() + self.unfit.len() + self.others
     }
 
-    /// The values of the source that the products make anew.
+    /// The values of the source that are made anew.
     pub fn remade(&self) -> impl Iterator<Item = &Remade> {
-        self.products.iter().flat_map(|product| &product.remade)
+        self.products.iter().flat_map(|product| &product.remade).chain(&self.norms)
     }
 
     /// True for a value that a node of this pass makes for itself, or a constant of it.
@@ -278,6 +282,9 @@ impl Pass for Quantise {
                 let heads = heads(&replacing.b, &product);
                 replacing.replace(product, bits, heads).map_err(|problem| vec![problem])?;
             }
+        }
+        if precision == Precision::Int8 {
+            replacing.done.norms = norms::quotients(&replacing.b, &uses, &needed);
         }
         let Replacing { mut done, .. } = replacing;
         let graph = &module.graph;
