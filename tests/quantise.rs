@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use cli::{lstc, stderr, stdout, text};
 use lstc::rewrite::compile;
 use lstc::rewrite::opened::runnable;
-use lstc::runtime::{Device, Tensor};
-use lstc_graph::{Attribute, Attributes, Builder, DType, DataFiles, Graph, Weight, encode, load};
+use lstc::runtime::{Device, Optimisation, Tensor};
+use lstc_graph::{Attribute, Attributes, Builder, DType, DataFiles, Graph, Origin, Weight, encode, load};
 use lstc_models::TowerKind;
 use lstc_passes::options::{BackboneOptions, Int8Weights, Precision};
 use lstc_passes::quantise::matrix::BlockBits;
@@ -173,6 +173,59 @@ fn an_activation_is_quantised_once_and_only_the_towers_products_are_taken() {
     assert!(module.graph.opsets.iter().all(|(domain, _)| domain.is_empty()), "the default domain alone");
 }
 
+/// The heads as they would be without a layout of their own: the product turned back, and what the source makes of it.
+fn turned_back(module: &Module) -> Graph {
+    let mut graph = module.graph.clone();
+    let quantised = module.quantised.as_ref().expect("it was quantised");
+    for product in &quantised.products {
+        for remade in product.remade.iter().filter(|remade| remade.value != product.source.y) {
+            let split = graph.node(remade.by).input(0).expect("a Transpose reads it");
+            let (reshape, _) = graph.producer_of(split).expect("a Reshape makes it");
+            let turned = graph.node(reshape).input(0).expect("it reads the product");
+            let (of_source, _) = module.source().producer_of(product.source.y).expect("a product makes it");
+            assert_eq!(of_source, product.source.node);
+            let transpose = module.source().node(remade.source).clone();
+            let by_head = transpose.input(0).expect("it reads the heads");
+            let shape = module.source().node(module.source().producer_of(by_head).expect("a Reshape").0).input(1);
+            let b = Builder::new(&mut graph, Origin::SOURCE);
+            let y = b.transpose(turned, &[1, 0, 2]);
+            let by_head = b.op("Reshape", &[y, shape.expect("it has a shape")], Attributes::none());
+            let value = b.op("Transpose", &[by_head], transpose.attributes);
+            graph.redirect(remade.value, value);
+        }
+    }
+    graph
+}
+
+#[test]
+fn heads_with_their_length_first_are_the_same_numbers() {
+    for (name, products, norms) in [("gated_dynamo", 12, 12), ("relu_torchscript", 18, 0)] {
+        let module = compiled(name, &options(Precision::Int8, Int8Weights::Signed));
+        let quantised = module.quantised.as_ref().expect("it was quantised");
+        let of_heads = quantised.products.iter().filter(|p| p.remade.iter().any(|r| r.value != p.source.y)).count();
+        let of_norms = quantised.remade().filter(|r| module.graph.node(r.by).is("Div")).count();
+        assert_eq!((of_heads, of_norms), (products, norms), "{name}");
+        let outputs: Vec<_> = module.anatomy.towers.iter().flat_map(|t| t.blocks.iter().map(|b| b.output)).collect();
+        let expected = expected(&case(name));
+        let taps = |mut graph: Graph| {
+            graph.outputs.clone_from(&outputs);
+            let graph = graph.slice(&graph.outputs);
+            let session = common::runtime().session().optimisation(Optimisation::Off);
+            let mut session = session.load(&encode(&graph, &DataFiles::default()), None).expect("the graph runs");
+            let taken: Vec<String> = session.inputs().iter().map(|port| port.name.clone()).collect();
+            let inputs: Vec<(&str, &Tensor)> = taken.iter().map(|name| (name.as_str(), &expected[name])).collect();
+            let names: Vec<&str> = graph.outputs.iter().map(|v| graph.value(*v).name.as_str()).collect();
+            session.run(&inputs, &names).expect("the graph runs")
+        };
+        let bits = |tensor: &Tensor| -> Vec<u32> {
+            tensor.as_f32().expect("f32").iter().map(|number| number.to_bits()).collect()
+        };
+        for (found, wanted) in taps(module.graph.clone()).iter().zip(&taps(turned_back(&module))) {
+            assert!(bits(found) == bits(wanted), "{name}");
+        }
+    }
+}
+
 #[test]
 fn what_is_not_as_the_pass_left_it_breaks_the_third_invariant() {
     let broken = |change: &dyn Fn(&mut Module)| {
@@ -256,8 +309,13 @@ impl Tuned {
 
 #[test]
 fn every_command_takes_it() {
-    for (name, precision) in [("gated_dynamo", "int8"), ("relu_torchscript", "int4"), ("gated_dynamo", "bf16")] {
-        let tuned = Tuned::new(name, &["--backbone", precision]);
+    for (name, flags) in [
+        ("gated_dynamo", &["--backbone", "int8"][..]),
+        ("relu_torchscript", &["--backbone", "int4"]),
+        ("relu_torchscript", &["--backbone", "int4", "--max-tap-error", "1"]),
+        ("gated_dynamo", &["--backbone", "bf16"]),
+    ] {
+        let (tuned, precision) = (Tuned::new(name, flags), flags[1]);
         let verdict = tuned.run(&["verify"], "");
         assert!(verdict.contains("the errors that the manifest records"), "{verdict}");
         let data = tuned.path("data.jsonl");
@@ -399,9 +457,18 @@ fn products_take_more_bits_until_the_limit_holds_and_that_is_the_configuration()
     assert!(manifest.contains("max_tap_error: 0.03") && manifest.contains("within_limit: true"), "{manifest}");
     let (_, manifest) = rewritten(&["--backbone", "int8", "--max-tap-error", "0.02"]);
     assert!(manifest.contains("within_limit: true") && manifest.contains("  kept:\n  - "), "{manifest}");
+    // What 8 bits do not bring below the limit is the source's own; what is chosen by hand is not chosen anew.
+    let (_, manifest) = rewritten(&["--backbone", "int4", "--max-tap-error", "0.003"]);
+    assert!(manifest.contains("  kept:\n  - "), "{manifest}");
+    fs::write(tuned.path("chosen.yaml"), "backbone: {type: int4, in_8_bits: [linear_5]}\n").expect("it can be written");
+    let (_, manifest) = rewritten(&["--config", text(&tuned.path("chosen.yaml"))]);
+    assert!(
+        manifest.contains("  in_8_bits:\n  - linear_5\n") && manifest.contains("within_limit: false"),
+        "{manifest}"
+    );
     let (impossible, _) = rewritten(&["--backbone", "int4", "--max-tap-error", "1e-9"]);
-    let all =
-        stderr(&impossible).contains("do not bring every tap's error below") || stdout(&impossible).contains("0 of 36");
+    let all = stderr(&impossible).contains("do not bring every tap's error below")
+        || stdout(&impossible).contains("int4: 0 of 36");
     assert!(all, "{}{}", stdout(&impossible), stderr(&impossible));
 }
 
@@ -438,6 +505,9 @@ fn what_cannot_be_is_refused() {
     assert!(refused(&["--config", text(&config)]).contains("names `nothing`, which no product"));
     fs::write(&config, "backbone: {type: int8, kept: [], in_8_bits: [nothing]}\n").expect("it can be written");
     assert!(refused(&["--config", text(&config)]).contains("of an int4 backbone, and this one is int8"));
-    fs::write(&config, "backbone: {type: int4, kept: [], in_8_bits: [nothing]}\n").expect("it can be written");
-    assert!(refused(&["--config", text(&config)]).contains("backbone.in_8_bits names `nothing`, which no product"));
+    fs::write(&config, "backbone: {type: int4, kept: [linear], in_8_bits: [nothing, linear]}\n")
+        .expect("it can be written");
+    let both = refused(&["--config", text(&config)]);
+    assert!(both.contains("backbone.in_8_bits names `nothing`, which no product"), "{both}");
+    assert!(both.contains("backbone.kept and backbone.in_8_bits both name `linear`"), "{both}");
 }

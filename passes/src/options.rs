@@ -418,6 +418,10 @@ impl Options {
             b.max_tap_error.is_none_or(|error| error > 0.0 && error.is_finite()),
             format!("backbone.max_tap_error is {}, but must be positive", b.max_tap_error.unwrap_or_default()),
         );
+        check(
+            b.precision == Precision::Int4 || b.in_8_bits.as_ref().is_none_or(Vec::is_empty),
+            format!("backbone.in_8_bits is of an int4 backbone, and this one is {}", b.precision),
+        );
         check(m.alpha.is_finite(), format!("method.alpha is {}", m.alpha));
         check((0.0..1.0).contains(&m.dropout), format!("method.dropout is {}, but must be in [0, 1)", m.dropout));
         check(

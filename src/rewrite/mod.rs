@@ -74,7 +74,8 @@ pub struct Measuring<'r> {
     pub earlier: Option<&'r Config>,
     /// Choose the precision that is the fastest on this device.
     pub fastest_on: Option<Device>,
-    /// Hears how many blocks are done, and of how many, while it is measured which products take more bits.
+    /// Hears how many blocks are done, and of how many, while it is measured which products take more bits. Blocks may be walked
+    /// several times over.
     pub progress: Option<&'r dyn Fn(usize, usize)>,
 }
 
@@ -294,9 +295,9 @@ struct Quantising<'q> {
 }
 
 impl Quantising<'_> {
-    /// True where it is yet to be measured which products take more bits.
+    /// True where it is yet to be measured which products take more bits: neither list is given.
     fn is_open(&self, options: &Options) -> bool {
-        options.backbone.limit().is_some() && options.backbone.kept.is_none()
+        options.backbone.limit().is_some() && options.backbone.kept.is_none() && options.backbone.in_8_bits.is_none()
     }
 
     /// The options with the products that take more bits.

@@ -26,8 +26,8 @@ pub struct DeviceTensor {
 fn raw(allocator: &Allocator, dims: &[usize]) -> ort::Result<ort::value::Tensor<f32>> {
     let shape: Vec<i64> = dims.iter().map(|size| i64::try_from(*size).unwrap_or(i64::MAX)).collect();
     let mut value = ptr::null_mut();
-    // SAFETY: the call follows the C API: the shape is read, and the value, which is f32's, is the caller's. Memory that the library
-    // gave holds numbers of some kind, whatever they are.
+    // SAFETY: the call follows the C API: the shape is read, and the value, which is f32's, is the caller's. Whoever makes a tensor
+    // writes to all of it before it is read, and no bits are invalid in an f32.
     unsafe {
         let create = ort::api().CreateTensorAsOrtValue;
         let kind = ort::sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;

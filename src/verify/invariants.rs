@@ -38,7 +38,9 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
 fn third(subject: &Subject) -> &'static str {
     match subject.module.quantised {
         None => "3. the backbone's nodes and weights are the source's",
-        Some(_) => "3. the backbone's nodes and weights are the source's, or the compiler's for a product",
+        Some(_) => {
+            "3. the backbone's nodes and weights are the source's, or the compiler's for a product and around it"
+        }
     }
 }
 

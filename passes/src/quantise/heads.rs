@@ -18,6 +18,9 @@ use super::{Product, Remade};
 /// Permutations of `[batch, length, heads, width]` that products read: queries and values, and keys.
 const BY_HEAD: [[i64; 4]; 2] = [[0, 2, 1, 3], [0, 2, 3, 1]];
 
+/// Who may read the heads: products, and who asks for their length.
+const READERS: [&str; 2] = ["MatMul", "Shape"];
+
 /// As [`BY_HEAD`], of `[length, batch, heads, width]`.
 const LENGTH_FIRST: [[i64; 4]; 2] = [[1, 2, 0, 3], [1, 2, 3, 0]];
 
@@ -54,7 +57,7 @@ impl Heads {
             let way = BY_HEAD.iter().position(|way| way == perm)?;
             let value = node.output(0).filter(|value| !needed.contains(value))?;
             let readers = uses.of(value);
-            (!readers.is_empty() && readers.iter().all(|(id, _)| graph.node(*id).is("MatMul")))
+            (!readers.is_empty() && readers.iter().all(|(id, _)| READERS.iter().any(|op| graph.node(*id).is(op))))
                 .then_some((*id, value, way))
         };
         let transposed: Vec<_> = uses.of(split).iter().map(transposed).collect::<Option<_>>()?;
@@ -113,6 +116,10 @@ mod tests {
         let values = "v = Transpose<perm=[0, 2, 1, 3]>(split)  turned = Transpose<perm=[0, 1, 3, 2]>(other)
             p = MatMul(other, turned)  out = MatMul(p, v)";
         assert_eq!(ways(values, ""), Some(vec![0]));
+        let measured =
+            "k = Transpose<perm=[0, 2, 3, 1]>(split)  q = Transpose<perm=[0, 2, 1, 3]>(split)  size = Shape(q)
+            turned = Reshape(other, size)  out = MatMul(turned, k)";
+        assert_eq!(ways(measured, ""), Some(vec![1, 0]));
     }
 
     #[test]

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Requires: a module whose source weights nobody reads any more to make something of them, and so the end of the pipeline;
-//! no gradient enters the backbone, and no rule for one is needed. Ensures: each value that a product made is made by other
-//! nodes, under its name and of its type; what stays in the source's precision is what the options keep, and what cannot be
+//! no gradient enters the backbone, and no rule for one is needed. Ensures: each value that a product made, or what becomes of it,
+//! is made by other nodes, under its name and of its type; what stays in the source's precision is what the options keep, and what cannot be
 //! taken: products that are fused or quantised already, matrices that the type cannot hold. An activation is quantised
 //! once for all products that read it. What becomes of queries, keys and values in 8 bits on their way to their products is made
 //! anew with them ([`heads`]), and norms are written as ONNX Runtime fuses them ([`norms`]). All else of the backbone is the
@@ -39,7 +39,7 @@ pub use product::{Product, Products, by_block, products};
 
 pub struct Quantise;
 
-/// The origin of nodes that compute the backbone's products in another type.
+/// The origin of nodes that compute the backbone's products in another type, and what stands around them.
 pub const QUANTISE: Origin = Origin::pass("quantise");
 
 /// The opset from which products and casts know bf16.
@@ -245,20 +245,29 @@ impl Pass for Quantise {
             let problem = format!("bf16 needs opset {BF16_OPSET}, and the model is of opset {opset}: export it again");
             return Err(vec![problem]);
         }
-        if precision != Precision::Int4 && module.options.backbone.in_8_bits.as_ref().is_some_and(|p| !p.is_empty()) {
-            return Err(vec![format!("backbone.in_8_bits is of an int4 backbone, and this one is {precision}")]);
-        }
         // Of the backbone's own head only a distilled loss has a use.
         let with_head = module.options.backbone.quantise_head && module.options.loss.distill > 0.0;
         let Products { plain, others } = products(&module.graph, &module.anatomy, with_head);
-        let named = |what, names: &Option<Vec<String>>| {
-            named(&module.graph, &plain, what, names.as_deref().unwrap_or_default())
+        let mut problems = Vec::new();
+        let mut named = |what, names: &Option<Vec<String>>| {
+            named(&module.graph, &plain, what, names.as_deref().unwrap_or_default(), &mut problems)
         };
-        let kept = named("kept", &module.options.backbone.kept)?;
-        let in_8_bits = named("in_8_bits", &module.options.backbone.in_8_bits)?;
+        let kept = named("kept", &module.options.backbone.kept);
+        let in_8_bits = named("in_8_bits", &module.options.backbone.in_8_bits);
+        for both in kept.iter().filter(|y| in_8_bits.contains(y)) {
+            let name = &module.graph.value(*both).name;
+            problems.push(format!("backbone.kept and backbone.in_8_bits both name `{name}`"));
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
         let blocks = module.anatomy.towers.iter().flat_map(|t| t.blocks.iter().flat_map(|b| [b.input, b.output]));
         let needed = module.cut.iter().copied().chain(module.graph.outputs.iter().copied()).chain(blocks).collect();
         let uses = module.graph.uses();
+        // Of the graph as it is before anything is replaced.
+        let heads_of =
+            |product| Heads::of(&module.graph, &uses, &needed, product).filter(|_| precision == Precision::Int8);
+        let heads: Vec<Option<Heads>> = plain.iter().map(heads_of).collect();
         let first = module.graph.node_ids().map(NodeId::index).max().map_or(0, |last| last + 1);
         let values = module.graph.value_ids().count();
         module.unquantised = Some(Arc::new(module.graph.clone()));
@@ -270,16 +279,11 @@ impl Pass for Quantise {
             matrices: HashMap::new(),
             done: Quantised { others, ..Quantised::default() },
         };
-        let heads = |b: &Builder, product: &Product| {
-            let heads = precision == Precision::Int8;
-            heads.then(|| b.read(|graph| Heads::of(graph, &uses, &needed, product))).flatten()
-        };
-        for product in plain {
+        for (product, heads) in plain.into_iter().zip(heads) {
             if kept.contains(&product.y) {
                 replacing.done.kept.push(product.y);
             } else {
                 let bits = if in_8_bits.contains(&product.y) { BlockBits::Eight } else { BlockBits::Four };
-                let heads = heads(&replacing.b, &product);
                 replacing.replace(product, bits, heads).map_err(|problem| vec![problem])?;
             }
         }
@@ -298,17 +302,23 @@ impl Pass for Quantise {
 }
 
 /// The products of these names.
-fn named(graph: &Graph, products: &[Product], what: &str, names: &[String]) -> Result<Vec<ValueId>, Vec<String>> {
-    let (mut found, mut unknown) = (Vec::new(), Vec::new());
+fn named(
+    graph: &Graph,
+    products: &[Product],
+    what: &str,
+    names: &[String],
+    problems: &mut Vec<String>,
+) -> Vec<ValueId> {
+    let mut found = Vec::new();
     for name in names {
         match products.iter().find(|p| graph.value(p.y).name == *name) {
             Some(product) => found.push(product.y),
             None => {
-                unknown.push(format!("backbone.{what} names `{name}`, which no product with a constant matrix makes"))
+                problems.push(format!("backbone.{what} names `{name}`, which no product with a constant matrix makes"))
             }
         }
     }
-    if unknown.is_empty() { Ok(found) } else { Err(unknown) }
+    found
 }
 
 /// What products would make in 8 bits by blocks, each beside what makes it in the graph: values that nobody reads. `None` for
@@ -447,7 +457,11 @@ impl Replacing<'_> {
                 }
             }
         };
-        self.done.bytes_before += weight.bytes().len() as u64;
+        let known =
+            |bits| self.matrices.contains_key(&(product.weight, product.orientation == Orientation::OutIn, bits));
+        if ![BlockBits::Four, BlockBits::Eight].into_iter().any(known) {
+            self.done.bytes_before += weight.bytes().len() as u64;
+        }
         self.done.bytes_after += bytes;
         Ok(Some(matrix))
     }

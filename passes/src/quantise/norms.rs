@@ -13,6 +13,7 @@ use std::collections::HashSet;
 use lstc_graph::{Attributes, Builder, DType, Graph, NodeId, Uses, ValueId};
 
 use super::Remade;
+use crate::module::is_backbone;
 
 /// Divides by a root instead of multiplying by its reciprocal, where nobody else reads that; not for a value that is `needed` as
 /// it is.
@@ -30,9 +31,9 @@ pub fn quotients(b: &Builder, uses: &Uses, needed: &HashSet<ValueId>) -> Vec<Rem
     found.into_iter().map(remake).collect()
 }
 
-/// The operands of a product with the reciprocal of a root: what is multiplied, the root, and what is made.
+/// The operands of the backbone's product with the reciprocal of a root: what is multiplied, the root, and what is made.
 fn scaled(graph: &Graph, uses: &Uses, id: NodeId) -> Option<(ValueId, ValueId, ValueId)> {
-    let product = Some(graph.node(id)).filter(|node| node.is("Mul"))?;
+    let product = Some(graph.node(id)).filter(|node| node.is("Mul") && is_backbone(&node.origin))?;
     let made_by = |value: ValueId, op: &str| {
         let node = graph.node(graph.producer_of(value)?.0);
         node.is(op).then(|| node.input(0))?

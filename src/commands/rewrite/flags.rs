@@ -121,7 +121,7 @@ struct BackboneFlags {
     /// measured, and recorded [default: 0.03 for int4, 1 for others]
     ///
     /// More bits are 8 in an int4 backbone, and the source's own type in others, and where 8 are not enough. From 1 on there is
-    /// no limit, and nothing to measure.
+    /// no limit, and no product to choose.
     #[arg(long, value_name = "ERROR", allow_negative_numbers = true)]
     max_tap_error: Option<f64>,
 

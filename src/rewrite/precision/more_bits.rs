@@ -79,14 +79,14 @@ pub fn more_bits(
                 progress,
             };
             let (worst, chosen) = walk.through(&taken, &wanted, limit * LOWER.powi(attempt))?;
-            let gained = worst < best.0 * (1.0 - WORTH);
+            let all = chosen.len() == taken.len();
             if worst < best.0 {
                 best = (worst, chosen);
             }
             if worst <= limit {
                 break 'tries;
             }
-            if !gained && attempt > 0 {
+            if all {
                 break;
             }
         }
@@ -254,7 +254,8 @@ impl Walk<'_> {
     }
 }
 
-/// Who reads what became of a product reads what the source makes of it.
+/// Who reads what became of a product reads what the source makes of it. The pass `quantise` leaves the source's product of heads, and
+/// its Reshape, in the graph, where nobody reads them.
 fn read_source(graph: &mut Graph, module: &Module, product: &Product) {
     let of_product = module.quantised.iter().flat_map(|q| &q.products).filter(|p| p.source.y == product.y);
     for remade in of_product.flat_map(|p| &p.remade) {
