@@ -103,6 +103,15 @@ pub fn spread(taps: &[TapError]) -> (f64, f64) {
     (errors.last().copied().unwrap_or(0.0), errors.get(errors.len() / 2).copied().unwrap_or(0.0))
 }
 
+/// The first of some names, and how many more there are: `lst.yaml` has them all.
+fn some(names: &[String]) -> String {
+    const MOST: usize = 4;
+    match names.get(MOST..) {
+        None | Some([]) => names.join(", "),
+        Some(more) => format!("{} and {} more", names[..MOST].join(", "), more.len()),
+    }
+}
+
 /// The lines of a report.
 pub struct Told<'q> {
     pub backbone: &'q BackboneOptions,
@@ -125,7 +134,7 @@ impl fmt::Display for Told<'_> {
         for (names, how) in [(&backbone.in_8_bits, "of them in 8 bits"), (&backbone.kept, "kept as they are")] {
             let names = names.as_deref().unwrap_or_default();
             if !names.is_empty() {
-                writeln!(f, "  {} {how}: {}", names.len(), names.join(", "))?;
+                writeln!(f, "  {} {how}: {}", names.len(), some(names))?;
             }
         }
         if !q.unfit.is_empty() {
