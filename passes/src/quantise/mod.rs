@@ -11,7 +11,7 @@
 //! is made by other nodes, under its name and of its type; what stays in the source's precision is what the options keep, and what cannot be
 //! taken: products that are fused or quantised already, matrices that the type cannot hold. An activation is quantised
 //! once for all products that read it. What becomes of queries, keys and values in 8 bits on their way to their products is made
-//! anew with them ([`heads`]), and norms are written as ONNX Runtime fuses them ([`norms`]). All else of the backbone is the
+//! anew with them (`heads.rs`), and norms are written as ONNX Runtime fuses them (`norms.rs`). All else of the backbone is the
 //! source's own.
 //!
 //! A matrix is read, quantised, handed to the module's store and released before the next one is.
