@@ -205,24 +205,52 @@ fn heads_with_their_length_first_are_the_same_numbers() {
         let of_heads = quantised.products.iter().filter(|p| p.remade.iter().any(|r| r.value != p.source.y)).count();
         let of_norms = quantised.remade().filter(|r| module.graph.node(r.by).is("Div")).count();
         assert_eq!((of_heads, of_norms), (products, norms), "{name}");
-        let outputs: Vec<_> = module.anatomy.towers.iter().flat_map(|t| t.blocks.iter().map(|b| b.output)).collect();
-        let expected = expected(&case(name));
-        let taps = |mut graph: Graph| {
-            graph.outputs.clone_from(&outputs);
-            let graph = graph.slice(&graph.outputs);
-            let session = common::runtime().session().optimisation(Optimisation::Off);
-            let mut session = session.load(&encode(&graph, &DataFiles::default()), None).expect("the graph runs");
-            let taken: Vec<String> = session.inputs().iter().map(|port| port.name.clone()).collect();
-            let inputs: Vec<(&str, &Tensor)> = taken.iter().map(|name| (name.as_str(), &expected[name])).collect();
-            let names: Vec<&str> = graph.outputs.iter().map(|v| graph.value(*v).name.as_str()).collect();
-            session.run(&inputs, &names).expect("the graph runs")
-        };
-        let bits = |tensor: &Tensor| -> Vec<u32> {
-            tensor.as_f32().expect("f32").iter().map(|number| number.to_bits()).collect()
-        };
-        for (found, wanted) in taps(module.graph.clone()).iter().zip(&taps(turned_back(&module))) {
-            assert!(bits(found) == bits(wanted), "{name}");
+        assert!(taps(&module, name, module.graph.clone()) == taps(&module, name, turned_back(&module)), "{name}");
+    }
+}
+
+/// Every block's output, bit for bit, as `graph` makes it of the case's inputs.
+fn taps(module: &Module, name: &str, mut graph: Graph) -> Vec<Vec<u32>> {
+    graph.outputs = module.anatomy.towers.iter().flat_map(|t| t.blocks.iter().map(|b| b.output)).collect();
+    let graph = graph.slice(&graph.outputs);
+    let session = common::runtime().session().optimisation(Optimisation::Off);
+    let mut session = session.load(&encode(&graph, &DataFiles::default()), None).expect("the graph runs");
+    let (expected, taken) = (expected(&case(name)), session.inputs().to_vec());
+    let inputs: Vec<(&str, &Tensor)> = taken.iter().map(|port| (port.name.as_str(), &expected[&port.name])).collect();
+    let names: Vec<&str> = graph.outputs.iter().map(|v| graph.value(*v).name.as_str()).collect();
+    let bits = |tensor: &Tensor| tensor.as_f32().expect("f32").iter().map(|number| number.to_bits()).collect();
+    session.run(&inputs, &names).expect("the graph runs").iter().map(bits).collect()
+}
+
+#[test]
+fn a_relu_is_left_to_the_saturation_of_unsigned_integers() {
+    let module = compiled("relu_torchscript", &options(Precision::Int8, Int8Weights::Signed));
+    let saturating: Vec<_> = module.graph.node_ids().filter(|id| module.graph.node(*id).is("QuantizeLinear")).collect();
+    assert_eq!(saturating.len(), 4, "one of each feed-forward layer");
+    // As they are, and with nothing above 0.
+    for lower in [0.0, 1e9] {
+        let [mut found, mut wanted] = [module.graph.clone(), module.graph.clone()];
+        for (graph, with_relu) in [(&mut found, false), (&mut wanted, true)] {
+            for id in &saturating {
+                let node = graph.node(*id).clone();
+                let [h, scale, q] = [node.input(0), node.input(1), node.output(0)].map(|v| v.expect("it has all"));
+                let readers: Vec<_> = graph.uses().of(h).to_vec();
+                let b = Builder::new(graph, Origin::SOURCE);
+                let lowered = b.sub(h, b.f32(lower));
+                let quantised = with_relu.then(|| {
+                    let relu = b.op("Relu", &[lowered], Attributes::none());
+                    b.op_n("DynamicQuantizeLinear", &[relu], Attributes::none(), 3)
+                });
+                for (node, slot) in readers {
+                    graph.reconnect(node, slot, lowered);
+                }
+                if let Some(quantised) = quantised {
+                    graph.redirect(q, quantised[0]);
+                    graph.redirect(scale, quantised[1]);
+                }
+            }
         }
+        assert!(taps(&module, "relu_torchscript", found) == taps(&module, "relu_torchscript", wanted));
     }
 }
 
@@ -466,10 +494,24 @@ fn products_take_more_bits_until_the_limit_holds_and_that_is_the_configuration()
         manifest.contains("  in_8_bits:\n  - linear_5\n") && manifest.contains("within_limit: false"),
         "{manifest}"
     );
+    // Any limit can be held, if by all products as they are.
+    let (_, manifest) = rewritten(&["--backbone", "int4", "--max-tap-error", "1e-4"]);
+    assert!(manifest.contains("within_limit: true"), "{manifest}");
     let (impossible, _) = rewritten(&["--backbone", "int4", "--max-tap-error", "1e-9"]);
     let all = stderr(&impossible).contains("do not bring every tap's error below")
         || stdout(&impossible).contains("int4: 0 of 36");
     assert!(all, "{}{}", stdout(&impossible), stderr(&impossible));
+}
+
+#[test]
+fn products_that_lower_an_error_only_together_take_more_bits() {
+    common::runtime();
+    for (name, limit) in [("merge_last", "0.03"), ("two_and_three_blocks", "0.03"), ("two_and_three_blocks", "0.01")] {
+        let flags = ["--backbone", "int4", "--max-tap-error", limit];
+        let manifest = fs::read_to_string(Tuned::new(name, &flags).path("tuned/lst.yaml")).expect("a manifest");
+        assert!(manifest.contains("within_limit: true"), "{name} within {limit}: {manifest}");
+        assert!(!manifest.contains("taken: 0\n"), "{name} within {limit} keeps products in fewer bits: {manifest}");
+    }
 }
 
 #[test]

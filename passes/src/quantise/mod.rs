@@ -1,7 +1,7 @@
 //! Puts products of another type in the place of the backbone's products with constant matrices.
 //!
 //! ```text
-//! int8   y = float(quantised(x) Q) (s_x s)     DynamicQuantizeLinear, MatMulInteger: the default domain
+//! int8   y = float(quantised(x) Q) (s_x s)     MatMulInteger, x quantised as the graph runs: the default domain
 //! int4   y = MatMulNBits(x, Q, s, z)           com.microsoft, blocks of 32 in 4 bits, of chosen products in 8
 //! fp16, bf16, fp32    y = cast(cast(x) W)
 //! ```
@@ -16,6 +16,7 @@
 //!
 //! A matrix is read, quantised, handed to the module's store and released before the next one is.
 
+mod activation;
 mod head;
 mod heads;
 pub mod matrix;
@@ -32,6 +33,7 @@ use lstc_models::Orientation;
 use crate::module::Module;
 use crate::options::{Int8Weights, Precision};
 use crate::pipeline::Pass;
+use activation::Activation;
 pub use head::{QuantiseHead, QuantisedHead};
 use heads::Heads;
 use matrix::{BLOCK, BlockBits, Blocks, Floats};
@@ -477,10 +479,10 @@ impl Replacing<'_> {
         };
         match matrix {
             NewMatrix::Int8 { integers, scales, zero } => {
-                let quantised = b.op_n("DynamicQuantizeLinear", &[b.cast(x, DType::F32)], Attributes::none(), 3);
-                let activation = if turned { heads::turned(b, quantised[0]) } else { quantised[0] };
-                let sums = last("MatMulInteger", &[activation, integers, quantised[2], zero], Attributes::none());
-                let scale = last("Mul", &[quantised[1], scales], Attributes::none());
+                let x = Activation::of(b, x);
+                let activation = if turned { heads::turned(b, x.integers) } else { x.integers };
+                let sums = last("MatMulInteger", &[activation, integers, x.zero, zero], Attributes::none());
+                let scale = last("Mul", &[x.scale, scales], Attributes::none());
                 cast(last("Mul", &[b.cast(sums, DType::F32), scale], Attributes::none()), DType::F32)
             }
             NewMatrix::Blocks { integers, scales, zeros, dims: [inputs, outputs], bits } => {
