@@ -6,7 +6,8 @@
 //! the end, the walk begins anew with a lower one for each block.
 //!
 //! More bits are the source's own type. Of an int4 backbone they are 8; where these do not do, walks are made in which
-//! what 8 bits do not bring below the limit takes the source's type.
+//! what 8 bits do not bring below the limit takes the source's type. Some products lower an error only together. Where the limit
+//! still does not hold, walks are made in which all products of a block take more bits, and give them back one by one while it does.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -62,10 +63,11 @@ pub fn more_bits(
     }
     let bench = Bench::new(runtime, scratch, &[module.source(), &graph])?;
     let wanted = source(module, &bench, feeds)?;
-    let levels = [Level::Eight, Level::Source];
-    let tries = if is_int4 { [&levels[..1], &levels].to_vec() } else { vec![&levels[1..]] };
+    let both = [Level::Eight, Level::Source];
+    let levels = if is_int4 { &both[..] } else { &both[1..] };
+    let tries = [(&both[..1], false), (levels, false), (levels, true)];
     let mut best = (f64::INFINITY, Chosen::new());
-    'tries: for levels in tries {
+    'tries: for &(levels, together) in &tries[usize::from(!is_int4)..] {
         for attempt in 0..WALKS {
             let state = feeds.clone();
             let mut walk = Walk {
@@ -73,13 +75,15 @@ pub fn more_bits(
                 graph: &graph,
                 eights: &eights,
                 levels,
+                together,
                 bench: &bench,
                 state,
                 cut: Vec::new(),
                 progress,
             };
             let (worst, chosen) = walk.through(&taken, &wanted, limit * LOWER.powi(attempt))?;
-            let all = chosen.len() == taken.len();
+            let is_most = |(_, level): &(&Product, Level)| levels.last() == Some(level);
+            let all = chosen.len() == taken.len() && chosen.iter().all(is_most);
             if worst < best.0 {
                 best = (worst, chosen);
             }
@@ -132,6 +136,8 @@ struct Walk<'m> {
     /// What a product makes in 8 bits, by what it makes.
     eights: &'m HashMap<ValueId, ValueId>,
     levels: &'m [Level],
+    /// Where products one by one do not hold the limit, all of a block take more bits, and give them back.
+    together: bool,
     bench: &'m Bench<'m>,
     /// For each batch the model's inputs, and the values of the cut.
     state: Feeds,
@@ -188,9 +194,47 @@ impl Walk<'_> {
                     break;
                 }
             }
+            if self.together && error > limit {
+                let all = own.iter().fold(chosen.clone(), |all, product| with(&all, product, *level));
+                let error_of_all = self.error(output, &all, wanted)?;
+                if error_of_all < error {
+                    (error, chosen) = self.given_back(output, (error_of_all, all), &chosen, wanted, limit)?;
+                }
+            }
         }
         self.step(output, &chosen)?;
         Ok((error, chosen))
+    }
+
+    /// Of all products with more bits, as many as hold the limit: the others are as they were `before`.
+    fn given_back<'p>(
+        &self,
+        output: ValueId,
+        (mut error, mut all): (f64, Chosen<'p>),
+        before: &Chosen<'p>,
+        wanted: &[&Tensor],
+        limit: f64,
+    ) -> anyhow::Result<(f64, Chosen<'p>)> {
+        if error > limit {
+            return Ok((error, all));
+        }
+        let as_before = |all: &Chosen<'p>, product: &Product| -> Chosen<'p> {
+            let others = all.iter().filter(|(other, _)| other.y != product.y);
+            others.chain(before.iter().filter(|(other, _)| other.y == product.y)).copied().collect()
+        };
+        let mut order = Vec::new();
+        for (product, _) in &all {
+            order.push((self.error(output, &as_before(&all, product), wanted)?, *product));
+        }
+        order.sort_by(|a, b| a.0.total_cmp(&b.0));
+        for (_, product) in order {
+            let fewer = as_before(&all, product);
+            let left = self.error(output, &fewer, wanted)?;
+            if left <= limit {
+                (error, all) = (left, fewer);
+            }
+        }
+        Ok((error, all))
     }
 
     /// The products of a block that lower its error at a level, the one that does so most first.
