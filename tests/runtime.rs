@@ -439,6 +439,20 @@ mod find {
     }
 }
 
+#[test]
+fn onnx_runtime_leaves_nothing_in_the_users_home() {
+    let user = User::new();
+    let case = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cases/relu_torchscript/model.onnx");
+    let output_folder = TempDir::new().unwrap();
+    let tuned = output_folder.path().join("tuned");
+    // To measure the quantised backbone, a session is opened.
+    let mut command = user.lstc(&["rewrite", case, "-r", "4", "--backbone", "int8", "-o"]);
+    command.arg(&tuned).env_clear().env("HOME", user.home.path());
+    assert_done(&output(command.env("ORT_DYLIB_PATH", &common::runtime().library().path)));
+    let left: Vec<_> = fs::read_dir(user.home.path()).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
 mod session {
     use super::*;
 

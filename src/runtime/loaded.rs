@@ -29,8 +29,9 @@ static LOADED: OnceLock<Runtime> = OnceLock::new();
 impl Runtime {
     /// Loads `library`, or returns the runtime that was loaded from it before.
     ///
-    /// ONNX Runtime sends no telemetry and prints nothing, unless the variable `ORT_LOG` (`fatal`, `error`, `warning`,
-    /// `info` or `verbose`) asks for its log on stderr: what fails is in the errors of this module.
+    /// ONNX Runtime sends no telemetry and collects none, unless the variable `ORT_DISABLE_TELEMETRY` is set to 0. It prints
+    /// nothing, unless the variable `ORT_LOG` (`fatal`, `error`, `warning`, `info` or `verbose`) asks for its log on stderr:
+    /// what fails is in the errors of this module.
     ///
     /// # Errors
     /// The library does not load, or another one is already loaded.
@@ -45,6 +46,7 @@ impl Runtime {
                 Err(Error::AlreadyLoaded { loaded: runtime.library.path.clone(), asked: library.path.clone() })
             };
         }
+        collect_nothing();
         let builder =
             ort::init_from(&library.path).map_err(|source| Error::Load { path: library.path.clone(), source })?;
         let builder = builder.with_name("lstc").with_telemetry(false);
@@ -93,6 +95,19 @@ impl Runtime {
 
     pub(super) fn environment(&self) -> &Environment {
         &self.environment
+    }
+}
+
+/// Asks ONNX Runtime for no telemetry, before it begins.
+///
+/// Without this it describes the machine and the program in a file in the user's cache directory, to be sent later, when its
+/// environment is made: before an environment can be told to do without.
+fn collect_nothing() {
+    const VARIABLE: &str = "ORT_DISABLE_TELEMETRY";
+    if env::var_os(VARIABLE).is_none() {
+        // SAFETY: Rust's own readers of the environment wait for each other. Of foreign code, what lstc loads is ONNX Runtime,
+        // whose threads begin after this.
+        unsafe { env::set_var(VARIABLE, "1") };
     }
 }
 
