@@ -51,7 +51,10 @@ pub fn sweep(folder: &Path) {
 }
 
 /// Temporary files are for their owner alone; a finished one is for whoever may read the folder.
-fn permit(file: &File) -> std::io::Result<()> {
+///
+/// # Errors
+/// From the file system.
+pub fn permit(file: &File) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     file.set_permissions(std::fs::Permissions::from_mode(0o644))
 }

@@ -146,6 +146,15 @@ fn explain(error: &anyhow::Error) -> String {
     text
 }
 
+/// Text as one word of a shell.
+pub fn word(text: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+:,=@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
 pub fn warning(text: impl fmt::Display) {
     say(&inert(&format!("warning: {text}\n")));
 }
@@ -276,5 +285,13 @@ mod tests {
     fn durations_are_readable() {
         let text = |seconds| Clock(Duration::from_secs(seconds)).to_string();
         assert_eq!([text(7), text(65), text(7200)], ["0:07", "1:05", "2:00:00"]);
+    }
+
+    #[test]
+    fn words_survive_a_shell() {
+        assert_eq!(word("/model/block.1/Mul"), "/model/block.1/Mul");
+        assert_eq!(word("a b"), "'a b'");
+        assert_eq!(word("it's"), r"'it'\''s'");
+        assert_eq!(word(""), "''");
     }
 }

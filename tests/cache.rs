@@ -3,7 +3,7 @@
 mod common;
 
 use std::fs::{self, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
@@ -330,8 +330,63 @@ fn a_cache_keeps_to_its_budget() {
     succeeded(&work.train_briefly("without", &[]));
     let apart = apart(&work.losses("without"), &work.losses("run"));
     assert!(apart < 1e-5, "{apart:e}");
+    // It is counted alike when the cache is opened again.
+    let again = json(&work.train_briefly("again", &["--cache", text(&cache), "--cache-budget", &format!("{budget}B")]));
+    let counted = |run: &serde_json::Value| (run["cache"]["kept"].as_u64(), run["cache"]["bytes"].as_u64());
+    assert_eq!(counted(&again), counted(&trained));
+    let alone = work.train_briefly("alone", &["--cache-budget", "1MB"]);
+    refused(&alone, &["train.cache names no folder"]);
     let wrong = work.train_briefly("wrong", &["--cache", text(&cache), "--cache-budget", "much"]);
     refused(&wrong, &["`much` is no size", "20GB"]);
+}
+
+#[test]
+fn a_directory_says_how_its_taps_are_kept() {
+    let work = Work::new("gated_dynamo");
+    let manifest = work.path("tuned/lst.yaml");
+    let said = fs::read_to_string(&manifest).expect("a manifest");
+    let (taps, data) = (work.path("taps"), work.path("train.jsonl"));
+    let cached = format!("  cache: {}\n  cache_dtype: int8\n  cache_budget: 40KB\n", text(&taps));
+    let told = said.replace("  data: null\n", &format!("  data: {}\n{cached}", text(&data)));
+    assert_ne!(told, said);
+    fs::write(&manifest, told).expect("it can be written");
+    let built = lstc(&["cache", "build", text(&work.path("tuned")), "--format", "json"]).output().expect("lstc runs");
+    let built = json(&built)["cache"].clone();
+    assert_eq!(built["dtype"].as_str(), Some("int8"), "{built}");
+    assert!(built["bytes"].as_u64().is_some_and(|bytes| bytes <= 40_000), "{built}");
+    let mode = fs::metadata(taps.join("cache.yaml")).expect("a file").permissions().mode();
+    assert_eq!(mode & 0o777, 0o644, "who may read the folder may read what it is of");
+    fs::write(&manifest, said).expect("it can be written");
+    let nowhere =
+        lstc(&["cache", "build", text(&work.path("tuned")), "--data", text(&data)]).output().expect("lstc runs");
+    refused(&nowhere, &["no folder is given for the cache"]);
+}
+
+#[test]
+fn a_run_goes_on_with_taps_as_it_began() {
+    let work = Work::new("gated_dynamo");
+    let cache = work.path("taps");
+    json(&work.build("taps", &["--cache-dtype", "int8"]).output().expect("lstc runs"));
+    let flags = ["--batch-size", "4", "--epochs", "5", "--save-every", "4", "--cache", text(&cache)];
+    let whole = work.train_of("tuned", "whole", &flags).output().expect("lstc runs");
+    succeeded(&whole);
+    let mut command = work.train_of("tuned", "parts", &flags);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("lstc runs");
+    let log = || Some(work.path("parts/metrics.jsonl"));
+    assert!(wait_for(log, 1700, &mut child), "the run ended before it could be killed");
+    child.kill().expect("it runs");
+    child.wait().expect("a child");
+    // Made again, the cache is as before.
+    fs::remove_dir_all(&cache).expect("it is removed");
+    let resume = || lstc(&["train", text(&work.path("tuned")), "--out", text(&work.path("parts")), "--resume"]);
+    succeeded(&resume().output().expect("lstc runs"));
+    assert_eq!(work.losses("whole"), work.losses("parts"));
+    // Another in its place is refused.
+    fs::remove_dir_all(&cache).expect("it is removed");
+    json(&work.build("taps", &["--cache-dtype", "fp16"]).output().expect("lstc runs"));
+    refused(&resume().output().expect("lstc runs"), &["kept in fp16, not int8"]);
+    fs::write(work.path("parts/train.yaml"), "").expect("it can be written");
+    refused(&resume().output().expect("lstc runs"), &["train.yaml` is damaged: it is empty"]);
 }
 
 /// A command of which no file grows beyond 500 KiB, as if there were no more space: what the cache is, and nothing else.
@@ -391,6 +446,19 @@ fn what_is_damaged_is_computed_again() {
     assert_eq!(json(&trained)["cache"]["kept"].as_u64(), Some(70));
     let apart = apart(&work.losses("without"), &work.losses("with"));
     assert!(apart < 1e-5, "{apart:e}");
+    // What was computed again is no damage any more.
+    assert_eq!(json(&work.show("taps"))["damaged_entries"].as_u64(), Some(0));
+    let again = work.train_briefly("again", &["--cache", text(&cache)]);
+    assert!(!said(&again).contains("damaged"), "{}", said(&again));
+    assert_eq!(work.losses("again"), work.losses("with"));
+    // A record is read where somebody asks for it.
+    flip(&work.files("taps", "taps")[1], 99);
+    assert_eq!(work.show("taps").status.code(), Some(1));
+    let unread = json(&work.build("taps", &[]).output().expect("lstc runs"));
+    assert_eq!(unread["added"].as_u64(), Some(0), "{unread}");
+    let read = json(&work.build("taps", &["--check"]).output().expect("lstc runs"));
+    assert_eq!(read["added"].as_u64(), Some(1), "{read}");
+    assert_eq!(work.show("taps").status.code(), Some(0));
 
     // An index that begins otherwise is of another cache; a description that is damaged describes none.
     flip(&index, 9);

@@ -54,7 +54,8 @@ pub struct Built {
     pub cache: Holding,
 }
 
-/// Computes the taps of the rows of a share that are not kept, until the cache is full. `goes_on` is told the rows done, of how many,
+/// Computes the taps of the rows of a share that are not kept, until the cache is full; with `check` also of those whose records are not
+/// as they were written. `goes_on` is told the rows done, of how many,
 /// and the tokens a second, and may say no.
 ///
 /// # Errors
@@ -63,11 +64,16 @@ pub fn build(
     cache: &mut Cache,
     opened: &Opened,
     corpus: &Corpus,
-    (share, batch_size): (Share, usize),
+    (share, batch_size, check): (Share, usize, bool),
     mut compute: impl FnMut(&Batch) -> anyhow::Result<Vec<Tensor>>,
     mut goes_on: impl FnMut(&mut Cache, usize, usize, f64) -> bool,
 ) -> anyhow::Result<Built> {
     let begun = Instant::now();
+    if check {
+        for row in (0..corpus.len()).filter(|row| share.has(*row as u32)) {
+            cache.check(corpus, row)?;
+        }
+    }
     let mine = (0..corpus.len() as u32).filter(|row| share.has(*row));
     let (kept, mut missing): (Vec<u32>, Vec<u32>) = mine.partition(|row| cache.has(*row));
     missing.sort_by_key(|row| {
@@ -80,7 +86,8 @@ pub fn build(
         let batch = Batch::new(corpus, rows, opened.record.tokens, &opened.fixed())?;
         cache.compute(opened, corpus, rows, &batch, &mut compute)?;
         if cache.told.failed {
-            bail!("{}", cache.news().join("\n"));
+            // The last of the news is what failed.
+            bail!("{}", cache.news().pop().unwrap_or_default());
         }
         done += rows.len();
         tokens += batch.tokens;

@@ -13,11 +13,8 @@ pub enum Element {
     Fp32,
     /// Rounded to 11 bits. A row with a number beyond 65504 is not kept.
     Fp16,
-    /// Rounded to 255 steps, with a scale for each token of each tap:
-    ///
-    /// ```text
-    /// scale = max |x| / 127,   q = round(x / scale),   x' = q scale
-    /// ```
+    // scale = max |x| / 127,   q = round(x / scale),   x' = q scale
+    /// Rounded to 255 steps, with a scale for each token of each tap.
     Int8,
 }
 

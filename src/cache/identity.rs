@@ -18,11 +18,15 @@ use super::index::IdentityHash;
 use super::layout::{Axis, Layout, Lengths, Native, TapShape};
 use super::structure::{fingerprints, products};
 use crate::data::{Corpus, Example, SpecialTokens};
+use crate::files;
 use crate::report::Hinted;
 use crate::rewrite::opened::Opened;
 
 /// The file of a cache that says what it is of.
 pub const ABOUT: &str = "cache.yaml";
+
+/// What a disk of its own has in its first folder.
+const FILE_SYSTEMS_OWN: &str = "lost+found";
 
 /// The point of the tap of which a loss counts every position.
 const LOGITS: &str = "logits";
@@ -151,10 +155,7 @@ impl Identity {
             products.iter().map(|(op, count)| format!("{count} {op}")).collect::<Vec<_>>().join(", ")
         };
         let (mine, theirs) = (words(&self.products), words(&wanted.products));
-        check(
-            mine == theirs,
-            format!("its backbone was of another precision: its products were {mine}, and are {theirs}"),
-        );
+        check(mine == theirs, format!("its backbone computed by other products: they were {mine}, and are {theirs}"));
         let names = |identity: &Identity| identity.taps.iter().map(TapIdentity::name).collect::<Vec<_>>();
         let (mine, theirs) = (names(self), names(wanted));
         let taps = format!("it holds the taps {}; the side network reads {}", mine.join(", "), theirs.join(", "));
@@ -165,9 +166,9 @@ impl Identity {
         }
         check(self.tokens == wanted.tokens, "it is of another padding, end or start token".to_owned());
         if self.data != wanted.data {
-            let what = "the data, the tokenizer or the length limits are not those it was made from";
-            check(false, format!("{what}: it is of {} rows, and there are {}", self.rows, wanted.rows));
+            check(false, "the data, the tokenizer or the length limits are not those it was made from".to_owned());
         }
+        check(self.rows == wanted.rows, format!("it is of {} rows, and there are {}", self.rows, wanted.rows));
         if self.data == wanted.data {
             let words = |length: Option<usize>| length.map_or("no".to_owned(), |n| format!("{n} tokens with"));
             let (mine, theirs) = (words(self.target_length), words(wanted.target_length));
@@ -228,18 +229,16 @@ pub fn settle(folder: &Path, mut wanted: Identity, asked: Option<Element>) -> an
 fn create(folder: &Path, identity: &Identity) -> anyhow::Result<()> {
     let context = || format!("cannot make a cache of `{}`", folder.display());
     fs::create_dir_all(folder).with_context(context)?;
-    let is_foreign = |entry: &fs::DirEntry| !entry.file_name().to_string_lossy().starts_with('.');
-    if fs::read_dir(folder)
-        .with_context(context)?
-        .flatten()
-        .any(|entry| is_foreign(&entry) && entry.file_name() != ABOUT)
-        && recorded(folder)?.is_none()
-    {
+    let is_foreign = |entry: fs::DirEntry| {
+        let name = entry.file_name();
+        !name.to_string_lossy().starts_with('.') && name != ABOUT && name != FILE_SYSTEMS_OWN
+    };
+    if fs::read_dir(folder).with_context(context)?.flatten().any(is_foreign) && recorded(folder)?.is_none() {
         bail!("`{}` holds other files, and is no cache", folder.display());
     }
     let mut file = tempfile::Builder::new().prefix(".lstc-").tempfile_in(folder).with_context(context)?;
     file.write_all(serde_yaml::to_string(identity)?.as_bytes()).with_context(context)?;
-    file.as_file().sync_all().with_context(context)?;
+    files::permit(file.as_file()).and_then(|()| file.as_file().sync_all()).with_context(context)?;
     match file.persist_noclobber(folder.join(ABOUT)) {
         Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         persisted => persisted.map(drop).map_err(|e| e.error).with_context(context),

@@ -149,6 +149,27 @@ impl Cache {
         !self.has(row) && !self.unfit.contains(&(row as usize))
     }
 
+    /// How taps are kept.
+    pub fn element(&self) -> Element {
+        self.identity.dtype
+    }
+
+    /// Drops a row that is kept and not as it was written.
+    fn check(&mut self, corpus: &Corpus, row: usize) -> anyhow::Result<()> {
+        if self.store.has(row) && !self.store.check(row, self.identity.lengths(&corpus.example(row)))? {
+            self.tell_of_damage();
+        }
+        Ok(())
+    }
+
+    fn tell_of_damage(&mut self) {
+        if !self.told.damaged {
+            self.told.damaged = true;
+            let folder = self.folder.display();
+            self.news.push(format!("records of the cache `{folder}` are damaged: their rows are computed again"));
+        }
+    }
+
     pub fn holding(&self) -> Holding {
         let damage = self.store.damage();
         Holding {
@@ -320,10 +341,8 @@ impl Cache {
         for (row, lengths) in wanted {
             self.store.release(*row, *lengths);
         }
-        if !read && !self.told.damaged {
-            self.told.damaged = true;
-            let folder = self.folder.display();
-            self.news.push(format!("records of the cache `{folder}` are damaged: their rows are computed again"));
+        if !read {
+            self.tell_of_damage();
         }
         if wanted.first().is_some_and(|(row, _)| self.store.has(*row)) {
             taps.iter_mut().filter_map(DeviceTensor::numbers_mut).for_each(|tap| copy_first(tap, rows, wanted.len()));

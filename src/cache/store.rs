@@ -4,6 +4,7 @@
 //!
 //! **Invariant:** memory does not grow with the records, but by 24 bytes a row.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::num::NonZeroU32;
@@ -102,7 +103,7 @@ impl Store {
         budget: Option<Size>,
     ) -> anyhow::Result<Store> {
         let context = || format!("cannot read the cache `{}`", folder.display());
-        let mut used = 0;
+        let (mut used, mut lost) = (0, BTreeSet::new());
         let mut store = Store {
             folder: folder.to_owned(),
             identity,
@@ -116,31 +117,46 @@ impl Store {
             scratch: Vec::new(),
         };
         for path in shard::list(folder).with_context(context)? {
-            used += store.add_shard(path, &lengths)?;
+            used += store.add_shard(path, &lengths, &mut lost)?;
         }
+        // Of what is kept elsewhere nothing is lost.
+        lost.retain(|row| !store.has(*row));
+        store.damage.entries = if store.kept == rows { 0 } else { store.damage.entries + lost.len() };
         store.budget = Budget::new(folder, budget, used).with_context(context)?;
         Ok(store)
     }
 
-    /// Takes the entries of a shard's index in; the bytes that both take.
-    fn add_shard(&mut self, path: PathBuf, lengths: &impl Fn(usize) -> Lengths) -> anyhow::Result<u64> {
+    /// Takes the entries of a shard's index in, and the rows whose records are not there; the bytes that entries and records take,
+    /// counted as when they were written.
+    fn add_shard(
+        &mut self,
+        path: PathBuf,
+        lengths: &impl Fn(usize) -> Lengths,
+        lost: &mut BTreeSet<usize>,
+    ) -> anyhow::Result<u64> {
         let index_path = shard::index_of(&path);
         let context = || format!("cannot read `{}`", index_path.display());
         let index = File::open(&index_path).with_context(context)?;
-        let index_bytes = index.metadata().with_context(context)?.len();
         // A shard that is gone has no bytes.
         let bytes = fs::metadata(&path).map_or(0, |m| m.len());
         let position = NonZeroU32::new(u32::try_from(self.shards.len() + 1).context("too many shards")?);
         let shard = position.expect("a sum with 1 is not 0");
         let Store { places, layout, kept, damage, .. } = self;
+        let mut used = 0;
         let read = index::read(index, &self.identity, |entry| {
             let place = Place { shard, offset: entry.offset, checksum: entry.checksum };
             let row = usize::try_from(entry.row).ok().filter(|row| *row < places.len());
             let here = Lengths { source: entry.source as usize, target: entry.target as usize };
             let end = |row| entry.offset.checked_add(layout.bytes(lengths(row)) as u64);
-            match row.filter(|row| lengths(*row) == here && end(*row).is_some_and(|end| end <= bytes)) {
-                Some(row) => *kept += usize::from(places[row].replace(place).is_none()),
-                None => damage.entries += 1,
+            let Some(row) = row.filter(|row| lengths(*row) == here) else {
+                damage.entries += 1;
+                return;
+            };
+            if end(row).is_some_and(|end| end <= bytes) {
+                used += (layout.bytes(here) + index::BYTES) as u64;
+                *kept += usize::from(places[row].replace(place).is_none());
+            } else {
+                lost.insert(row);
             }
         });
         match read.with_context(context)? {
@@ -152,7 +168,7 @@ impl Store {
             }
         }
         self.shards.push(Listed { path, map: None });
-        Ok(bytes + index_bytes)
+        Ok(used)
     }
 
     pub fn layout(&self) -> &Layout {
@@ -239,10 +255,28 @@ impl Store {
             damaged_of(rows, threads, &read)
         };
         for row in &damaged {
-            self.damage.records += 1;
-            self.kept -= usize::from(self.places[*row].take().is_some());
+            self.drop_damaged(*row);
         }
         Ok(damaged.is_empty())
+    }
+
+    /// Whether a row that is kept is as it was written; one that is not is dropped.
+    ///
+    /// # Errors
+    /// From the file system.
+    pub fn check(&mut self, row: usize, lengths: Lengths) -> anyhow::Result<bool> {
+        self.map(row, lengths)?;
+        let holds = self.record(row, lengths).is_some();
+        self.release(row, lengths);
+        if !holds {
+            self.drop_damaged(row);
+        }
+        Ok(holds)
+    }
+
+    fn drop_damaged(&mut self, row: usize) {
+        self.damage.records += 1;
+        self.kept -= usize::from(self.places[row].take().is_some());
     }
 
     /// Gives back the memory that reading a row took.

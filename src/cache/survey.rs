@@ -1,6 +1,6 @@
 //! What lies in a cache's folder, without the data that it is of.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::path::Path;
 
@@ -26,12 +26,23 @@ pub struct Survey {
     pub bytes: u64,
     /// Tokens of the records: of sources, and of targets.
     pub tokens: (u64, u64),
-    /// Entries that are damaged, or whose records are not there.
+    /// Entries that are damaged, or whose records are not there, of rows that are kept nowhere else.
     pub damaged_entries: usize,
-    /// Records that are not as they were written; none where they were not read.
+    /// Rows whose records are not as they were written; none where they were not read.
     pub damaged_records: Option<usize>,
     /// Indices of other caches.
     pub foreign: Vec<String>,
+}
+
+/// What there is of a row.
+enum Record {
+    /// An entry, and no record where it points to.
+    Missing,
+    Damaged,
+    /// With its tokens of source and target.
+    Sound {
+        tokens: (u64, u64),
+    },
 }
 
 impl Survey {
@@ -51,7 +62,8 @@ pub fn survey(folder: &Path, check: bool, mut progress: impl FnMut(usize, usize)
     };
     let (hash, layout) = (identity.hash()?, identity.layout());
     let paths = shard::list(folder).with_context(|| format!("cannot read the cache `{}`", folder.display()))?;
-    let mut rows = HashSet::new();
+    // Whether the last record of a row is there and sound: the one that is read.
+    let mut rows: HashMap<u64, Record> = HashMap::new();
     let mut survey = Survey {
         token_bytes: layout.token_bytes(),
         identity,
@@ -79,27 +91,42 @@ pub fn survey(folder: &Path, check: bool, mut progress: impl FnMut(usize, usize)
         let found = index::read(index, &hash, |entry| {
             let lengths = Lengths { source: entry.source as usize, target: entry.target as usize };
             let length = layout.bytes(lengths);
-            if entry.row >= of || entry.offset.checked_add(length as u64).is_none_or(|end| end > bytes) {
+            if entry.row >= of {
                 survey.damaged_entries += 1;
                 return;
             }
-            if let (Some(shard), Some(damaged)) = (&shard, &mut survey.damaged_records) {
-                let holds = shard.get(entry.offset, length).is_some_and(|record| checksum(record) == entry.checksum);
-                shard.release(entry.offset, length);
-                if !holds {
-                    *damaged += 1;
-                    return;
-                }
+            if entry.offset.checked_add(length as u64).is_none_or(|end| end > bytes) {
+                rows.entry(entry.row).or_insert(Record::Missing);
+                return;
             }
-            rows.insert(entry.row);
-            survey.tokens.0 += u64::from(entry.source);
-            survey.tokens.1 += u64::from(entry.target);
+            let holds = shard.as_ref().is_none_or(|shard| {
+                let record = shard.get(entry.offset, length);
+                let holds = record.is_some_and(|record| checksum(record) == entry.checksum);
+                shard.release(entry.offset, length);
+                holds
+            });
+            let tokens = (u64::from(entry.source), u64::from(entry.target));
+            rows.insert(entry.row, if holds { Record::Sound { tokens } } else { Record::Damaged });
         });
         match found.with_context(context)? {
             Found::Entries { dropped } => survey.damaged_entries += dropped,
             Found::Other => survey.foreign.push(index_path.display().to_string()),
         }
     }
-    survey.kept = rows.len();
+    for record in rows.values() {
+        match record {
+            Record::Missing => survey.damaged_entries += 1,
+            Record::Damaged => *survey.damaged_records.get_or_insert(0) += 1,
+            Record::Sound { tokens: (source, target) } => {
+                survey.kept += 1;
+                survey.tokens.0 += source;
+                survey.tokens.1 += target;
+            }
+        }
+    }
+    // Of what is kept elsewhere nothing is lost.
+    if survey.kept == survey.identity.rows {
+        survey.damaged_entries = 0;
+    }
     Ok(survey)
 }

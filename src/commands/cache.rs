@@ -68,11 +68,12 @@ impl CacheCommand {
 Computes the taps of a data set that are not kept yet, and keeps them. What was stopped or killed goes on where it was.
 
 With --shard i/n it does a share of the rows: i, i + n, i + 2n and so on. Any number of processes may fill one folder at the \
-same time, also from several machines that see it.",
+same time, also from several machines that see it. Each keeps to the budget by what lay there when it began and by what it adds.",
     after_long_help = "\
 Examples:
   lstc cache build tuned/ --data a.jsonl --cache taps/
   lstc cache build tuned/ --data a.jsonl --cache taps/ --cache-dtype int8 --batch-size 64
+  lstc cache build tuned/ --data a.jsonl --cache taps/ --check      what was damaged is computed again
   for i in 1 2 3 4; do lstc cache build tuned/ --data a.jsonl --cache taps/ --threads 8 --shard $i/4 & done; wait"
 )]
 struct Build {
@@ -83,15 +84,19 @@ struct Build {
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
 
-    /// Folder of the cache
+    /// Folder of the cache [default: where the directory's training keeps its taps]
     #[arg(long, value_name = "DIR")]
-    cache: PathBuf,
+    cache: Option<PathBuf>,
+
+    /// Read what is kept, and compute what is damaged again
+    #[arg(long)]
+    check: bool,
 
     /// A share of the rows, as in 1/4 [default: all]
     #[arg(long, value_name = "I/N")]
     shard: Option<Share>,
 
-    /// What the cache may take of the disk, as in 20GB [default: what is free but 10 GiB, at least half of it]
+    /// What this process may let the cache grow to, as in 20GB [default: what is free but 10 GiB, at least half of it]
     #[arg(long, value_name = "SIZE")]
     cache_budget: Option<Size>,
 
@@ -120,6 +125,13 @@ impl Build {
         let data = self.data.clone().or(options.data.clone()).ok_or_else(|| {
             Hinted::new(anyhow!("no data is given"), "--data FILE, with an input and a target in each row")
         })?;
+        let folder = self.cache.clone().or(options.cache.clone());
+        let folder = folder.ok_or_else(|| {
+            Hinted::new(
+                anyhow!("no folder is given for the cache"),
+                "--cache DIR, or `train: {cache: DIR}` in lst.yaml",
+            )
+        })?;
         let runtime = Runtime::load(&find(options.device)?)?;
         let execution = options.execution(runtime);
         let tokenizer = self.reading.tokenizer.as_deref().or(options.tokenizer.as_deref());
@@ -132,14 +144,18 @@ impl Build {
 
         let graph = opened.tapped("grad.onnx")?;
         let identity = Identity::new(&opened, &graph, &corpus)?;
-        let (element, budget) = (self.cache_dtype, self.cache_budget);
-        let request = cache::Request { folder: &self.cache, element, budget, threads: execution.threads };
+        let element = self.cache_dtype.or(options.cache_dtype);
+        let budget = self.cache_budget.or(options.cache_budget);
+        let request = cache::Request { folder: &folder, element, budget, threads: execution.threads };
         let mut cache = Cache::open(&request, &opened, identity, &corpus)?;
         let mut backbone = Backbone::new(&opened, graph, &execution);
         interrupt::listen();
         let mut line = ProgressLine::default();
         let batch_size = opened.fixed().batch.unwrap_or(options.batch_size);
-        let work = (self.shard.unwrap_or(Share::ALL), batch_size);
+        for news in cache.news() {
+            report::warning(news);
+        }
+        let work = (self.shard.unwrap_or(Share::ALL), batch_size, self.check);
         let compute = |batch: &_| backbone.taps_on_host(batch);
         let built = cache::build(&mut cache, &opened, &corpus, work, compute, |cache, done, of, rate| {
             let text = format!("{done}/{of} rows  {} tokens/s", thousands(rate));
@@ -246,8 +262,12 @@ impl fmt::Display for ShowReport {
             writeln!(f, "  damaged   {} entries, whose rows are computed again", s.damaged_entries)?;
         }
         match s.damaged_records {
-            Some(0) => writeln!(f, "  checked   every record is as it was written")?,
-            Some(damaged) => writeln!(f, "  damaged   {damaged} records, whose rows are computed again")?,
+            Some(0) if s.damaged_entries == 0 => writeln!(f, "  checked   every record is as it was written")?,
+            Some(0) => writeln!(f, "  checked   every other record is as it was written")?,
+            Some(damaged) => {
+                let again = "which training, or `lstc cache build --check`, computes again";
+                writeln!(f, "  damaged   {damaged} records, {again}")?;
+            }
             None => {}
         }
         s.foreign.iter().try_for_each(|path| writeln!(f, "  foreign   `{path}` is of another cache, or damaged"))

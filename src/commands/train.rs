@@ -182,8 +182,9 @@ impl Train {
         report::data(&Outcome { directory: &self.directory, summary: &summary }, self.format)?;
         let is_own = summary.out == self.directory.join(RUN);
         if summary.interrupted {
-            let out = if is_own { String::new() } else { format!(" --out {}", summary.out.display()) };
-            let directory = self.directory.display();
+            let path = |path: &Path| report::word(&path.to_string_lossy());
+            let out = if is_own { String::new() } else { format!(" --out {}", path(&summary.out)) };
+            let directory = path(&self.directory);
             report::note(format!("stopped and saved; `lstc train {directory}{out} --resume` goes on"));
             return Ok(Exit::Interrupted);
         }
@@ -235,8 +236,9 @@ impl Train {
 
 /// Whether two runs use the same kernels in the same way.
 fn runs_alike(a: &TrainOptions, b: &TrainOptions) -> bool {
-    let alike = |o: &TrainOptions| (o.threads, o.device, o.tf32, o.map_weights, o.tap_dtype, o.cache.clone());
-    alike(a) == alike(b)
+    let alike = |o: &TrainOptions| (o.threads, o.device, o.tf32, o.map_weights, o.tap_dtype);
+    let cached = |o: &TrainOptions| (o.cache.clone(), o.cache_dtype);
+    alike(a) == alike(b) && cached(a) == cached(b)
 }
 
 impl TrainFlags {

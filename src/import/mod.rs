@@ -15,7 +15,7 @@ use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
 use crate::hash::sha256;
-use crate::report::Hinted;
+use crate::report::{Hinted, word};
 use crate::rewrite::{MANIFEST, RUN, SIDE, manifest};
 use crate::side;
 use state_dict::{Found, gather};
@@ -170,7 +170,7 @@ fn not_safetensors(path: &Path, bytes: &[u8], error: safetensors::SafeTensorErro
     if !is_pickle(bytes) {
         return anyhow::Error::from(error).context(format!("`{}` is no safetensors file", path.display()));
     }
-    let quoted = |path: &Path| format!("'{}'", path.to_string_lossy().replace('\'', "'\\''"));
+    let quoted = |path: &Path| word(&path.to_string_lossy());
     let converted = path.with_extension("safetensors");
     let hint = format!(
         "convert it with Python, where torch and safetensors are installed:\n  python -c \"{CONVERT}\" {} {}",

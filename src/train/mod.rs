@@ -63,6 +63,9 @@ impl Started {
     pub fn read(out: &Path) -> anyhow::Result<Started> {
         let path = out.join(STARTED);
         let text = fs::read_to_string(&path).with_context(|| format!("there is no run in `{}`", out.display()))?;
+        if text.trim().is_empty() {
+            bail!("`{}` is damaged: it is empty", path.display());
+        }
         serde_yaml::from_str(&text).with_context(|| format!("`{}` is damaged", path.display()))
     }
 
@@ -188,7 +191,7 @@ pub fn train(request: &Request, mut tell: impl FnMut(Event)) -> anyhow::Result<S
     crate::files::sweep(&out);
     let run = Run::new(request, &opened, out, &mut tell)?;
     let cache = run.cache()?;
-    let (state, progress) = run.begin()?;
+    let (state, progress) = run.begin(cache.as_ref())?;
     let summary = run.go(state, progress, cache, tell);
     drop(lock);
     summary

@@ -84,8 +84,9 @@ impl<'r> Run<'r> {
         Ok(Run { request, opened, execution, out, corpus, eval, labels, identity, rate, steps_an_epoch, total })
     }
 
-    /// The state to begin with: the checkpoint's, or the side network as the rewrite initialised it.
-    pub(super) fn begin(&self) -> anyhow::Result<(Side, Progress)> {
+    /// The state to begin with: the checkpoint's, or the side network as the rewrite initialised it. A run that begins records
+    /// with what its figures come about: the threads, and how its cache keeps taps.
+    pub(super) fn begin(&self, cache: Option<&Cache>) -> anyhow::Result<(Side, Progress)> {
         let path = self.out.join(CHECKPOINT);
         if self.request.resume {
             if !path.exists() {
@@ -99,7 +100,8 @@ impl<'r> Run<'r> {
             }
             return Ok((state, progress));
         }
-        let train = TrainOptions { threads: Some(self.execution.threads), ..self.request.train.clone() };
+        let (threads, cache_dtype) = (Some(self.execution.threads), cache.map(Cache::element));
+        let train = TrainOptions { threads, cache_dtype, ..self.request.train.clone() };
         Started { train, data: self.request.reading.clone() }.write(&self.out)?;
         // Of a run that came to nothing.
         for stale in [BEST, METRICS].map(|name| self.out.join(name)).iter().filter(|path| path.exists()) {

@@ -4,7 +4,7 @@ use anyhow::anyhow;
 use lstc_graph::Graph;
 use lstc_models::{Refused, TowerKind, Trace};
 
-use crate::report::Hinted;
+use crate::report::{Hinted, word};
 use crate::rewrite::SourceModel;
 
 /// A place in a model.
@@ -38,15 +38,6 @@ pub fn hint(model: &SourceModel, refused: &Refused) -> Option<String> {
     let query = refused.0.iter().find_map(|refusal| refusal.query())?;
     let files: Vec<String> = model.files().iter().map(|p| word(&p.to_string_lossy())).collect();
     Some(format!("`lstc inspect {} --why {}` shows what was matched", files.join(" "), word(&query)))
-}
-
-/// Text as one word of a shell.
-fn word(text: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || "/._-+:,=@%".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        return text.to_owned();
-    }
-    format!("'{}'", text.replace('\'', "'\\''"))
 }
 
 /// Names this many bytes long and longer are not compared with what was asked for.
@@ -108,13 +99,5 @@ mod tests {
         for name in ["/model/decoder/block.1/Mul", "decoder.block.1.Mul", "Decoder", "decoder.-1", "Add_812"] {
             assert_eq!(Query::parse(name), None, "{name}");
         }
-    }
-
-    #[test]
-    fn words_survive_a_shell() {
-        assert_eq!(word("/model/block.1/Mul"), "/model/block.1/Mul");
-        assert_eq!(word("a b"), "'a b'");
-        assert_eq!(word("it's"), r"'it'\''s'");
-        assert_eq!(word(""), "''");
     }
 }
