@@ -39,6 +39,15 @@ fn every_row_is_measured() {
     assert!(done.status.success(), "{}", stderr(&done));
     let table = bench(&[text(&tuned), "--only", "cached"]);
     assert_eq!((&table["rows"][0]["backbone"], table["rows"].as_array().map(Vec::len)), (&"int4".into(), Some(1)));
+    // What is rewritten has its backbone, and may have its sizes.
+    let done = lstc(&["bench", text(&tuned), "--backbone", "int8"]);
+    assert!(!done.status.success() && stderr(&done).contains("measured as it is"), "{}", stderr(&done));
+    let fixed = ["--batch", "2", "--source-length", "6", "--target-length", "3", "--force"];
+    let done = lstc(&[&["rewrite", text(&model), "-o", text(&tuned)], &fixed[..]].concat());
+    assert!(done.status.success(), "{}", stderr(&done));
+    let table = bench(&[text(&tuned), "--only", "step"]);
+    let sizes = ["batch", "source_length", "target_length"].map(|size| table[size].as_u64());
+    assert_eq!(sizes, [2, 6, 3].map(Some), "{table}");
     let done = lstc(&["bench", "nowhere.onnx"]);
     assert!(!done.status.success() && stderr(&done).contains("nowhere.onnx"), "{}", stderr(&done));
 }

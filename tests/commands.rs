@@ -281,6 +281,8 @@ fn verify_holds_on_what_rewrite_writes() {
     for (name, flags) in [
         ("relu_torchscript", &[][..]),
         ("external_weights", &["--encoder-blocks", "2", "--dropout", "0.1", "--merge-last=true"][..]),
+        // A rate that is another number of the graph too.
+        ("gated_dynamo", &["--dropout", "0.5"][..]),
         ("fixed_gate_static", &["-r", "2", "--init", "magnitude-consistent", "--distill", "0.5"][..]),
     ] {
         let tuned = Tuned::new(name, flags);

@@ -1,5 +1,7 @@
 //! The backbone in another precision: against PyTorch, through every command, and with something wrong in it.
 
+#[path = "matrix/archive.rs"]
+mod archive;
 #[path = "common/cli.rs"]
 mod cli;
 mod common;
@@ -12,8 +14,8 @@ use cli::{lstc, stderr, stdout, text};
 use lstc::rewrite::compile;
 use lstc::rewrite::opened::runnable;
 use lstc::runtime::{Device, Optimisation, Tensor};
-use lstc_graph::{Attribute, Attributes, Builder, DType, DataFiles, Graph, Origin, Weight, encode, load};
-use lstc_models::TowerKind;
+use lstc_graph::{Attribute, Attributes, Builder, DType, DataFiles, Graph, Origin, ValueId, Weight, encode, load};
+use lstc_models::{SublayerKind, TowerKind};
 use lstc_passes::options::{BackboneOptions, Int8Weights, Precision};
 use lstc_passes::quantise::matrix::BlockBits;
 use lstc_passes::quantise::{NewMatrix, QuantisedProduct};
@@ -552,4 +554,116 @@ fn what_cannot_be_is_refused() {
     let both = refused(&["--config", text(&config)]);
     assert!(both.contains("backbone.in_8_bits names `nothing`, which no product"), "{both}");
     assert!(both.contains("backbone.kept and backbone.in_8_bits both name `linear`"), "{both}");
+}
+
+/// A case of which a constant is changed, as a model of its own.
+fn changed(name: &str, folder: &Path, change: impl FnOnce(&mut Graph)) -> PathBuf {
+    let mut graph = load(&case(name).join("model.onnx")).expect("the case loads");
+    change(&mut graph);
+    let model = folder.join("model.onnx");
+    fs::write(&model, encode(&graph, &DataFiles::default())).expect("it can be written");
+    model
+}
+
+/// Numbers of a constant in another place.
+fn rewritten_constant(graph: &mut Graph, value: ValueId, change: impl FnOnce(&mut [f32])) {
+    let weight = graph.weight(value).expect("a constant").clone();
+    let mut numbers = weight.to_f32().expect("floats");
+    change(&mut numbers);
+    graph.replace_weight(value, Weight::from_f32(weight.dims(), &numbers));
+}
+
+/// The embedding table of a case, and the matrix behind the activation of its first feed-forward layer.
+fn constants(name: &str) -> [ValueId; 2] {
+    let (_, anatomy) = lstc::rewrite::open(&(&case(name).join("model.onnx")).into()).expect("a case");
+    let first = &anatomy.towers[0].blocks[0].sublayers;
+    let outer = first.iter().find_map(|sublayer| match &sublayer.kind {
+        SublayerKind::FeedForward(layer) => layer.outer.weight.value(),
+        SublayerKind::Attention(_) => None,
+    });
+    [anatomy.towers[0].table.value().expect("a constant"), outer.expect("a constant")]
+}
+
+#[test]
+fn a_channel_that_outweighs_all_others_hides_no_error_from_the_limit() {
+    common::runtime();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let [_, outer] = constants("relu_torchscript");
+    // Beside it the encoder's errors are small, and the decoder, behind a norm, inherits larger ones.
+    let model = changed("relu_torchscript", folder.path(), |graph| {
+        rewritten_constant(graph, outer, |numbers| numbers[0] = 3e5);
+    });
+    let tuned = folder.path().join("tuned");
+    for (precision, limit) in [("int4", "0.03"), ("int8", "0.003")] {
+        let flags = ["-r", "4", "--backbone", precision, "--max-tap-error", limit, "--force", "-o", text(&tuned)];
+        let done = lstc(&[&["rewrite", text(&model)], &flags[..]].concat());
+        assert_eq!(done.status.code(), Some(0), "{}", stderr(&done));
+        let manifest = fs::read_to_string(tuned.join("lst.yaml")).expect("a manifest");
+        assert!(manifest.contains("within_limit: true"), "{precision} {limit}: {manifest}");
+    }
+}
+
+#[test]
+fn what_is_no_number_is_refused_and_told_where() {
+    common::runtime();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let [table, matrix] = constants("relu_torchscript");
+    let (output, none) = (folder.path().join("tuned"), f32::NAN);
+    let refused = |model: &Path, with: &str| {
+        let done = lstc(&["rewrite", text(model), "-r", "4", "--backbone", "int8", "-o", text(&output)]);
+        assert_eq!(done.status.code(), Some(2), "{}", stdout(&done));
+        assert!(stderr(&done).contains(with) && !output.exists(), "{}", stderr(&done));
+    };
+    for value in [table, matrix] {
+        let model = changed("relu_torchscript", folder.path(), |graph| {
+            rewritten_constant(graph, value, |numbers| numbers.fill(none));
+        });
+        refused(&model, "the model itself gives what is no number at block 0 of the encoder");
+    }
+}
+
+#[test]
+fn a_final_output_and_logits_that_are_taps_keep_the_limit_too() {
+    let flags = ["--backbone", "int4", "--merge-last", "--distill", "0.5", "--max-tap-error", "0.02"];
+    let tuned = Tuned::new("relu_torchscript", &flags);
+    let manifest = fs::read_to_string(tuned.path("tuned/lst.yaml")).expect("a manifest");
+    assert!(manifest.contains("within_limit: true"), "{manifest}");
+    for what in ["  output: ", "  logits: "] {
+        let error = manifest.lines().find_map(|line| line.strip_prefix(what)?.parse::<f64>().ok());
+        assert!(error.is_some_and(|error| error > 0.0 && error <= 0.02), "{what}: {error:?}");
+    }
+    tuned.run(&["verify"], "");
+}
+
+#[test]
+fn what_is_proved_of_a_block_does_not_slacken_with_the_backbones_precision() {
+    let tuned = Tuned::new("relu_torchscript", &["--backbone", "int8"]);
+    let proof = tuned.run(&["verify"], "");
+    let bounds: Vec<&str> = proof.lines().filter(|line| line.contains("at r=1")).collect();
+    assert!(bounds.len() == 4 && bounds.iter().all(|line| line.contains("1e-5, 1e-3")), "{proof}");
+}
+
+#[test]
+fn a_model_of_half_precision_is_proved_with_a_quantised_backbone() {
+    common::runtime();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    archive::unpack("2f_gated_tied_f16_equal", folder.path());
+    let model = folder.path();
+    for precision in ["int8", "int4"] {
+        let tuned = folder.path().join(precision);
+        let done = lstc(&["rewrite", text(model), "-r", "4", "--backbone", precision, "-o", text(&tuned)]);
+        assert_eq!(done.status.code(), Some(0), "{}", stderr(&done));
+        let proof = lstc(&["verify", text(&tuned)]);
+        assert_eq!(proof.status.code(), Some(0), "{}{}", stdout(&proof), stderr(&proof));
+    }
+}
+
+#[test]
+fn a_sample_is_cut_to_what_a_model_fixes() {
+    let sizes = ["--batch", "4", "--source-length", "3", "--target-length", "2"];
+    let tuned = Tuned::new("gated_dynamo", &["--backbone", "int8"]);
+    let (model, sample) = (tuned.path("model.onnx"), tuned.path("data.jsonl"));
+    let flags = ["-r", "4", "--backbone", "int8", "--sample", text(&sample), "--force", "-o"];
+    let done = lstc(&[&["rewrite", text(&model)], &sizes[..], &flags, &[text(&tuned.path("tuned"))]].concat());
+    assert_eq!(done.status.code(), Some(0), "{}", stderr(&done));
 }

@@ -79,8 +79,10 @@ impl Dropout {
         let seed = scattered(self.seed ^ (x.index() as u64) << 32) & 0x7fff_ffff;
         let training =
             b.constant(Weight::new(DType::Bool, vec![], vec![1_u8].into(), None).expect("one byte is one bool"));
+        // A constant of its own: who sets the rate to 0 changes no other number.
+        let rate = b.edit(|graph| graph.add_weight("dropout_rate", Weight::scalar_f32(self.rate)));
         let attributes = Attributes::none().int("seed", seed as i64);
-        b.unshared("Dropout", &[x, b.f32(self.rate), training], attributes, 2)[0]
+        b.unshared("Dropout", &[x, rate, training], attributes, 2)[0]
     }
 }
 

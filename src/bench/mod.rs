@@ -15,6 +15,7 @@ use lstc_passes::options::{Init, Precision};
 use serde::{Deserialize, Serialize};
 
 use crate::report::{self, Bytes};
+use crate::rewrite::opened::Opened;
 use crate::rewrite::{Request, SourceModel, manifest, rewrite};
 use crate::runtime::Device;
 use crate::train::Started;
@@ -97,14 +98,19 @@ impl fmt::Display for Table {
                     Part::Step => "a step of training".to_owned(),
                     Part::Cached => "a step on kept taps".to_owned(),
                 },
-                format!("{:.3}", row.seconds),
-                format!("{:.3}", row.best),
+                seconds(row.seconds),
+                seconds(row.best),
                 format!("{:.0}", row.tokens_per_second),
                 Bytes(row.peak_memory).to_string(),
             ]
         });
         write!(f, "{}", report::table(["backbone", "", "s, median", "s, best", "tokens/s", "peak memory"], rows))
     }
+}
+
+/// To a millisecond, and of a small model's to ten microseconds.
+fn seconds(of: f64) -> String {
+    if of < 0.01 { format!("{of:.5}") } else { format!("{of:.3}") }
 }
 
 /// Measures a model, rewritten for each precision into a temporary folder, or a rewritten directory as it is.
@@ -120,6 +126,7 @@ pub fn bench(
 ) -> anyhow::Result<Table> {
     let scratch = tempfile::Builder::new().prefix("lstc-bench-").tempdir()?;
     let mut rows = Vec::new();
+    let mut settings = settings.clone();
     let directories: Vec<(PathBuf, Option<Precision>)> = match model {
         [one] if manifest::is_rewritten(one) => vec![(one.clone(), None)],
         _ => precisions.iter().map(|p| (scratch.path().join(p.to_string()), Some(*p))).collect(),
@@ -136,12 +143,16 @@ pub fn bench(
                 |_, _| (),
             )?;
         }
+        let fixed = Opened::new(&directory)?.fixed();
+        settings.batch = fixed.batch.unwrap_or(settings.batch);
+        settings.source_length = fixed.source.unwrap_or(settings.source_length);
+        settings.target_length = fixed.target.unwrap_or(settings.target_length);
         for part in parts {
             progress(&format!("measuring {part}{}", precision.map_or_else(String::new, |p| format!(", backbone {p}"))));
-            rows.push(apart(&directory, *part, settings)?);
+            rows.push(apart(&directory, *part, &settings)?);
         }
     }
-    let Settings { batch, source_length, target_length, threads, device, .. } = *settings;
+    let Settings { batch, source_length, target_length, threads, device, .. } = settings;
     let model = model.first().cloned().unwrap_or_default();
     Ok(Table { model, batch, source_length, target_length, threads, device, rows })
 }
@@ -160,7 +171,12 @@ fn apart(directory: &Path, part: Part, settings: &Settings) -> anyhow::Result<Ro
         .context("the process that measures cannot be started")?;
     if !done.status.success() {
         let said = String::from_utf8_lossy(&done.stderr);
-        bail!("`{part}` could not be measured\n{}", said.trim().trim_start_matches("error: "));
+        let said = match said.trim() {
+            // As when it is killed for want of memory.
+            "" => format!("its process ended with {}", done.status),
+            said => said.trim_start_matches("error: ").to_owned(),
+        };
+        bail!("`{part}` could not be measured\n{said}");
     }
     serde_json::from_slice(&done.stdout).context("the process that measures gave no row")
 }

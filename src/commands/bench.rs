@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 
+use anyhow::anyhow;
 use clap::Args;
 use lstc_passes::options::Precision;
 
 use crate::bench::{Part, Settings, bench, measure};
-use crate::report::{self, Exit, Format, ProgressLine};
+use crate::report::{self, Exit, Format, Hinted, ProgressLine};
+use crate::rewrite::manifest;
 use crate::runtime::Device;
 
 /// Measure what training costs on this machine: seconds and memory of a step
@@ -84,6 +86,13 @@ impl Bench {
         if let (Some(part), [directory]) = (self.row, &self.model[..]) {
             report::text(&serde_json::to_string(&measure(directory, part, &settings)?)?)?;
             return Ok(Exit::Done);
+        }
+        if let [one] = &self.model[..]
+            && manifest::is_rewritten(one)
+            && !self.backbone.is_empty()
+        {
+            let error = anyhow!("`{}` is rewritten: its backbone is measured as it is", one.display());
+            return Err(Hinted::new(error, "--backbone goes with a model").into());
         }
         let precisions =
             if self.backbone.is_empty() { vec![Precision::Source, Precision::Int8] } else { self.backbone };

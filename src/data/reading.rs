@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{anyhow, bail};
 use serde::{Deserialize, Serialize};
 
+use super::batch::Fixed;
 use crate::report::Hinted;
 
 /// How rows are read.
@@ -40,6 +41,16 @@ impl Default for Reading {
 }
 
 impl Reading {
+    /// The same, where what a model fixes is a limit too.
+    pub fn within(&self, fixed: &Fixed) -> Reading {
+        let at_most = |length: usize, fixed: Option<usize>| fixed.map_or(length, |fixed| fixed.min(length));
+        Reading {
+            max_source_length: at_most(self.max_source_length, fixed.source),
+            max_target_length: at_most(self.max_target_length, fixed.target),
+            ..self.clone()
+        }
+    }
+
     /// # Errors
     /// A length that leaves no room for a token before the end token.
     pub fn check(&self) -> anyhow::Result<()> {

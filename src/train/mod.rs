@@ -222,12 +222,6 @@ pub fn read_corpus(
 ) -> anyhow::Result<Corpus> {
     let vocabulary = u32::try_from(opened.record.model.vocabulary).unwrap_or(u32::MAX);
     let mut progress = |done, of| tell(Event::Reading { file, done, of });
-    let fixed = opened.fixed();
-    let at_most = |length: usize, fixed: Option<usize>| fixed.map_or(length, |fixed| fixed.min(length));
-    let reading = Reading {
-        max_source_length: at_most(reading.max_source_length, fixed.source),
-        max_target_length: at_most(reading.max_target_length, fixed.target),
-        ..reading.clone()
-    };
+    let reading = reading.within(&opened.fixed());
     Corpus::read(file, &reading, tokenizer, opened.record.tokens, scratch, vocabulary, &mut progress)
 }

@@ -33,8 +33,10 @@ impl Arithmetic {
         let of_type = |f: &Frozen, dtype: DType| {
             f.value().and_then(|v| module.graph.weight(v)).is_some_and(|w| w.dtype() == dtype)
         };
-        let calibrated = |id| ["QuantizeLinear", "QLinearMatMul"].iter().any(|op| module.graph.node(id).is(op));
-        if module.graph.ancestors([module.anatomy.head.logits]).into_iter().any(calibrated) {
+        // As it was before lstc quantised anything.
+        let source = module.unquantised();
+        let calibrated = |id| ["QuantizeLinear", "QLinearMatMul"].iter().any(|op| source.node(id).is(op));
+        if source.ancestors([module.anatomy.head.logits]).into_iter().any(calibrated) {
             Arithmetic::Calibrated
         } else if matrices.iter().any(|l| l.weight.quantised().is_some()) {
             Arithmetic::Quantised

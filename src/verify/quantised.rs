@@ -110,6 +110,11 @@ fn differences(measured: &Measured, recorded: &Measured) -> Vec<String> {
             breaches.push(format!("block {block} of the {tower}: {error:.2e}, {:.2e} recorded", wanted.error));
         }
     }
+    if let (Some(found), Some(wanted)) = (measured.output, recorded.output)
+        && !same(found, wanted)
+    {
+        breaches.push(format!("the final output: {found:.2e}, {wanted:.2e} recorded"));
+    }
     if !same(measured.logits, recorded.logits) {
         breaches.push(format!("the logits: {:.2e}, {:.2e} recorded", measured.logits, recorded.logits));
     }

@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
+use anyhow::{anyhow, bail};
 use lstc_graph::{DataFiles, Graph, ValueId, encode, write_data};
 use lstc_passes::Module;
 use serde::{Deserialize, Serialize};
 
 use super::TapError;
 use super::sample::Feeds;
+use crate::report::Hinted;
 use crate::rewrite::opened::runnable;
 use crate::runtime::{Device, Optimisation, Runtime, Session, Tensor};
 use crate::verify::{give, run};
@@ -16,6 +18,9 @@ use crate::verify::{give, run};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     pub taps: Vec<TapError>,
+    /// The error of the final output, where `merge_last` makes a tap of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<f64>,
     /// The relative error of the backbone's own logits.
     pub logits: f64,
     /// The share of positions at which another token is the likeliest.
@@ -76,16 +81,21 @@ impl Bench<'_> {
     }
 }
 
-/// The values at which the precisions are compared: every block's output, and the logits.
+/// The values at which the precisions are compared: every block's output, the final one where it is a tap, and the logits.
 fn compared(module: &Module) -> Vec<ValueId> {
     let blocks = module.anatomy.towers.iter().flat_map(|t| t.blocks.iter().map(|b| b.output));
-    blocks.chain([module.anatomy.head.logits]).collect()
+    blocks.chain(final_output(module)).chain([module.anatomy.head.logits]).collect()
+}
+
+/// The backbone's final output, where it is a tap.
+pub(super) fn final_output(module: &Module) -> Option<ValueId> {
+    module.options.method.merge_last.then(|| module.anatomy.last().output)
 }
 
 /// Measures a module whose backbone is quantised, in a folder for its weights.
 ///
 /// # Errors
-/// A graph that does not run; from the file system.
+/// A graph that does not run, or gives what is no number; from the file system.
 pub fn measure(runtime: &'static Runtime, module: &Module, feeds: &Feeds, scratch: &Path) -> anyhow::Result<Measured> {
     let values = compared(module);
     let ready = |graph: &Graph| {
@@ -104,7 +114,9 @@ pub fn measure(runtime: &'static Runtime, module: &Module, feeds: &Feeds, scratc
             wanted.push(run(&mut session, feed, &names)?);
         }
     }
-    let mut session = bench.session(&quantised, false)?;
+    // A graph of which nothing has changed runs as the source's.
+    let is_source = module.quantised.as_ref().is_some_and(|q| q.remade().next().is_none());
+    let mut session = bench.session(&quantised, is_source)?;
     for (feed, wanted) in feeds.iter().zip(&wanted) {
         let found = run(&mut session, feed, &found_names)?;
         for (squares, (found, wanted)) in squares.iter_mut().zip(found.iter().zip(wanted)) {
@@ -116,15 +128,32 @@ pub fn measure(runtime: &'static Runtime, module: &Module, feeds: &Feeds, scratc
             positions += wanted.len();
         }
     }
+    check_finite(module, &squares)?;
     let mut errors = squares.iter().map(|s| s.relative());
     let towers = module.anatomy.towers.iter();
     let places = towers.flat_map(|t| (0..t.blocks.len()).map(|block| (t.kind, block)));
     let taps = places.zip(errors.by_ref()).map(|((tower, block), error)| TapError { tower, block, error }).collect();
     Ok(Measured {
         taps,
+        output: final_output(module).and_then(|_| errors.next()),
         logits: squares.last().map_or(0.0, |s| s.relative()),
         argmax_changed: changed as f64 / positions.max(1) as f64,
     })
+}
+
+/// Makes sure that every value is a number, in the source and quantised.
+fn check_finite(module: &Module, squares: &[Squares]) -> anyhow::Result<()> {
+    let Some(at) = squares.iter().position(|s| s.relative().is_infinite()) else { return Ok(()) };
+    let towers = module.anatomy.towers.iter();
+    let mut places = towers.flat_map(|t| (0..t.blocks.len()).map(|block| format!("block {block} of the {}", t.kind)));
+    let place = places.nth(at).unwrap_or_else(|| "its end".to_owned());
+    let precision = module.options.backbone.precision;
+    if squares[at].whole.is_finite() {
+        let error = anyhow!("in {precision} the backbone gives what is no number at {place}");
+        let hint = "--max-tap-error keeps the products that do so as they are; another --backbone may do without";
+        return Err(Hinted::new(error, hint).into());
+    }
+    bail!("the model itself gives what is no number at {place}: what it loses in {precision} cannot be told")
 }
 
 /// The likeliest token at each position.

@@ -47,7 +47,10 @@ impl Quantised {
     pub(super) fn new(module: &Module, sample: Sample, measured: Measured) -> Option<Quantised> {
         let quantised = module.quantised.as_ref()?;
         let limit = module.options.backbone.limit();
-        let within = |limit: f64| measured.taps.iter().all(|tap| tap.error <= limit);
+        // Distillation reads the logits.
+        let logits = (module.options.loss.distill > 0.0).then_some(measured.logits);
+        let others = measured.output.into_iter().chain(logits);
+        let within = |limit: f64| measured.taps.iter().map(|tap| tap.error).chain(others).all(|error| error <= limit);
         Some(Quantised {
             taken: quantised.products.len(),
             of: quantised.of(),
@@ -141,10 +144,11 @@ impl fmt::Display for Told<'_> {
             writeln!(f, "  {} that {} cannot hold: {}", q.unfit.len(), backbone.precision, q.unfit.join(", "))?;
         }
         let (most, median) = spread(&q.measured.taps);
+        let output = q.measured.output.map_or_else(String::new, |e| format!("; final output {:.2} %", 100.0 * e));
         writeln!(
             f,
-            "  error {:.2} % at a tap (median), {:.2} % at most; logits {:.2} %, another likeliest token at {:.1} % of the \
-             positions, on {}",
+            "  error {:.2} % at a tap (median), {:.2} % at most{output}; logits {:.2} %, another likeliest token at {:.1} % of \
+             the positions, on {}",
             100.0 * median,
             100.0 * most,
             100.0 * q.measured.logits,

@@ -18,7 +18,7 @@ use lstc_passes::Module;
 use lstc_passes::options::Precision;
 use lstc_passes::quantise::{Product, by_block, in_8_bits};
 
-use super::measure::{Bench, Squares};
+use super::measure::{Bench, Squares, final_output};
 use super::sample::Feeds;
 use crate::runtime::{Runtime, Tensor};
 use crate::verify::{give, run};
@@ -26,9 +26,16 @@ use crate::verify::{give, run};
 /// A product takes more bits where that lowers the error by at least this share of it.
 const WORTH: f64 = 0.01;
 
-/// How often the walk is made, and how much lower the limit of each is than that of the one before.
-const WALKS: i32 = 5;
-const LOWER: f64 = 0.7;
+/// How often a walk is made, and how much lower the limit of each is than that of the one before.
+#[derive(Clone, Copy)]
+struct Walks {
+    most: i32,
+    lower: f64,
+}
+
+const ONE_BY_ONE: Walks = Walks { most: 5, lower: 0.7 };
+/// In the end all products of a block that anything follows from are as in the source.
+const TOGETHER: Walks = Walks { most: 12, lower: 0.25 };
 
 /// Products by the names of what they make.
 #[derive(Clone, Debug, Default)]
@@ -65,10 +72,10 @@ pub fn more_bits(
     let wanted = source(module, &bench, feeds)?;
     let both = [Level::Eight, Level::Source];
     let levels = if is_int4 { &both[..] } else { &both[1..] };
-    let tries = [(&both[..1], false), (levels, false), (levels, true)];
+    let tries = [(&both[..1], ONE_BY_ONE, false), (levels, ONE_BY_ONE, false), (levels, TOGETHER, true)];
     let mut best = (f64::INFINITY, Chosen::new());
-    'tries: for &(levels, together) in &tries[usize::from(!is_int4)..] {
-        for attempt in 0..WALKS {
+    'tries: for &(levels, walks, together) in &tries[usize::from(!is_int4)..] {
+        for attempt in 0..walks.most {
             let state = feeds.clone();
             let mut walk = Walk {
                 module,
@@ -81,7 +88,7 @@ pub fn more_bits(
                 cut: Vec::new(),
                 progress,
             };
-            let (worst, chosen) = walk.through(&taken, &wanted, limit * LOWER.powi(attempt))?;
+            let (worst, chosen) = walk.through(&taken, &wanted, limit * walks.lower.powi(attempt))?;
             let is_most = |(_, level): &(&Product, Level)| levels.last() == Some(level);
             let all = chosen.len() == taken.len() && chosen.iter().all(is_most);
             if worst < best.0 {
@@ -119,10 +126,16 @@ fn with<'p>(chosen: &Chosen<'p>, product: &'p Product, level: Level) -> Chosen<'
     others.copied().chain([(product, level)]).collect()
 }
 
-/// Every block's output in the source, for each batch.
+/// The logits, where distillation reads them.
+fn distilled(module: &Module) -> Option<ValueId> {
+    (module.options.loss.distill > 0.0).then_some(module.anatomy.head.logits)
+}
+
+/// Every block's output in the source, for each batch, and what else the side network reads: the final output, and the logits.
 fn source(module: &Module, bench: &Bench, feeds: &Feeds) -> anyhow::Result<Vec<Vec<Tensor>>> {
     let mut graph = module.source().clone();
-    let outputs: Vec<ValueId> = module.anatomy.towers.iter().flat_map(|t| t.blocks.iter().map(|b| b.output)).collect();
+    let blocks = module.anatomy.towers.iter().flat_map(|t| t.blocks.iter().map(|b| b.output));
+    let outputs: Vec<ValueId> = blocks.chain(final_output(module)).chain(distilled(module)).collect();
     let names = give(&mut graph, &outputs);
     let mut session = bench.session(&graph.slice(&graph.outputs), true)?;
     feeds.iter().map(|feed| run(&mut session, feed, &names)).collect()
@@ -168,7 +181,16 @@ impl Walk<'_> {
                     progress(at, places.iter().flatten().count());
                 }
             }
+            if final_output(self.module) == Some(tower.output) {
+                let reference: Vec<&Tensor> = wanted.iter().map(|w| &w[at]).collect();
+                at += 1;
+                worst = worst.max(self.error(tower.output, &Vec::new(), &reference)?);
+            }
             self.step(tower.output, &Vec::new())?;
+        }
+        if let Some(logits) = distilled(self.module) {
+            let reference: Vec<&Tensor> = wanted.iter().map(|w| &w[at]).collect();
+            worst = worst.max(self.error(logits, &Vec::new(), &reference)?);
         }
         Ok((worst, chosen))
     }

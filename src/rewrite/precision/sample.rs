@@ -86,16 +86,17 @@ impl Sample {
             given.tokenizer.is_file().then(|| Tokenizer::open(given.tokenizer, given.special)).transpose()?;
         let scratch = tempfile::tempdir()?;
         let vocabulary = u32::try_from(module.anatomy.head.linear.outputs).unwrap_or(u32::MAX);
+        let fixed = fixed(module);
+        let reading = given.reading.within(&fixed);
         let corpus = Corpus::read(
             file,
-            given.reading,
+            &reading,
             tokenizer.as_ref(),
             given.special,
             scratch.path(),
             vocabulary,
             &mut |_, _| (),
         )?;
-        let fixed = fixed(module);
         let all: Vec<u32> = (0..corpus.len().min(examples) as u32).collect();
         let batches = all.chunks(fixed.batch.unwrap_or(BATCH).max(1));
         batches.map(|indices| Ok(feed(module, &Batch::new(&corpus, indices, given.special, &fixed)?))).collect()
