@@ -35,7 +35,7 @@ struct Walks {
 
 const ONE_BY_ONE: Walks = Walks { most: 5, lower: 0.7 };
 /// In the end all products of a block that anything follows from are as in the source.
-const TOGETHER: Walks = Walks { most: 12, lower: 0.25 };
+const TOGETHER: Walks = Walks { most: 7, lower: 0.1 };
 
 /// Products by the names of what they make.
 #[derive(Clone, Debug, Default)]
@@ -75,6 +75,7 @@ pub fn more_bits(
     let tries = [(&both[..1], ONE_BY_ONE, false), (levels, ONE_BY_ONE, false), (levels, TOGETHER, true)];
     let mut best = (f64::INFINITY, Chosen::new());
     'tries: for &(levels, walks, together) in &tries[usize::from(!is_int4)..] {
+        let mut before = None;
         for attempt in 0..walks.most {
             let state = feeds.clone();
             let mut walk = Walk {
@@ -91,13 +92,16 @@ pub fn more_bits(
             let (worst, chosen) = walk.through(&taken, &wanted, limit * walks.lower.powi(attempt))?;
             let is_most = |(_, level): &(&Product, Level)| levels.last() == Some(level);
             let all = chosen.len() == taken.len() && chosen.iter().all(is_most);
+            let same = before.as_ref() == Some(&chosen);
+            before = Some(chosen.clone());
             if worst < best.0 {
                 best = (worst, chosen);
             }
             if worst <= limit {
                 break 'tries;
             }
-            if all {
+            // One by one nothing more helps; together, a still lower limit takes more at once.
+            if all || same && !together {
                 break;
             }
         }
