@@ -610,9 +610,11 @@ fn what_is_no_number_is_refused_and_told_where() {
     let [table, matrix] = constants("relu_torchscript");
     let (output, none) = (folder.path().join("tuned"), f32::NAN);
     let refused = |model: &Path, with: &str| {
-        let done = lstc(&["rewrite", text(model), "-r", "4", "--backbone", "int8", "-o", text(&output)]);
-        assert_eq!(done.status.code(), Some(2), "{}", stdout(&done));
-        assert!(stderr(&done).contains(with) && !output.exists(), "{}", stderr(&done));
+        for precision in ["int8", "int4"] {
+            let done = lstc(&["rewrite", text(model), "-r", "4", "--backbone", precision, "-o", text(&output)]);
+            assert_eq!(done.status.code(), Some(2), "{}", stdout(&done));
+            assert!(stderr(&done).contains(with) && !output.exists(), "{}", stderr(&done));
+        }
     };
     for value in [table, matrix] {
         let model = changed("relu_torchscript", folder.path(), |graph| {
@@ -633,6 +635,16 @@ fn a_final_output_and_logits_that_are_taps_keep_the_limit_too() {
         assert!(error.is_some_and(|error| error > 0.0 && error <= 0.02), "{what}: {error:?}");
     }
     tuned.run(&["verify"], "");
+    // What is a tap is measured anew where that has changed.
+    let other = tuned.path("other");
+    let from = tuned.path("tuned");
+    let flags = ["--merge-last=false", "--distill", "0", "-o", text(&other)];
+    let done = lstc(&[&["rewrite", "--from", text(&from)], &flags[..]].concat());
+    assert_eq!(done.status.code(), Some(0), "{}", stderr(&done));
+    let manifest = fs::read_to_string(other.join("lst.yaml")).expect("a manifest");
+    assert!(!manifest.contains("\n  output: ") && manifest.contains("within_limit: true"), "{manifest}");
+    let proof = lstc(&["verify", text(&other)]);
+    assert_eq!(proof.status.code(), Some(0), "{}{}", stdout(&proof), stderr(&proof));
 }
 
 #[test]

@@ -38,6 +38,20 @@ impl FromStr for Share {
     }
 }
 
+/// Where filling a cache stands.
+#[derive(Clone, Copy, Debug)]
+pub struct Going {
+    pub what: &'static str,
+    /// Rows that are done, and of how many.
+    pub done: usize,
+    pub of: usize,
+    /// Tokens a second, where rows are computed.
+    pub rate: Option<f64>,
+}
+
+/// Rows that are checked between two looks at who asks.
+const LOOK: usize = 64;
+
 /// What came of filling a cache.
 #[derive(Clone, Debug, Serialize)]
 pub struct Built {
@@ -54,9 +68,8 @@ pub struct Built {
     pub cache: Holding,
 }
 
-/// Computes the taps of the rows of a share that are not kept, until the cache is full; with `check` also of those whose records are not
-/// as they were written. `goes_on` is told the rows done, of how many,
-/// and the tokens a second, and may say no.
+/// Computes the taps of the rows of a share that are not kept, until the cache is full; with `check` also of those whose records are
+/// not as they were written. `goes_on` is told where it stands, and may say no.
 ///
 /// # Errors
 /// From `compute`; from the file system.
@@ -66,23 +79,29 @@ pub fn build(
     corpus: &Corpus,
     (share, batch_size, check): (Share, usize, bool),
     mut compute: impl FnMut(&Batch) -> anyhow::Result<Vec<Tensor>>,
-    mut goes_on: impl FnMut(&mut Cache, usize, usize, f64) -> bool,
+    mut goes_on: impl FnMut(&mut Cache, &Going) -> bool,
 ) -> anyhow::Result<Built> {
     let begun = Instant::now();
-    if check {
-        for row in (0..corpus.len()).filter(|row| share.has(*row as u32)) {
-            cache.check(corpus, row)?;
+    let mine: Vec<u32> = (0..corpus.len() as u32).filter(|row| share.has(*row)).collect();
+    let mut interrupted = false;
+    for (done, row) in mine.iter().enumerate().filter(|_| check) {
+        cache.check(corpus, *row as usize)?;
+        if done % LOOK == 0 && !goes_on(cache, &Going { what: "checking", done, of: mine.len(), rate: None }) {
+            interrupted = true;
+            break;
         }
     }
-    let mine = (0..corpus.len() as u32).filter(|row| share.has(*row));
-    let (kept, mut missing): (Vec<u32>, Vec<u32>) = mine.partition(|row| cache.has(*row));
+    let (kept, mut missing): (Vec<u32>, Vec<u32>) = mine.into_iter().partition(|row| cache.has(*row));
     missing.sort_by_key(|row| {
         let example = corpus.example(*row as usize);
         std::cmp::Reverse((example.source.len(), example.target.len()))
     });
     let (of, before) = (missing.len(), cache.store.kept());
-    let (mut done, mut tokens, mut interrupted) = (0, 0, false);
+    let (mut done, mut tokens) = (0, 0);
     for rows in missing.chunks(batch_size.max(1)) {
+        if interrupted || cache.told.full {
+            break;
+        }
         let batch = Batch::new(corpus, rows, opened.record.tokens, &opened.fixed())?;
         cache.compute(opened, corpus, rows, &batch, &mut compute)?;
         if cache.told.failed {
@@ -91,10 +110,8 @@ pub fn build(
         }
         done += rows.len();
         tokens += batch.tokens;
-        interrupted = !goes_on(cache, done, of, rate(tokens, begun.elapsed())) && done < of;
-        if interrupted || cache.told.full {
-            break;
-        }
+        let rate = Some(rate(tokens, begun.elapsed()));
+        interrupted = !goes_on(cache, &Going { what: "building", done, of, rate }) && done < of;
     }
     let elapsed = begun.elapsed();
     Ok(Built {

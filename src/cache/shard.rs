@@ -136,6 +136,9 @@ impl Shard {
 
     /// Gives back the memory that reading a range took.
     pub fn release(&self, offset: u64, bytes: usize) {
+        if self.get(offset, bytes).is_none() {
+            return;
+        }
         // SAFETY: the map is of a file and read-only: who reads the pages afterwards finds the file's bytes again.
         let advised = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, offset as usize, bytes) };
         debug_assert!(advised.is_ok(), "the range is mapped: {advised:?}");

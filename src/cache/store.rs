@@ -137,20 +137,21 @@ impl Store {
         let index_path = shard::index_of(&path);
         let context = || format!("cannot read `{}`", index_path.display());
         let index = File::open(&index_path).with_context(context)?;
-        // A shard that is gone has no bytes.
-        let bytes = fs::metadata(&path).map_or(0, |m| m.len());
         let position = NonZeroU32::new(u32::try_from(self.shards.len() + 1).context("too many shards")?);
         let shard = position.expect("a sum with 1 is not 0");
         let Store { places, layout, kept, damage, .. } = self;
-        let mut used = 0;
-        let read = index::read(index, &self.identity, |entry| {
+        let (mut used, mut entries) = (0, Vec::new());
+        let read = index::read(index, &self.identity, |entry| entries.push(entry));
+        // Another process may be adding records, each before its entry. A shard that is gone has no bytes.
+        let bytes = fs::metadata(&path).map_or(0, |m| m.len());
+        for entry in entries {
             let place = Place { shard, offset: entry.offset, checksum: entry.checksum };
             let row = usize::try_from(entry.row).ok().filter(|row| *row < places.len());
             let here = Lengths { source: entry.source as usize, target: entry.target as usize };
             let end = |row| entry.offset.checked_add(layout.bytes(lengths(row)) as u64);
             let Some(row) = row.filter(|row| lengths(*row) == here) else {
                 damage.entries += 1;
-                return;
+                continue;
             };
             if end(row).is_some_and(|end| end <= bytes) {
                 used += (layout.bytes(here) + index::BYTES) as u64;
@@ -158,7 +159,7 @@ impl Store {
             } else {
                 lost.insert(row);
             }
-        });
+        }
         match read.with_context(context)? {
             Found::Entries { dropped } => damage.entries += dropped,
             Found::Other => {
@@ -244,6 +245,7 @@ impl Store {
         for (row, lengths, _) in &rows {
             self.map(*row, *lengths)?;
         }
+        let lengths: Vec<(usize, Lengths)> = rows.iter().map(|(row, lengths, _)| (*row, *lengths)).collect();
         let damaged = {
             let read = |(row, lengths, taps): &mut (usize, Lengths, Vec<&mut [f32]>)| {
                 let record = self.record(*row, *lengths)?;
@@ -254,8 +256,8 @@ impl Store {
             let threads = if numbers < FEW { 1 } else { threads.clamp(1, rows.len().max(1)) };
             damaged_of(rows, threads, &read)
         };
-        for row in &damaged {
-            self.drop_damaged(*row);
+        for (row, lengths) in lengths.into_iter().filter(|(row, _)| damaged.contains(row)) {
+            self.drop_damaged(row, lengths);
         }
         Ok(damaged.is_empty())
     }
@@ -269,14 +271,18 @@ impl Store {
         let holds = self.record(row, lengths).is_some();
         self.release(row, lengths);
         if !holds {
-            self.drop_damaged(row);
+            self.drop_damaged(row, lengths);
         }
         Ok(holds)
     }
 
-    fn drop_damaged(&mut self, row: usize) {
+    /// The record that takes its place has room even where the budget is full.
+    fn drop_damaged(&mut self, row: usize, lengths: Lengths) {
         self.damage.records += 1;
-        self.kept -= usize::from(self.places[row].take().is_some());
+        if self.places[row].take().is_some() {
+            self.kept -= 1;
+            self.budget.give_back((self.layout.bytes(lengths) + index::BYTES) as u64);
+        }
     }
 
     /// Gives back the memory that reading a row took.

@@ -80,24 +80,28 @@ pub fn survey(folder: &Path, check: bool, mut progress: impl FnMut(usize, usize)
         let index_path = shard::index_of(path);
         let context = || format!("cannot read `{}`", index_path.display());
         let index = File::open(&index_path).with_context(context)?;
+        let index_bytes = index.metadata().with_context(context)?.len();
+        let mut entries = Vec::new();
+        let found = index::read(index, &hash, |entry| entries.push(entry)).with_context(context)?;
+        // Another process may be adding records, each before its entry.
         let bytes = fs::metadata(path).map_or(0, |m| m.len());
-        survey.bytes += bytes + index.metadata().with_context(context)?.len();
+        survey.bytes += bytes + index_bytes;
         let shard = if check && bytes > 0 {
             Some(Shard::map(path).with_context(|| format!("cannot read `{}`", path.display()))?)
         } else {
             None
         };
         let of = survey.identity.rows as u64;
-        let found = index::read(index, &hash, |entry| {
+        for entry in entries {
             let lengths = Lengths { source: entry.source as usize, target: entry.target as usize };
             let length = layout.bytes(lengths);
             if entry.row >= of {
                 survey.damaged_entries += 1;
-                return;
+                continue;
             }
             if entry.offset.checked_add(length as u64).is_none_or(|end| end > bytes) {
                 rows.entry(entry.row).or_insert(Record::Missing);
-                return;
+                continue;
             }
             let holds = shard.as_ref().is_none_or(|shard| {
                 let record = shard.get(entry.offset, length);
@@ -107,8 +111,8 @@ pub fn survey(folder: &Path, check: bool, mut progress: impl FnMut(usize, usize)
             });
             let tokens = (u64::from(entry.source), u64::from(entry.target));
             rows.insert(entry.row, if holds { Record::Sound { tokens } } else { Record::Damaged });
-        });
-        match found.with_context(context)? {
+        }
+        match found {
             Found::Entries { dropped } => survey.damaged_entries += dropped,
             Found::Other => survey.foreign.push(index_path.display().to_string()),
         }

@@ -157,9 +157,10 @@ impl Build {
         }
         let work = (self.shard.unwrap_or(Share::ALL), batch_size, self.check);
         let compute = |batch: &_| backbone.taps_on_host(batch);
-        let built = cache::build(&mut cache, &opened, &corpus, work, compute, |cache, done, of, rate| {
-            let text = format!("{done}/{of} rows  {} tokens/s", thousands(rate));
-            line.bar("building", done as u64, of as u64, text);
+        let built = cache::build(&mut cache, &opened, &corpus, work, compute, |cache, going| {
+            let rate = going.rate.map_or_else(String::new, |rate| format!("  {} tokens/s", thousands(rate)));
+            let text = format!("{}/{} rows{rate}", going.done, going.of);
+            line.bar(going.what, going.done as u64, going.of as u64, text);
             for news in cache.news() {
                 line.clear();
                 report::warning(news);

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use serde::Serialize;
 
 use super::data_flags::DataFlags;
@@ -189,7 +189,7 @@ impl Train {
             return Ok(Exit::Interrupted);
         }
         if is_own {
-            let directory = self.directory.display();
+            let directory = report::word(&self.directory.to_string_lossy());
             report::note(format!("`lstc export {directory} -o tuned.onnx` makes one model of it"));
         }
         Ok(Exit::Done)
@@ -213,6 +213,10 @@ impl Train {
             report::warning(
                 "with other threads, weights, device, taps or cache, the figures are not those of the run bit for bit",
             );
+        }
+        let of_a_cache = self.flags.cache_budget.is_some() || self.flags.cache_dtype.is_some();
+        if of_a_cache && self.flags.cache.is_none() && started.train.cache.is_none() {
+            bail!("--cache-budget and --cache-dtype are of a cache: --cache DIR names its folder");
         }
         self.data.apply(&mut started.data);
         let train = &mut started.train;

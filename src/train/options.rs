@@ -112,10 +112,6 @@ impl TrainOptions {
             self.tap_dtype == TapDtype::Fp32 || self.cache.is_none(),
             "train.tap_dtype is for taps that no cache keeps: train.cache_dtype is how a cache keeps them".to_owned(),
         );
-        check(
-            self.cache.is_some() || (self.cache_budget.is_none() && self.cache_dtype.is_none()),
-            "train.cache_budget and train.cache_dtype are of a cache: train.cache names no folder for one".to_owned(),
-        );
         check(self.save_every > 0, "train.save_every is 0: it is a number of steps".to_owned());
         problems
     }

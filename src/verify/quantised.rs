@@ -110,10 +110,13 @@ fn differences(measured: &Measured, recorded: &Measured) -> Vec<String> {
             breaches.push(format!("block {block} of the {tower}: {error:.2e}, {:.2e} recorded", wanted.error));
         }
     }
-    if let (Some(found), Some(wanted)) = (measured.output, recorded.output)
-        && !same(found, wanted)
-    {
-        breaches.push(format!("the final output: {found:.2e}, {wanted:.2e} recorded"));
+    match (measured.output, recorded.output) {
+        (None, None) => {}
+        (Some(found), Some(wanted)) if same(found, wanted) => {}
+        (found, wanted) => {
+            let told = |error: Option<f64>| error.map_or("none".to_owned(), |error| format!("{error:.2e}"));
+            breaches.push(format!("the final output: {}, {} recorded", told(found), told(wanted)));
+        }
     }
     if !same(measured.logits, recorded.logits) {
         breaches.push(format!("the logits: {:.2e}, {:.2e} recorded", measured.logits, recorded.logits));

@@ -6,7 +6,7 @@ use lstc_graph::{Graph, MICROSOFT, NodeId, ValueId};
 use lstc_models::{Anatomy, Orientation};
 
 /// `y = x W`, W constant.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Product {
     pub node: NodeId,
     pub x: ValueId,

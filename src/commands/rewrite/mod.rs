@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use lstc_graph::listing;
-use lstc_passes::{Module, Timing};
+use lstc_passes::{Module, Options, Timing};
 
 use crate::report::{self, Exit, Format, Hinted, ProgressLine};
 use crate::rewrite::config::{Config, annotated};
@@ -128,7 +128,13 @@ impl Rewrite {
     pub fn run(self) -> anyhow::Result<Exit> {
         let config = self.base()?;
         let mut options = config.options();
+        let taps = |options: &Options| (options.method.merge_last, options.loss.distill > 0.0);
+        let before = taps(&options);
         self.method.apply(&mut options);
+        if taps(&options) != before {
+            // Which products take more bits was measured at other taps.
+            options.backbone.forget();
+        }
         if self.print_config {
             report::text(&annotated(&options, &config.training()))?;
             return Ok(Exit::Done);

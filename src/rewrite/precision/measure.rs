@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{anyhow, bail};
+use anyhow::anyhow;
 use lstc_graph::{DataFiles, Graph, ValueId, encode, write_data};
 use lstc_passes::Module;
 use serde::{Deserialize, Serialize};
@@ -144,16 +144,38 @@ pub fn measure(runtime: &'static Runtime, module: &Module, feeds: &Feeds, scratc
 /// Makes sure that every value is a number, in the source and quantised.
 fn check_finite(module: &Module, squares: &[Squares]) -> anyhow::Result<()> {
     let Some(at) = squares.iter().position(|s| s.relative().is_infinite()) else { return Ok(()) };
+    if !squares[at].whole.is_finite() {
+        return Err(no_number(module, at));
+    }
+    let (place, backbone) = (place(module, at), &module.options.backbone);
+    let error = anyhow!("in {} the backbone gives what is no number at {place}", backbone.precision);
+    let hint = match backbone.limit() {
+        None => "--max-tap-error keeps the products that do so as they are; another --backbone may do without",
+        Some(_) => "another --backbone, or another list of products that are kept, may do without",
+    };
+    Err(Hinted::new(error, hint).into())
+}
+
+/// Makes sure that what the source gives are numbers, for each batch at the values that are compared.
+///
+/// # Errors
+/// The first place where they are not.
+pub(super) fn check_source(module: &Module, wanted: &[Vec<Tensor>]) -> anyhow::Result<()> {
+    let is_finite = |tensor: &Tensor| tensor.as_f32().is_ok_and(|numbers| numbers.iter().all(|x| x.is_finite()));
+    let at = wanted.iter().filter_map(|values| values.iter().position(|value| !is_finite(value))).min();
+    at.map_or(Ok(()), |at| Err(no_number(module, at)))
+}
+
+fn no_number(module: &Module, at: usize) -> anyhow::Error {
+    let (place, precision) = (place(module, at), module.options.backbone.precision);
+    anyhow!("the model itself gives what is no number at {place}: what it loses in {precision} cannot be told")
+}
+
+/// Where a value that is compared is, by its number.
+fn place(module: &Module, at: usize) -> String {
     let towers = module.anatomy.towers.iter();
     let mut places = towers.flat_map(|t| (0..t.blocks.len()).map(|block| format!("block {block} of the {}", t.kind)));
-    let place = places.nth(at).unwrap_or_else(|| "its end".to_owned());
-    let precision = module.options.backbone.precision;
-    if squares[at].whole.is_finite() {
-        let error = anyhow!("in {precision} the backbone gives what is no number at {place}");
-        let hint = "--max-tap-error keeps the products that do so as they are; another --backbone may do without";
-        return Err(Hinted::new(error, hint).into());
-    }
-    bail!("the model itself gives what is no number at {place}: what it loses in {precision} cannot be told")
+    places.nth(at).unwrap_or_else(|| "its end".to_owned())
 }
 
 /// The likeliest token at each position.

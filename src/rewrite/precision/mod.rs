@@ -36,7 +36,7 @@ pub struct Quantised {
     pub bytes_before: u64,
     pub bytes_after: u64,
     pub sample: Sample,
-    /// Whether every tap's error is within the limit, where there is one.
+    /// Whether every tap's error is within the limit, where there is one; the final output's and the logits' too, where they are taps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub within_limit: Option<bool>,
     #[serde(flatten)]

@@ -18,7 +18,7 @@ use lstc_passes::Module;
 use lstc_passes::options::Precision;
 use lstc_passes::quantise::{Product, by_block, in_8_bits};
 
-use super::measure::{Bench, Squares, final_output};
+use super::measure::{Bench, Squares, check_source, final_output};
 use super::sample::Feeds;
 use crate::runtime::{Runtime, Tensor};
 use crate::verify::{give, run};
@@ -26,16 +26,10 @@ use crate::verify::{give, run};
 /// A product takes more bits where that lowers the error by at least this share of it.
 const WORTH: f64 = 0.01;
 
-/// How often a walk is made, and how much lower the limit of each is than that of the one before.
-#[derive(Clone, Copy)]
-struct Walks {
-    most: i32,
-    lower: f64,
-}
-
-const ONE_BY_ONE: Walks = Walks { most: 5, lower: 0.7 };
+/// The limits of walks, as shares of the one that is asked for.
+const ONE_BY_ONE: &[f64] = &[1.0, 0.7, 0.49, 0.343, 0.24];
 /// In the end all products of a block that anything follows from are as in the source.
-const TOGETHER: Walks = Walks { most: 7, lower: 0.1 };
+const TOGETHER: &[f64] = &[1.0, 0.7, 0.49, 0.343, 0.24, 0.17, 0.1, 0.03, 0.01, 1e-3, 1e-4, 1e-6];
 
 /// Products by the names of what they make.
 #[derive(Clone, Debug, Default)]
@@ -74,9 +68,14 @@ pub fn more_bits(
     let levels = if is_int4 { &both[..] } else { &both[1..] };
     let tries = [(&both[..1], ONE_BY_ONE, false), (levels, ONE_BY_ONE, false), (levels, TOGETHER, true)];
     let mut best = (f64::INFINITY, Chosen::new());
-    'tries: for &(levels, walks, together) in &tries[usize::from(!is_int4)..] {
-        let mut before = None;
-        for attempt in 0..walks.most {
+    'tries: for &(levels, shares, together) in &tries[usize::from(!is_int4)..] {
+        // The largest error that held a limit before.
+        let mut held = f64::INFINITY;
+        for share in shares {
+            // One by one, blocks that hold a limit at all choose the same for every one that their errors hold.
+            if !together && limit * share >= held {
+                continue;
+            }
             let state = feeds.clone();
             let mut walk = Walk {
                 module,
@@ -89,19 +88,18 @@ pub fn more_bits(
                 cut: Vec::new(),
                 progress,
             };
-            let (worst, chosen) = walk.through(&taken, &wanted, limit * walks.lower.powi(attempt))?;
+            let walked = walk.through(&taken, &wanted, limit * share)?;
+            held = walked.held;
+            let (worst, chosen) = (walked.worst, walked.chosen);
             let is_most = |(_, level): &(&Product, Level)| levels.last() == Some(level);
             let all = chosen.len() == taken.len() && chosen.iter().all(is_most);
-            let same = before.as_ref() == Some(&chosen);
-            before = Some(chosen.clone());
             if worst < best.0 {
                 best = (worst, chosen);
             }
             if worst <= limit {
                 break 'tries;
             }
-            // One by one nothing more helps; together, a still lower limit takes more at once.
-            if all || same && !together {
+            if all {
                 break;
             }
         }
@@ -142,7 +140,10 @@ fn source(module: &Module, bench: &Bench, feeds: &Feeds) -> anyhow::Result<Vec<V
     let outputs: Vec<ValueId> = blocks.chain(final_output(module)).chain(distilled(module)).collect();
     let names = give(&mut graph, &outputs);
     let mut session = bench.session(&graph.slice(&graph.outputs), true)?;
-    feeds.iter().map(|feed| run(&mut session, feed, &names)).collect()
+    let wanted: Vec<Vec<Tensor>> =
+        feeds.iter().map(|feed| run(&mut session, feed, &names)).collect::<anyhow::Result<_>>()?;
+    check_source(module, &wanted)?;
+    Ok(wanted)
 }
 
 /// Where the walk is: what is known of the values behind it.
@@ -163,16 +164,21 @@ struct Walk<'m> {
     progress: Option<&'m dyn Fn(usize, usize)>,
 }
 
+/// What came of a walk.
+struct Walked<'p> {
+    /// The largest error.
+    worst: f64,
+    /// The largest error of a block that is within the walk's limit; 0 where none is.
+    held: f64,
+    /// The products with more bits.
+    chosen: Chosen<'p>,
+}
+
 impl Walk<'_> {
-    /// Walks all blocks; the largest error, and the products with more bits.
-    fn through<'p>(
-        &mut self,
-        taken: &'p [Product],
-        wanted: &[Vec<Tensor>],
-        limit: f64,
-    ) -> anyhow::Result<(f64, Chosen<'p>)> {
+    /// Walks all blocks.
+    fn through<'p>(&mut self, taken: &'p [Product], wanted: &[Vec<Tensor>], limit: f64) -> anyhow::Result<Walked<'p>> {
         let places = by_block(self.module.source(), &self.module.anatomy, taken);
-        let (mut worst, mut chosen, mut at) = (0.0_f64, Vec::new(), 0);
+        let (mut worst, mut held, mut chosen, mut at) = (0.0_f64, 0.0_f64, Vec::new(), 0);
         for (tower, blocks) in self.module.anatomy.towers.iter().zip(&places) {
             for (block, own) in tower.blocks.iter().zip(blocks) {
                 let reference: Vec<&Tensor> = wanted.iter().map(|w| &w[at]).collect();
@@ -180,6 +186,9 @@ impl Walk<'_> {
                 let own: Vec<&Product> = own.iter().map(|i| &taken[*i]).collect();
                 let (error, of_block) = self.block(block.output, &own, &reference, limit)?;
                 worst = worst.max(error);
+                if error <= limit {
+                    held = held.max(error);
+                }
                 chosen.extend(of_block);
                 if let Some(progress) = self.progress {
                     progress(at, places.iter().flatten().count());
@@ -196,7 +205,7 @@ impl Walk<'_> {
             let reference: Vec<&Tensor> = wanted.iter().map(|w| &w[at]).collect();
             worst = worst.max(self.error(logits, &Vec::new(), &reference)?);
         }
-        Ok((worst, chosen))
+        Ok(Walked { worst, held, chosen })
     }
 
     /// A block's error, and its products with more bits; the walk goes on behind it.
@@ -241,9 +250,8 @@ impl Walk<'_> {
         wanted: &[&Tensor],
         limit: f64,
     ) -> anyhow::Result<(f64, Chosen<'p>)> {
-        if error > limit {
-            return Ok((error, all));
-        }
+        // What is inherited stays, and is no reason to keep products that add nothing to it.
+        let limit = limit.max(error * (1.0 + WORTH));
         let as_before = |all: &Chosen<'p>, product: &Product| -> Chosen<'p> {
             let others = all.iter().filter(|(other, _)| other.y != product.y);
             others.chain(before.iter().filter(|(other, _)| other.y == product.y)).copied().collect()
