@@ -388,6 +388,11 @@ impl Default for OptimizerOptions {
 }
 
 impl Options {
+    /// Whether the side network reads the backbone's final output, and its logits.
+    pub fn reads_ends(&self) -> [bool; 2] {
+        [self.method.merge_last, self.loss.distill > 0.0]
+    }
+
     /// Everything that is out of its range.
     pub fn problems(&self) -> Vec<String> {
         let (m, l, o) = (&self.method, &self.loss, &self.optimizer);

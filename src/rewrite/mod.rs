@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow, bail};
 use lstc_graph::{DataFiles, DataWriter, Graph, Means, Saved, Spill, encode, load};
 use lstc_models::{Anatomy, recognise, unread_inputs};
-use lstc_passes::options::{LossOptions, Method, Precision};
+use lstc_passes::options::Precision;
 use lstc_passes::{Artifacts, Module, Options, PassError, Store, Timing, artifacts, ladder_side_tuning};
 
 use crate::inspect::why;
@@ -325,9 +325,8 @@ impl Quantising<'_> {
         let options = &module.options;
         let same = |earlier: &&Config| {
             let hashes = |files: &[SourceFile]| files.iter().map(|f| f.blake3.clone()).collect::<Vec<_>>();
-            let taps = |method: &Method, loss: &LossOptions| (method.merge_last, loss.distill > 0.0);
             earlier.backbone == options.backbone
-                && taps(&earlier.method, &earlier.loss) == taps(&options.method, &options.loss)
+                && earlier.options().reads_ends() == options.reads_ends()
                 && earlier.sizes == options.sizes
                 && earlier.written_by() == Some(env!("CARGO_PKG_VERSION"))
                 && hashes(&earlier.source) == hashes(source)

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use lstc_graph::listing;
-use lstc_passes::{Module, Options, Timing};
+use lstc_passes::{Module, Timing};
 
 use crate::report::{self, Exit, Format, Hinted, ProgressLine};
 use crate::rewrite::config::{Config, annotated};
@@ -128,10 +128,9 @@ impl Rewrite {
     pub fn run(self) -> anyhow::Result<Exit> {
         let config = self.base()?;
         let mut options = config.options();
-        let taps = |options: &Options| (options.method.merge_last, options.loss.distill > 0.0);
-        let before = taps(&options);
+        let before = options.reads_ends();
         self.method.apply(&mut options);
-        if taps(&options) != before {
+        if options.reads_ends() != before {
             // Which products take more bits was measured at other taps.
             options.backbone.forget();
         }
