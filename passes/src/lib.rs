@@ -28,6 +28,7 @@ pub mod prune;
 pub mod quantise;
 pub mod scoring;
 mod side_stack;
+mod sizes;
 mod tap;
 
 pub use artifacts::{Artifacts, artifacts};

@@ -20,7 +20,7 @@
 //! Ensures: the input `labels`, i64 `[batch, length]`; `module.loss`, f32 `[]`, named `loss`; `module.seed`, y with the
 //! gradient of the loss.
 
-use lstc_graph::{Attributes, Builder, DType, Dim, Origin, Role, ValueId};
+use lstc_graph::{Attributes, Builder, DType, Dim, Origin, Role, ValueId, Weight};
 
 use crate::block::Rows;
 use crate::head::{HeadMatrix, matrix};
@@ -86,8 +86,7 @@ impl Pass for Loss {
             }
             Some(teacher) => {
                 let teacher = rows.flatten(&b, teacher, matrix.outputs);
-                let batch = b.cast(b.reshape(b.shape_slice(labels, 0, 1), &[]), DType::F32);
-                let share = b.div(b.f32(options.distill), batch);
+                let share = b.div(b.f32(options.distill), number_of_examples(&b, labels));
                 distilled(&b, &head, y, (labels_of_rows, counts), (teacher, share), options.label)
             }
         };
@@ -112,6 +111,12 @@ fn number_of(b: &Builder, counts: ValueId) -> ValueId {
     b.op("Max", &[b.reduce_sum(b.cast(counts, DType::F32), &[], false), b.f32(1.0)], Attributes::none())
 }
 
+/// The size of the batch, in f32, made where floats are made: the size itself is the host's, and would have to be copied to a device.
+fn number_of_examples(b: &Builder, labels: ValueId) -> ValueId {
+    let ones = b.op("Expand", &[b.f32(1.0), b.shape_slice(labels, 0, 1)], Attributes::none());
+    b.reduce_sum(ones, &[], false)
+}
+
 /// `log p[label]` of each row, `[rows, 1]`.
 fn picked(b: &Builder, log_probabilities: ValueId, labels: ValueId) -> ValueId {
     let column = b.unsqueeze(labels, 1);
@@ -127,6 +132,9 @@ fn missed(b: &Builder, log_probabilities: ValueId, labels: ValueId) -> ValueId {
 
 /// The mean of `-log p[label]` over the rows whose label counts, and its gradient for all rows of y. The rows are taken part
 /// by part, or `whole`.
+///
+/// Positions are those of the labels that count. They may be any set that holds these, each once: a row of it whose label does
+/// not count has a weight of 0.
 fn cross_entropy(
     b: &Builder,
     head: &HeadMatrix,
@@ -137,17 +145,21 @@ fn cross_entropy(
     let positions = b.reshape(b.op("NonZero", &[counts], Attributes::none()), &[-1]);
     let positions = b.shaped(positions, &[Dim::pos_var(COUNTED)]);
     let gather = |x| b.op("Gather", &[x, positions], Attributes::none().int("axis", 0));
-    let (kept, kept_labels) = (gather(y), gather(labels));
-    let number = number_of(b, counts);
-    let (mut losses, mut gradients) = (Vec::new(), Vec::new());
+    let (kept, kept_counts) = (gather(y), gather(counts));
+    let kept_labels = b.select(kept_counts, gather(labels), b.i64(0));
+    let weight = b.unsqueeze(b.div(b.cast(kept_counts, DType::F32), number_of(b, counts)), 1);
+    let (mut chosen, mut gradients) = (Vec::new(), Vec::new());
     let parts = if whole { vec![(kept, kept_labels)] } else { parts(b, positions, kept, kept_labels) };
     for (kept, labels) in parts {
         let log_probabilities = log_softmax(b, head.logits(b, kept));
-        losses.push(b.reduce_sum(picked(b, log_probabilities, labels), &[], false));
+        chosen.push(picked(b, log_probabilities, labels));
         gradients.push(head.back(b, missed(b, log_probabilities, labels)));
     }
-    let loss = b.neg(b.div(b.op("Sum", &losses, Attributes::none()), number));
-    let gradient = b.div(b.concat(&gradients, 0), number);
+    // CUDA has no sum over an axis that is empty, as it is where no label counts.
+    let zero = b.constant(Weight::from_f32(&[1, 1], &[0.0]));
+    let terms = b.concat(&[b.mul(b.concat(&chosen, 0), weight), zero], 0);
+    let loss = b.neg(b.reduce_sum(terms, &[], false));
+    let gradient = b.mul(b.concat(&gradients, 0), weight);
     // The rows that do not count have a gradient of zero.
     let zeros = b.op("Expand", &[b.f32(0.0), b.shape_of(y)], Attributes::none());
     let index = b.unsqueeze(positions, 1);

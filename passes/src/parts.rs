@@ -12,6 +12,7 @@ use lstc_graph::{Attributes, Builder, DType, Dim, Graph, NodeId, Origin, Role, V
 
 use crate::differentiate::after;
 use crate::module::is_backbone;
+use crate::sizes::measure;
 
 /// The two graphs.
 pub struct Parts {
@@ -179,48 +180,14 @@ fn heavy(side: &Graph) -> Option<NodeId> {
     side.node_ids().find(|id| is_heavy(*id))
 }
 
-/// Exporters take the sizes of masks and position buckets from whatever has them, be it the keys of the first attention.
-/// The same sizes are those of inputs.
+/// Sizes of masks and position buckets are those of inputs, wherever the exporter takes them from.
 fn measure_inputs(graph: &mut Graph, taps: &[ValueId]) {
     let side = graph.ancestors_until(graph.outputs.clone(), |v| taps.contains(&v));
     let is_size = |id: &NodeId| graph.node(*id).is("Shape") && is_backbone(&graph.node(*id).origin);
-    let mut sizes: Vec<NodeId> = side.into_iter().filter(is_size).collect();
-    sizes.sort_unstable();
-    for id in sizes {
-        let (Some(measured), Some(old)) = (graph.node(id).input(0), graph.node(id).output(0)) else { continue };
-        let attributes = &graph.node(id).attributes;
-        let is_whole = attributes.get_int("start").is_none() && attributes.get_int("end").is_none();
-        let dims = graph.shape(measured).filter(|_| is_whole && !graph.inputs.contains(&measured));
-        let Some(known) = dims.and_then(|dims| dims.iter().map(|d| size_of(graph, d)).collect::<Option<Vec<_>>>())
-        else {
-            continue;
-        };
-        let b = Builder::new(graph, Origin::pass("parts"));
-        let sizes: Vec<ValueId> = known
-            .into_iter()
-            .map(|size| match size {
-                Size::Fixed(size) => b.i64s(&[size]),
-                Size::Of(input, axis) => b.shape_slice(input, axis, axis + 1),
-            })
-            .collect();
-        let new = b.concat(&sizes, 0);
-        graph.redirect(old, new);
-    }
-}
-
-/// Where a dimension can be had.
-enum Size {
-    Fixed(i64),
-    /// An axis of a graph input.
-    Of(ValueId, i64),
-}
-
-fn size_of(graph: &Graph, dim: &Dim) -> Option<Size> {
-    if let Dim::Value(size) = dim {
-        return Some(Size::Fixed(i64::from(*size)));
-    }
-    graph.inputs.iter().find_map(|input| {
-        let axis = graph.shape(*input)?.iter().position(|d| d == dim)?;
-        Some(Size::Of(*input, axis as i64))
-    })
+    let mut shapes: Vec<NodeId> = side.into_iter().filter(is_size).collect();
+    shapes.sort_unstable();
+    let of_inputs = |id: &NodeId| graph.node(*id).input(0).is_some_and(|measured| graph.inputs.contains(&measured));
+    let sizes = shapes.iter().filter(|id| !of_inputs(id)).filter_map(|id| graph.node(*id).output(0));
+    let (sizes, inputs) = (sizes.collect::<Vec<ValueId>>(), graph.inputs.clone());
+    measure(graph, &sizes, &inputs, &Origin::pass("parts"));
 }

@@ -10,6 +10,7 @@
 use lstc_graph::{Attributes, Builder, DType, Dim, Graph, Origin, Role, ValueId};
 
 use crate::loss::IGNORED;
+use crate::sizes::measure;
 
 /// Names of what `decode` gives.
 pub const LOG_LIKELIHOOD: &str = "log_likelihood";
@@ -48,6 +49,17 @@ pub fn scoring(infer: &Graph, late: &[ValueId]) -> Result<Scoring, String> {
     let next = b.named(b.shaped(next, &shape), NEXT_TOKEN);
     graph.outputs = vec![likelihood, next];
     let late: Vec<ValueId> = late.iter().copied().chain([labels]).collect();
+    measure_early(&mut graph, &late);
     let (encode, decode) = graph.split(&late);
     Ok(Scoring { encode, decode })
+}
+
+/// Exporters take the size of the batch from any input, be it the decoder's tokens. Measured at an early input, nothing of the
+/// encoder waits for them.
+fn measure_early(graph: &mut Graph, late: &[ValueId]) {
+    let waits = graph.dependents(late.iter().copied());
+    let early: Vec<ValueId> = graph.inputs.iter().copied().filter(|v| !late.contains(v)).collect();
+    let made = graph.node_ids().flat_map(|id| graph.node(id).outputs.iter().flatten().copied());
+    let sizes: Vec<ValueId> = made.filter(|v| waits[v.index()]).collect();
+    measure(graph, &sizes, &early, &Origin::pass("scoring"));
 }

@@ -160,8 +160,8 @@ fn measured_sizes(graph: &Graph) -> HashMap<String, (ValueId, usize)> {
 /// As [`Backward::after`], for a value of this shape.
 pub fn after(b: &Builder, value: ValueId, shape: &[Dim], done: ValueId) -> ValueId {
     let zero = b.i64s(&[0]);
-    let none = b.op("Slice", &[b.reshape(done, &[-1]), zero, zero], Attributes::none());
-    let none = b.cast(b.shaped(none, &[Dim::Value(0)]), DType::I64);
+    let size = b.reshape(b.op("Size", &[done], Attributes::none()), &[1]);
+    let none = b.shaped(b.op("Slice", &[size, zero, zero], Attributes::none()), &[Dim::Value(0)]);
     let as_it_is = b.i64s(&vec![0; shape.len()]);
     b.reshape_to(value, b.concat(&[as_it_is, none], 0), shape)
 }

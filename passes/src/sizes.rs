@@ -1,0 +1,96 @@
+//! Sizes measured where they are known first.
+//!
+//! Exporters take the size of a mask, of position buckets or of a batch from whatever has it: the keys of the first attention, the
+//! decoder's tokens. What is computed from such a size waits for that value, although an input that comes earlier has the same
+//! size.
+//!
+//! ```text
+//! exported   shape = Shape(keys)[0:1], 1, 1, Shape(keys)[1:2]
+//! here       shape = Shape(input_ids)[0:1], 1, 1, Shape(input_ids)[1:2]
+//! ```
+
+use lstc_graph::{Builder, DType, Dim, Graph, Origin, ValueId};
+
+/// Has the readers of each of `values`, integers of which each is a constant or the size of an axis of one of `inputs`, read the same
+/// numbers from there. What is known of a value only in part stays.
+pub(crate) fn measure(graph: &mut Graph, values: &[ValueId], inputs: &[ValueId], origin: &Origin) {
+    for old in values {
+        let Some(sizes) = sizes(graph, *old, inputs) else { continue };
+        let rank = graph.shape(*old).map_or(1, |shape| shape.len());
+        let b = Builder::new(graph, origin.clone());
+        let parts: Vec<ValueId> = sizes
+            .into_iter()
+            .map(|size| match size {
+                Size::Fixed(size) => b.i64s(&[size]),
+                Size::Of(input, axis) => b.shape_slice(input, axis, axis + 1),
+            })
+            .collect();
+        let new = if let [one] = parts[..] { one } else { b.concat(&parts, 0) };
+        let new = if rank == 0 { b.reshape(new, &[]) } else { new };
+        graph.redirect(*old, new);
+    }
+}
+
+/// Where a size can be had.
+enum Size {
+    Fixed(i64),
+    /// An axis of a graph input.
+    Of(ValueId, i64),
+}
+
+fn sizes(graph: &Graph, value: ValueId, inputs: &[ValueId]) -> Option<Vec<Size>> {
+    let is_integer = graph.value(value).dtype == Some(DType::I64);
+    let contents = graph.value(value).contents().filter(|contents| is_integer && !contents.is_empty())?;
+    contents.iter().map(|dim| size_of(graph, dim, inputs)).collect()
+}
+
+fn size_of(graph: &Graph, dim: &Dim, inputs: &[ValueId]) -> Option<Size> {
+    if let Dim::Value(size) = dim {
+        return Some(Size::Fixed(i64::from(*size)));
+    }
+    inputs.iter().find_map(|input| {
+        let axis = graph.shape(*input)?.iter().position(|d| d == dim)?;
+        Some(Size::Of(*input, axis as i64))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use lstc_graph::parse;
+
+    use super::*;
+
+    /// The nodes that `out` is computed from once `size` is measured at `ids`.
+    fn measured(nodes: &str) -> Vec<String> {
+        let text = format!(
+            "(ids: i64[batch, length], late: i64[batch, target], x: f32[batch, length]) {{ {nodes}  \
+             out = Reshape(x, size) }} -> out"
+        );
+        let mut graph = parse(&text, 17).expect("the test's graph is well-formed");
+        let (ids, size) = (graph.find("ids").expect("named so"), graph.find("size").expect("named so"));
+        measure(&mut graph, &[size], &[ids], &Origin::pass("test"));
+        graph.remove_dead();
+        let mut read: Vec<String> = graph
+            .node_ids()
+            .flat_map(|id| graph.node(id).inputs.iter().flatten())
+            .filter(|v| graph.producer_of(**v).is_none() && graph.weight(**v).is_none())
+            .map(|v| graph.value(*v).name.clone())
+            .collect();
+        read.sort();
+        read.dedup();
+        read
+    }
+
+    #[test]
+    fn a_size_is_measured_at_the_input_that_has_it() {
+        let batch = "zero = const i64[] {0}  batch = Gather(shape, zero)";
+        let size = "axis = const i64[1] {0}  rest = const i64[1] {-1}  one = Unsqueeze(batch, axis)";
+        let nodes = format!("shape = Shape(late)  {batch}  {size}  size = Concat<axis=0>(one, rest)");
+        assert_eq!(measured(&nodes), ["ids", "x"]);
+    }
+
+    #[test]
+    fn a_size_that_the_input_lacks_stays() {
+        assert_eq!(measured("size = Shape(late)"), ["late", "x"]);
+    }
+}
