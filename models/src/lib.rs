@@ -16,6 +16,7 @@ mod folded;
 mod frozen;
 mod inputs;
 mod matcher;
+mod norms;
 mod product;
 mod quantised;
 mod recognise;
@@ -30,10 +31,11 @@ pub use anatomy::{
 pub use families::{Family, Names, SpecialTokens, families};
 pub use frozen::Part;
 pub use inputs::{InputRole, ModelInput, model_inputs, unread_inputs};
+pub use norms::{FoundNorm, norms};
 pub use quantised::Quantised;
 pub use recognise::{explain, recognise};
 pub use refusal::{Refusal, Refused};
-pub use restate::RESTATED;
+pub use restate::{RESTATED, restate_for_device};
 pub use trace::{
     Attempt, BlockTrace, FusedTrace, Known, Meeting, Nearest, NodeRef, NodeTrace, Operand, Outcome, Place, Reason,
     SublayerGuess, SublayerTrace, TowerTrace, Trace,

@@ -43,7 +43,19 @@ pub struct Fused {
 
 /// The graph without fused operators, under the same ids; `None` where it has none.
 pub fn restate(graph: &Graph) -> Option<View> {
-    let fused: Vec<NodeId> = graph.node_ids().filter(|id| is_fused(graph, graph.node(*id))).collect();
+    restate_where(graph, |_| true)
+}
+
+/// A graph with the quantised products and moves of some nodes on dequantised numbers, and their attention of `com.microsoft` in plain
+/// words; `None` where it has none of these. What is not understood stays.
+pub fn restate_for_device(graph: &Graph, chosen: impl Fn(&Node) -> bool) -> Option<Graph> {
+    let is_wanted = |node: &Node| node.op == "MultiHeadAttention" || quantised::is_quantised(graph, node);
+    Some(restate_where(graph, |node| is_wanted(node) && chosen(node))?.graph)
+}
+
+fn restate_where(graph: &Graph, chosen: impl Fn(&Node) -> bool) -> Option<View> {
+    let is_chosen = |id: &NodeId| is_fused(graph, graph.node(*id)) && chosen(graph.node(*id));
+    let fused: Vec<NodeId> = graph.node_ids().filter(is_chosen).collect();
     if fused.is_empty() {
         return None;
     }

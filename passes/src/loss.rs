@@ -133,8 +133,8 @@ fn missed(b: &Builder, log_probabilities: ValueId, labels: ValueId) -> ValueId {
 /// The mean of `-log p[label]` over the rows whose label counts, and its gradient for all rows of y. The rows are taken part
 /// by part, or `whole`.
 ///
-/// Positions are those of the labels that count. They may be any set that holds these, each once: a row of it whose label does
-/// not count has a weight of 0.
+/// Positions are those of the labels that count. They may be any set that holds these, each once: what a row of it whose label does
+/// not count gives is divided by infinity.
 fn cross_entropy(
     b: &Builder,
     head: &HeadMatrix,
@@ -147,7 +147,7 @@ fn cross_entropy(
     let gather = |x| b.op("Gather", &[x, positions], Attributes::none().int("axis", 0));
     let (kept, kept_counts) = (gather(y), gather(counts));
     let kept_labels = b.select(kept_counts, gather(labels), b.i64(0));
-    let weight = b.unsqueeze(b.div(b.cast(kept_counts, DType::F32), number_of(b, counts)), 1);
+    let divisor = b.unsqueeze(b.select(kept_counts, number_of(b, counts), b.f32(f32::INFINITY)), 1);
     let (mut chosen, mut gradients) = (Vec::new(), Vec::new());
     let parts = if whole { vec![(kept, kept_labels)] } else { parts(b, positions, kept, kept_labels) };
     for (kept, labels) in parts {
@@ -157,9 +157,9 @@ fn cross_entropy(
     }
     // CUDA has no sum over an axis that is empty, as it is where no label counts.
     let zero = b.constant(Weight::from_f32(&[1, 1], &[0.0]));
-    let terms = b.concat(&[b.mul(b.concat(&chosen, 0), weight), zero], 0);
+    let terms = b.concat(&[b.div(b.concat(&chosen, 0), divisor), zero], 0);
     let loss = b.neg(b.reduce_sum(terms, &[], false));
-    let gradient = b.mul(b.concat(&gradients, 0), weight);
+    let gradient = b.div(b.concat(&gradients, 0), divisor);
     // The rows that do not count have a gradient of zero.
     let zeros = b.op("Expand", &[b.f32(0.0), b.shape_of(y)], Attributes::none());
     let index = b.unsqueeze(positions, 1);
@@ -168,9 +168,9 @@ fn cross_entropy(
 
 /// The rows in [`PARTS`] parts of at least [`FEWEST_ROWS`], of which the last may be empty.
 fn parts(b: &Builder, positions: ValueId, kept: ValueId, labels: ValueId) -> Vec<(ValueId, ValueId)> {
-    let number = b.op("Size", &[positions], Attributes::none());
-    let share = b.div(b.add(number, b.i64(PARTS - 1)), b.i64(PARTS));
-    let size = b.reshape(b.select(greater(b, share, FEWEST_ROWS), share, b.i64(FEWEST_ROWS)), &[1]);
+    let number = b.shape_slice(positions, 0, 1);
+    let share = b.div(b.add(number, b.i64s(&[PARTS - 1])), b.i64s(&[PARTS]));
+    let size = b.select(greater(b, share, FEWEST_ROWS), share, b.i64s(&[FEWEST_ROWS]));
     let bound = |part| b.mul(size, b.i64s(&[part]));
     let slice = |x, part| b.op("Slice", &[x, bound(part), bound(part + 1), b.i64s(&[0])], Attributes::none());
     let width = b.shape(kept).and_then(|shape| shape.last().cloned()).expect("rows were emitted with their shape");

@@ -99,6 +99,34 @@ impl Parts {
     }
 }
 
+/// The rows whose labels count, i64, in a side graph that has them listed by whoever feeds it.
+pub const COUNTED_ROWS: &str = "counted_rows";
+
+impl Parts {
+    /// Has the side network take the rows whose labels count as an input, [`COUNTED_ROWS`]. A device that found them itself would have to
+    /// tell the host how many there are, in the middle of a step. Rows that do not count may stand among them: no row twice.
+    ///
+    /// Nothing changes where the loss takes all rows, as that of distillation does.
+    ///
+    /// # Errors
+    /// A graph that has a value of this name.
+    pub fn list_rows(&mut self) -> Result<(), String> {
+        let side = &mut self.side;
+        let finds = |id: &NodeId| side.node(*id).is("NonZero") && side.node(*id).origin == Origin::pass("loss");
+        let Some(found) = side.node_ids().find(finds).and_then(|id| side.node(id).output(0)) else { return Ok(()) };
+        let readers = side.uses().of(found).to_vec();
+        for (reader, _) in readers {
+            let Some(positions) = side.node(reader).output(0) else { continue };
+            let shape = side.shape(positions).unwrap_or_default();
+            let rows = side.add_input(COUNTED_ROWS, DType::I64, &shape, Role::Frozen)?;
+            side.redirect(positions, rows);
+        }
+        let outputs = side.outputs.clone();
+        *side = side.slice(&outputs);
+        Ok(())
+    }
+}
+
 const NARROW: Origin = Origin::pass("narrow");
 
 /// The steps of each token, and its scale. A scale that underflows stands for zeros.
@@ -180,14 +208,18 @@ fn heavy(side: &Graph) -> Option<NodeId> {
     side.node_ids().find(|id| is_heavy(*id))
 }
 
-/// Sizes of masks and position buckets are those of inputs, wherever the exporter takes them from.
+/// Sizes of masks and position buckets are those of inputs, wherever the exporter takes them from. A single size of a tap is as near.
 fn measure_inputs(graph: &mut Graph, taps: &[ValueId]) {
     let side = graph.ancestors_until(graph.outputs.clone(), |v| taps.contains(&v));
-    let is_size = |id: &NodeId| graph.node(*id).is("Shape") && is_backbone(&graph.node(*id).origin);
+    let is_size = |id: &NodeId| {
+        let (node, attributes) = (graph.node(*id), &graph.node(*id).attributes);
+        let is_whole = attributes.get_int("start").is_none() && attributes.get_int("end").is_none();
+        let is_of_input = node.input(0).is_some_and(|measured| graph.inputs.contains(&measured));
+        node.is("Shape") && is_backbone(&node.origin) && is_whole && !is_of_input
+    };
     let mut shapes: Vec<NodeId> = side.into_iter().filter(is_size).collect();
     shapes.sort_unstable();
-    let of_inputs = |id: &NodeId| graph.node(*id).input(0).is_some_and(|measured| graph.inputs.contains(&measured));
-    let sizes = shapes.iter().filter(|id| !of_inputs(id)).filter_map(|id| graph.node(*id).output(0));
-    let (sizes, inputs) = (sizes.collect::<Vec<ValueId>>(), graph.inputs.clone());
+    let sizes: Vec<ValueId> = shapes.iter().filter_map(|id| graph.node(*id).output(0)).collect();
+    let inputs = graph.inputs.clone();
     measure(graph, &sizes, &inputs, &Origin::pass("parts"));
 }

@@ -166,6 +166,16 @@ pub fn after(b: &Builder, value: ValueId, shape: &[Dim], done: ValueId) -> Value
     b.reshape_to(value, b.concat(&[as_it_is, none], 0), shape)
 }
 
+/// What a node hands on that [`after`] made: the value, and what it waits for.
+pub fn waits(graph: &Graph, node: &Node) -> Option<(ValueId, ValueId)> {
+    let made = |value: ValueId, op: &str| Some(graph.node(graph.producer_of(value)?.0)).filter(|node| node.is(op));
+    let value = node.input(0).filter(|_| node.is("Reshape"))?;
+    let shape = made(node.input(1)?, "Concat")?;
+    let [Some(_), Some(none)] = shape.inputs[..] else { return None };
+    let size = made(made(made(none, "Slice")?.input(0)?, "Reshape")?.input(0)?, "Size")?;
+    Some((value, size.input(0)?))
+}
+
 /// What a rule returns: a gradient for each operand; `None` for one that has none or is not active.
 pub type Contributions = Vec<Option<ValueId>>;
 
