@@ -95,8 +95,14 @@ fn check(name: &str) {
     let rows: Vec<u32> = (0..count as u32).collect();
     let batch = Batch::new(&corpus, &rows, tokens, &fixed).expect("a batch");
 
-    let execution =
-        Execution { runtime: common::runtime(), device: Device::Cpu, threads: 1, mapped: true, tf32: false };
+    let execution = Execution {
+        runtime: common::runtime(),
+        device: Device::Cpu,
+        threads: 1,
+        mapped: true,
+        tf32: false,
+        captures: false,
+    };
     let mut whole = opened.session(&opened.graph("infer.onnx").expect("a graph"), &execution).expect("a session");
     let mut scorer = Scorer::open(&opened, &execution).expect("a scorer");
     let parameters = scorer.upload(&side).expect("it fits");

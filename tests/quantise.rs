@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 
 use cli::{lstc, stderr, stdout, text};
 use lstc::rewrite::compile;
-use lstc::rewrite::opened::runnable;
-use lstc::runtime::{Device, Optimisation, Tensor};
+use lstc::rewrite::opened::on_cpu;
+use lstc::runtime::{Optimisation, Tensor};
 use lstc_graph::{Attribute, Attributes, Builder, DType, DataFiles, Graph, Origin, ValueId, Weight, encode, load};
 use lstc_models::{SublayerKind, TowerKind};
 use lstc_passes::options::{BackboneOptions, Int8Weights, Precision};
@@ -87,7 +87,7 @@ fn errors(module: &Module, case: &Path) -> Vec<f64> {
     outputs.push(module.anatomy.head.logits);
     graph.outputs = outputs;
     let graph = graph.slice(&graph.outputs);
-    let graph = runnable(&graph, Device::Cpu);
+    let graph = on_cpu(&graph);
     let names: Vec<&str> = graph.outputs.iter().map(|v| graph.value(*v).name.as_str()).collect();
     let mut session =
         common::runtime().session().load(&encode(&graph, &DataFiles::default()), None).expect("the graph runs");

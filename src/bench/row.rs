@@ -10,7 +10,7 @@ use super::{Part, Row, Settings};
 use crate::data::Batch;
 use crate::rewrite::manifest;
 use crate::rewrite::opened::{Execution, Opened};
-use crate::runtime::{Kept, Resident, Runtime, find};
+use crate::runtime::{Device, Kept, Resident, Runtime, find};
 use crate::train::{Backbone, Stepper, Taps};
 
 /// Runs before those that count.
@@ -27,19 +27,35 @@ pub fn measure(directory: &std::path::Path, part: Part, settings: &Settings) -> 
     let opened = Opened::new(directory)?;
     let backbone = manifest::read(directory)?.options().backbone.precision;
     let runtime = Runtime::load(&find(settings.device)?)?;
-    let execution =
-        Execution { runtime, device: settings.device, threads: settings.threads, mapped: false, tf32: false };
+    let execution = Execution {
+        runtime,
+        device: settings.device,
+        threads: settings.threads,
+        mapped: false,
+        tf32: false,
+        captures: settings.device != Device::Cpu,
+    };
     let batch = batch(&opened, settings)?;
-    let mut timed: Box<dyn FnMut(u64) -> anyhow::Result<f64>> = match part {
+    let mut timed: Box<dyn FnMut(u64) -> anyhow::Result<(f64, Resident)>> = match part {
         Part::Forward => {
             let mut backbone = Backbone::new(&opened, opened.parts("train.onnx")?.backbone, &execution);
             let batch = &batch;
-            Box::new(move |_| clocked(|| backbone.taps(batch).map(drop)))
+            Box::new(move |_| {
+                let seconds = clocked(|| {
+                    drop(backbone.taps(batch)?);
+                    backbone.wait()
+                })?;
+                Ok((seconds, backbone.memory()?))
+            })
         }
         Part::Step => {
             let (mut stepper, mut backbone) = Stepper::open(&opened, &execution, &opened.initial()?, false, 0)?;
             let batches = std::slice::from_ref(&batch);
-            Box::new(move |run| clocked(|| stepper.step(batches, |batch| backbone.taps(batch), run, RATE).map(drop)))
+            Box::new(move |run| {
+                let taps = |batch: &Batch| backbone.taps(batch);
+                let seconds = clocked(|| stepper.step(batches, taps, run, RATE)?.get().map(drop))?;
+                Ok((seconds, stepper.memory()?))
+            })
         }
         Part::Cached => {
             let (mut stepper, _) = Stepper::open(&opened, &execution, &opened.initial()?, false, 0)?;
@@ -54,12 +70,16 @@ pub fn measure(directory: &std::path::Path, part: Part, settings: &Settings) -> 
                 };
                 taps.iter().map(copy).collect::<anyhow::Result<_>>().map(Taps)
             };
-            Box::new(move |run| clocked(|| stepper.step(batches, &kept, run, RATE).map(drop)))
+            Box::new(move |run| {
+                let seconds = clocked(|| stepper.step(batches, &kept, run, RATE)?.get().map(drop))?;
+                Ok((seconds, stepper.memory()?))
+            })
         }
     };
-    let mut seconds = Vec::new();
+    let (mut seconds, mut peak_memory) = (Vec::new(), 0);
     for run in 1..=WARM_UP + settings.runs {
-        let taken = timed(run as u64)?;
+        let (taken, memory) = timed(run as u64)?;
+        peak_memory = memory.peak;
         if run > WARM_UP {
             seconds.push(taken);
         }
@@ -72,7 +92,7 @@ pub fn measure(directory: &std::path::Path, part: Part, settings: &Settings) -> 
         seconds: median,
         best: seconds[0],
         tokens_per_second: batch.tokens as f64 / median.max(1e-9),
-        peak_memory: Resident::read().peak,
+        peak_memory,
     })
 }
 

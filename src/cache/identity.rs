@@ -28,9 +28,6 @@ pub const ABOUT: &str = "cache.yaml";
 /// What a disk of its own has in its first folder.
 const FILE_SYSTEMS_OWN: &str = "lost+found";
 
-/// The point of the tap of which a loss counts every position.
-const LOGITS: &str = "logits";
-
 /// Of the layout of the files.
 const FORMAT: u32 = 1;
 
@@ -112,9 +109,8 @@ impl Identity {
         });
         let taps: Vec<TapIdentity> = taps.collect::<anyhow::Result<_>>()?;
         let longest = || (0..corpus.len()).map(|row| corpus.example(row).target.len()).max();
-        let distils = taps.iter().any(|tap| tap.point == LOGITS);
         Ok(Identity {
-            target_length: if distils { opened.fixed().target.or_else(longest) } else { None },
+            target_length: if record.distills() { opened.fixed().target.or_else(longest) } else { None },
             format: FORMAT,
             dtype: Element::default(),
             source: record.source.iter().map(|file| file.blake3.clone()).collect(),

@@ -16,7 +16,8 @@ use crate::rewrite::config::Config;
 use crate::rewrite::{RUN, manifest};
 use crate::runtime::{Device, Runtime, find};
 use crate::train::{
-    Event, Forecast, Overlap, Plan, Request, Schedule, Started, Summary, TapDtype, TrainOptions, interrupt, train,
+    CudaGraphs, Event, Forecast, Overlap, Plan, Request, Schedule, Started, Summary, TapDtype, TrainOptions, interrupt,
+    train,
 };
 
 /// Train the side network of a rewritten model
@@ -132,8 +133,8 @@ struct TrainFlags {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     map_weights: Option<bool>,
 
-    /// Whether the backbone reads the next batch while the side network learns from the one before, which takes memory for the
-    /// taps of one more batch: auto does on CUDA, and where there are twice as many cores as --threads [default: auto]
+    /// On the CPU, whether the backbone reads the next batch while the side network learns from the one before, which takes memory
+    /// for the taps of one more batch: auto does where there are twice as many cores as --threads [default: auto]
     #[arg(long, value_enum)]
     overlap: Option<Overlap>,
 
@@ -141,6 +142,15 @@ struct TrainFlags {
     /// precision. Not with --cache, which has --cache-dtype [default: fp32]
     #[arg(long, value_enum, value_name = "TYPE")]
     tap_dtype: Option<TapDtype>,
+
+    /// On CUDA, whether steps are captured as CUDA graphs, one for each size of a batch, and replayed: auto captures what can be
+    /// captured, and says what cannot [default: auto]
+    #[arg(long, value_enum, value_name = "WHEN")]
+    cuda_graphs: Option<CudaGraphs>,
+
+    /// On CUDA, steps after which losses are read and progress is shown: the device goes on meanwhile [default: 10]
+    #[arg(long, value_name = "N")]
+    log_every: Option<u64>,
 
     /// Steps between checkpoints; there is one after each epoch too [default: 500]
     #[arg(long, value_name = "N")]
@@ -259,6 +269,8 @@ impl TrainFlags {
         set(&mut train.map_weights, &self.map_weights);
         set(&mut train.overlap, &self.overlap);
         set(&mut train.tap_dtype, &self.tap_dtype);
+        set(&mut train.cuda_graphs, &self.cuda_graphs);
+        set(&mut train.log_every, &self.log_every);
         set(&mut train.save_every, &self.save_every);
         train.warmup_steps = self.warmup_steps.or(train.warmup_steps);
         train.threads = self.threads.or(train.threads);

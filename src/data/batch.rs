@@ -1,7 +1,7 @@
 //! One batch, padded, on the host.
 
 use anyhow::bail;
-use ndarray::Array2;
+use ndarray::{Array1, Array2};
 
 use super::{Corpus, Example, SpecialTokens};
 
@@ -70,6 +70,15 @@ impl Batch {
             }
         }
         Ok(made)
+    }
+
+    /// `count` rows of `labels` in row-major order: those that count, then others.
+    pub fn counted_rows(&self, count: usize) -> Array1<i64> {
+        let rows = |counts: bool| {
+            let is_wanted = move |(_, label): &(usize, &i64)| (**label != IGNORED) == counts;
+            self.labels.iter().enumerate().filter(is_wanted).map(|(row, _)| row as i64)
+        };
+        rows(true).chain(rows(false)).take(count).collect()
     }
 
     fn fill(&mut self, row: usize, example: &Example, start: i64) {

@@ -7,7 +7,7 @@ use ndarray::Array2;
 
 use crate::data::{Batch, Fixed, IGNORED};
 use crate::rewrite::opened::{Execution, Opened};
-use crate::runtime::{DeviceTensor, Kept, Session, Tensor};
+use crate::runtime::{DeviceTensor, Kept, Places, Session, Tensor};
 use crate::side::Side;
 
 /// A parameter on the device.
@@ -18,6 +18,7 @@ pub struct Scorer<'o> {
     opened: &'o Opened,
     encode: Option<Session>,
     decode: Session,
+    places: Places,
     fixed: Fixed,
 }
 
@@ -38,7 +39,9 @@ impl<'o> Scorer<'o> {
         let Scoring { encode: early, decode } = scoring(&infer, &late).map_err(|reason| anyhow!(reason))?;
         let has_work = !early.outputs.is_empty();
         let encode = has_work.then(|| opened.session(&early, execution)).transpose()?;
-        Ok(Scorer { opened, encode, decode: opened.session(&decode, execution)?, fixed: opened.fixed() })
+        let decode = opened.session(&decode, execution)?;
+        let places = decode.places();
+        Ok(Scorer { opened, encode, decode, places, fixed: opened.fixed() })
     }
 
     /// The side network on the device.
@@ -55,7 +58,7 @@ impl<'o> Scorer<'o> {
     /// From ONNX Runtime.
     pub fn encode<'b>(&mut self, batch: &'b Batch, side: &[Parameter]) -> anyhow::Result<Encoded<'b>> {
         let Some(session) = &mut self.encode else { return Ok(Encoded { batch, kept: Vec::new() }) };
-        let mut binding = session.binding()?;
+        let mut binding = session.binding(&self.places)?;
         for (name, tensor) in side.iter().filter(|(name, _)| session.takes(name)) {
             binding.input(name, tensor)?;
         }
@@ -63,7 +66,7 @@ impl<'o> Scorer<'o> {
             binding.feed(name, tensor)?;
         }
         for port in session.outputs() {
-            binding.keep(&port.name)?;
+            binding.keep(port)?;
         }
         Ok(Encoded { batch, kept: session.run_keeping(binding)? })
     }
@@ -158,7 +161,7 @@ impl<'o> Scorer<'o> {
         side: &[Parameter],
     ) -> anyhow::Result<(Array2<f32>, Array2<i64>)> {
         let session = &mut self.decode;
-        let mut binding = session.binding()?;
+        let mut binding = session.binding(&self.places)?;
         for (name, tensor) in side.iter().filter(|(name, _)| session.takes(name)) {
             binding.input(name, tensor)?;
         }
@@ -168,7 +171,7 @@ impl<'o> Scorer<'o> {
         }
         binding.feed("labels", &Tensor::from(labels.clone()))?;
         for kept in encoded.kept.iter().filter(|kept| session.takes(kept.name())) {
-            binding.pass(kept)?;
+            binding.lend(kept)?;
         }
         binding.fetch(LOG_LIKELIHOOD)?;
         binding.fetch(NEXT_TOKEN)?;

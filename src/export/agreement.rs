@@ -8,8 +8,8 @@ use lstc_graph::{DataFiles, Graph, Weight, encode, load};
 use ndarray::{ArrayD, IxDyn};
 use serde::Serialize;
 
-use crate::rewrite::opened::runnable;
-use crate::runtime::{Device, Optimisation, Runtime, Session, Tensor};
+use crate::rewrite::opened::on_cpu;
+use crate::runtime::{Optimisation, Runtime, Session, Tensor};
 use crate::verify::{difference, sample};
 
 /// With graph optimisation on: what is constant is folded, and other nodes are fused.
@@ -70,7 +70,7 @@ pub(super) fn measure(
 fn open(runtime: &'static Runtime, optimisation: Optimisation, file: &Path) -> anyhow::Result<Session> {
     let builder = runtime.session().optimisation(optimisation);
     let graph = load(file)?;
-    match runnable(&graph, Device::Cpu) {
+    match on_cpu(&graph) {
         Cow::Borrowed(_) => Ok(builder.open(file)?),
         Cow::Owned(wide) => {
             let folder = file.parent().unwrap_or(Path::new("."));

@@ -17,6 +17,8 @@ pub struct Memory {
     /// What was asked for, but for the sizes that the model fixes.
     pub sizes: Sizes,
     pub lst: Cost,
+    /// Of a CUDA device's memory.
+    pub cuda: Cost,
     pub full: Cost,
 }
 
@@ -33,10 +35,12 @@ impl Memory {
         let logits = numbers.bytes(&full, module.anatomy.head.logits);
         let kept = memory::total([numbers.sum_of_floats(&full), logits, logits]);
         let runtime = memory::runtime(artifacts.train.node_ids().count());
+        let step = Step { parts, elsewhere, trainable, source: Taps::Computed, mapped: false };
         Memory {
             reduction: module.options.method.reduction,
             sizes: bound(&numbers, module),
-            lst: Step { parts, elsewhere, trainable, taps: Taps::Computed, mapped: false }.cost(&numbers),
+            lst: step.cost(&numbers),
+            cuda: step.cost_on_device(&numbers, true),
             full: Cost::new(backbone, backbone as u64 * 4, kept, runtime),
         }
     }
@@ -74,6 +78,7 @@ impl fmt::Display for Memory {
         };
         let rows = [
             row(format!("side tuning, r={}", self.reduction), &self.lst),
+            row("the same on CUDA, of its memory".to_owned(), &self.cuda),
             row("full fine-tuning".to_owned(), &self.full),
         ];
         let header = ["", "trainable", "weights", "kept activations", "gradients and moments", "runtime", "total"];

@@ -11,6 +11,9 @@
 //! * gradients and both moments of the side network;
 //! * the process, the library, and the library's graph.
 //!
+//! On a CUDA device, of its memory: every weight once for each session that reads it, the side network and its moments, the taps in
+//! places of their own, and the larger of the two peaks. What the driver takes for itself is not in it.
+//!
 //! For full fine-tuning, in a program as lean: the weights once, every floating-point value that the model computes, since
 //! its backward pass needs nearly all of them, the logits' gradient, and the same runtime.
 
@@ -76,7 +79,7 @@ pub struct Step<'p> {
     pub elsewhere: HashSet<ValueId>,
     /// Elements of the side network.
     pub trainable: usize,
-    pub taps: Taps,
+    pub source: Taps,
     /// The backbone's weights are used where their file is mapped.
     pub mapped: bool,
 }
@@ -84,23 +87,55 @@ pub struct Step<'p> {
 impl Step<'_> {
     pub fn cost(&self, numbers: &Numbers) -> Cost {
         let Parts { backbone, side, .. } = self.parts;
-        let taps = total(backbone.outputs.iter().map(|tap| numbers.bytes(backbone, *tap)));
+        let taps = self.taps(numbers);
         let behind = taps.saturating_add(numbers.peak(side, &self.elsewhere));
         let before = || numbers.peak(backbone, &HashSet::new());
-        let activations = match self.taps {
+        let activations = match self.source {
             Taps::Computed => before().max(behind),
             Taps::Ahead => before().saturating_add(behind),
             Taps::Kept => behind,
         };
-        let read = [side].into_iter().chain((self.taps != Taps::Kept).then_some(backbone));
+        let read = [side].into_iter().chain((self.source != Taps::Kept).then_some(backbone));
         let nodes: usize = read.map(|graph| graph.node_ids().count()).sum();
-        let frozen = match (self.taps, self.mapped) {
+        let frozen = match (self.source, self.mapped) {
             (Taps::Kept, _) => 0,
             (_, true) => mapped_weights(backbone),
             (_, false) => resident_weights(backbone),
         };
         let weights = frozen + mapped_weights(side) + self.trainable as u64 * 4;
         Cost::new(self.trainable, weights, wasted(activations), runtime(nodes))
+    }
+}
+
+impl Step<'_> {
+    /// Bytes of the taps of a batch.
+    pub fn taps(&self, numbers: &Numbers) -> u64 {
+        let backbone = &self.parts.backbone;
+        total(backbone.outputs.iter().map(|tap| numbers.bytes(backbone, *tap)))
+    }
+
+    /// As [`Step::cost`], of a CUDA device's memory. A step that is captured has the side network and its moments once more meanwhile.
+    pub fn cost_on_device(&self, numbers: &Numbers, captured: bool) -> Cost {
+        let Parts { backbone, side, .. } = self.parts;
+        let taps = self.taps(numbers);
+        let outputs = backbone.outputs.iter().copied().collect();
+        let (before, behind) = match self.source {
+            Taps::Kept => (0, numbers.peak(side, &self.elsewhere)),
+            _ => (numbers.peak(backbone, &outputs), numbers.peak(side, &self.elsewhere)),
+        };
+        let frozen = if self.source == Taps::Kept { 0 } else { mapped_weights(backbone) };
+        let weights = frozen + mapped_weights(side) + self.trainable as u64 * 4;
+        let activations = wasted(before.max(behind)).saturating_add(taps);
+        let copies = if captured { 3 } else { 0 };
+        let optimizer = self.trainable as u64 * 4 * (2 + copies);
+        Cost {
+            trainable: self.trainable,
+            weights,
+            activations,
+            optimizer,
+            runtime: 0,
+            total: total([weights, activations, optimizer]),
+        }
     }
 }
 

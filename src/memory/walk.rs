@@ -5,7 +5,8 @@ use std::collections::{HashMap, HashSet};
 use lstc_graph::{Dim, Graph, NodeId, ValueId, dim_text};
 use lstc_passes::loss::counted;
 
-use super::total;
+use super::{Sizes, total};
+use crate::rewrite::opened::Opened;
 
 /// Numbers for the symbolic dimensions of a model's graphs.
 #[derive(Clone, Debug)]
@@ -17,6 +18,35 @@ impl Numbers {
     /// With the sizes that labels decide, for so many that all count.
     pub fn new(labels: usize) -> Numbers {
         Numbers { numbers: counted(i64::try_from(labels).unwrap_or(i64::MAX)).collect() }
+    }
+
+    /// The numbers of the inputs of a directory's graphs, for batches of these sizes whose labels all count.
+    pub fn of<'g>(opened: &Opened, graphs: impl IntoIterator<Item = &'g Graph>, sizes: Sizes) -> Numbers {
+        let late = opened.late();
+        let mut numbers = Numbers::new(sizes.batch.saturating_mul(sizes.target_length));
+        for graph in graphs {
+            for input in &graph.inputs {
+                let name = graph.value(*input).name.as_str();
+                let is_late = name == "labels" || late.contains(&name);
+                let is_read = is_late || opened.record.inputs.iter().any(|input| input.name == name);
+                if is_read && let Some([batch, length]) = graph.shape(*input).as_deref() {
+                    numbers.set(batch, sizes.batch);
+                    numbers.set(length, if is_late { sizes.target_length } else { sizes.source_length });
+                }
+            }
+        }
+        numbers
+    }
+
+    /// The shape of a value, where every dimension is known.
+    pub fn dims(&self, graph: &Graph, value: ValueId) -> Option<Vec<usize>> {
+        let known = |dim: &Dim| match dim {
+            Dim::Value(_) => true,
+            Dim::Var(symbol) => self.numbers.contains_key(&symbol.name),
+            _ => false,
+        };
+        let shape = graph.shape(value)?;
+        shape.iter().map(|dim| usize::try_from(self.number(dim)).ok().filter(|_| known(dim))).collect()
     }
 
     /// A dimension that is a symbol has this size.

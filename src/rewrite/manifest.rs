@@ -415,7 +415,15 @@ pub struct Record {
     pub quantised: Option<Quantised>,
 }
 
+/// The point of the tap that distillation reads.
+const LOGITS: &str = "logits";
+
 impl Record {
+    /// Whether the side network learns from the backbone's own logits too.
+    pub fn distills(&self) -> bool {
+        self.taps.iter().any(|tap| tap.point == LOGITS)
+    }
+
     /// Names and shapes of the parameters.
     pub fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
         self.parameters.iter().map(|p| (p.name.as_str(), p.shape.as_slice()))

@@ -6,6 +6,7 @@ pub(crate) mod directory;
 pub mod manifest;
 mod model;
 pub mod opened;
+mod placement;
 pub mod precision;
 mod source;
 
@@ -16,9 +17,12 @@ use anyhow::{Context, anyhow, bail};
 use lstc_graph::{DataFiles, DataWriter, Graph, Means, Saved, Spill, encode, load};
 use lstc_models::{Anatomy, recognise, unread_inputs};
 use lstc_passes::options::Precision;
-use lstc_passes::{Artifacts, Module, Options, PassError, Store, Timing, artifacts, ladder_side_tuning};
+use lstc_passes::{
+    Artifacts, Module, Options, PassError, Store, Timing, artifacts, integer_products, ladder_side_tuning,
+};
 
 use crate::inspect::why;
+use crate::report::Hinted;
 use crate::runtime::{Device, Runtime, find};
 use crate::side;
 use crate::train::Started;
@@ -72,11 +76,28 @@ pub struct Measuring<'r> {
     pub sample: Option<&'r Path>,
     /// What an earlier rewrite was made with, and what it measured: it counts where nothing has changed.
     pub earlier: Option<&'r Config>,
-    /// Choose the precision that is the fastest on this device.
-    pub fastest_on: Option<Device>,
+    /// Where the model is to be trained.
+    pub device: Device,
+    pub precision: Choice,
     /// Hears how many blocks are done, and of how many, while it is measured which products take more bits. Blocks may be walked
     /// several times over.
     pub progress: Option<&'r dyn Fn(usize, usize)>,
+}
+
+/// What becomes of a model of integers on CUDA.
+pub const INTEGERS_ON_CUDA: &str = "the model multiplies integers, which CUDA has no kernels for: there its weights are dequantised \
+                                    once, and multiplied in bf16 (in f32 before Ampere)";
+
+/// Who chooses the backbone's precision.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// The options do.
+    #[default]
+    Said,
+    /// Nobody has: what is best as a rule on the device.
+    Open,
+    /// What is measured to be the fastest on the device.
+    Fastest,
 }
 
 /// What was written.
@@ -247,6 +268,9 @@ pub fn rewrite_with(
     let (module, timings) = compiled(options, &mut after)?;
     let source = source.map_or_else(|| hashing.finish(), Ok)?;
     let quantised = quantising.outcome(&module, &source)?;
+    if measuring.device != Device::Cpu && integer_products(&module.graph) > 0 {
+        warnings.push(INTEGERS_ON_CUDA.to_owned());
+    }
     let raised = module.graph.opset();
     if raised != opset {
         warnings.push(format!("the graphs are of opset {raised}, the model is of opset {opset}: dropout needs it"));
@@ -276,14 +300,35 @@ fn chosen(
     scratch: &Path,
 ) -> anyhow::Result<(Options, Vec<Candidate>)> {
     let mut candidates = Vec::new();
-    if let Some(device) = measuring.fastest_on {
-        let runtime = Runtime::load(&find(device)?)?;
-        candidates = precision::fastest(runtime, device, graph, anatomy, &options, scratch)?;
-        options.backbone.precision = candidates.first().map_or(Precision::Source, |c| c.precision);
-        options.backbone.forget();
+    let device = measuring.device;
+    match (measuring.precision, device) {
+        (Choice::Fastest, _) => {
+            let runtime = Runtime::load(&find(device)?)?;
+            candidates = precision::fastest(runtime, device, graph, anatomy, &options, scratch)?;
+            options.backbone.precision = candidates.first().map_or(Precision::Source, |c| c.precision);
+            options.backbone.forget();
+        }
+        (Choice::Open, Device::Cuda(index)) if options.backbone.precision == Precision::Source => {
+            if precision::is_f32(graph, anatomy) && has_bf16(index) {
+                options.backbone.precision = Precision::Bf16;
+                options.backbone.forget();
+            }
+        }
+        (Choice::Said | Choice::Open, _) => {}
+    }
+    if options.backbone.precision == Precision::Int8 && device != Device::Cpu {
+        let error = anyhow!("an int8 backbone runs on the CPU alone: ONNX Runtime has no kernels for it on {device}");
+        let hint = "--backbone bf16 is the fastest there, --backbone int4 takes the least memory";
+        return Err(Hinted::new(error, hint).into());
     }
     options.backbone = precision::decided(options.backbone);
     Ok((options, candidates))
+}
+
+/// Whether a CUDA device has kernels for bf16. One that is not in this machine is taken for one that has, as all from Ampere on do.
+fn has_bf16(index: u32) -> bool {
+    let device = find(Device::Cuda(index)).and_then(|library| Runtime::load(&library)?.cuda(index));
+    device.and_then(|device| device.has_bf16()).unwrap_or(true)
 }
 
 /// What is measured of a backbone in another precision.
@@ -350,7 +395,11 @@ impl Quantising<'_> {
     }
 
     fn runtime(&self) -> anyhow::Result<&'static Runtime> {
-        let device = self.measuring.fastest_on.unwrap_or(Device::Cpu);
+        // The process has one library: the one that the device was asked with.
+        let device = match find(self.measuring.device) {
+            Ok(_) => self.measuring.device,
+            Err(_) => Device::Cpu,
+        };
         let library = find(device).context("what the backbone loses by its precision cannot be measured")?;
         Ok(Runtime::load(&library)?)
     }

@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow, bail};
 use lstc_graph::{DType, DataFiles, Dim, Graph, encode, load, widen};
 use lstc_models::{InputRole, TowerKind};
-use lstc_passes::{Parts, parts};
+use lstc_passes::{Parts, for_cuda, parts};
 use ndarray::Array2;
 
 use super::manifest::{InputSummary, Record, TapSummary, record};
+use super::placement;
 use super::{RUN, SIDE, TOKENIZER};
 use crate::data::{Batch, Fixed, Tokenizer};
 use crate::report::Hinted;
-use crate::runtime::{Device, Runtime, Session, Tensor};
+use crate::runtime::{self, Device, Runtime, Session, Tensor};
 use crate::side::{self, Side};
 use crate::train::{BEST, Started};
 
@@ -28,6 +29,8 @@ pub struct Execution {
     pub mapped: bool,
     /// Compute products on CUDA in TF32.
     pub tf32: bool,
+    /// Capture what runs on CUDA as graphs, and replay these.
+    pub captures: bool,
 }
 
 /// A rewritten directory.
@@ -120,13 +123,30 @@ impl Opened {
     /// A session over a graph of the directory, changed or not, beside its data.
     ///
     /// # Errors
-    /// From ONNX Runtime.
+    /// From ONNX Runtime; a node that a device leaves to the CPU, but for the arithmetic of sizes.
     pub fn session(&self, graph: &Graph, execution: &Execution) -> anyhow::Result<Session> {
         let builder = execution.runtime.session().device(execution.device).threads(execution.threads);
-        let graph = runnable(graph, execution.device);
+        let graph = runnable(graph, execution.runtime, execution.device)?;
         let bytes = encode(&graph, &DataFiles::of(&graph, &self.directory));
         let builder = builder.deterministic(true).mapped(execution.mapped).tf32(execution.tf32);
-        Ok(builder.load(&bytes, Some(&self.directory))?)
+        let session = builder.captures(execution.captures).load(&bytes, Some(&self.directory))?;
+        placement::check(&graph, &session, execution.device)?;
+        Ok(session)
+    }
+
+    /// As [`Opened::session`]; where a graph cannot be captured, one whose runs are as they are, and why.
+    ///
+    /// # Errors
+    /// As [`Opened::session`].
+    pub fn captured(&self, graph: &Graph, execution: &Execution) -> anyhow::Result<(Session, Option<String>)> {
+        match self.session(graph, execution) {
+            Err(error) if execution.captures => {
+                let Some(runtime::Error::Model { source, .. }) = error.downcast_ref() else { return Err(error) };
+                let reason = source.message().to_owned();
+                Ok((self.session(graph, &Execution { captures: false, ..*execution })?, Some(reason)))
+            }
+            session => Ok((session?, None)),
+        }
     }
 
     /// The side network as the rewrite initialised it.
@@ -207,10 +227,21 @@ impl Opened {
     }
 }
 
-/// A graph as a device has kernels for it: none of the CPU's computes in bf16.
-pub fn runnable(graph: &Graph, device: Device) -> Cow<'_, Graph> {
+/// A graph as a device has kernels for it.
+///
+/// # Errors
+/// A device that cannot be used.
+pub fn runnable<'g>(graph: &'g Graph, runtime: &Runtime, device: Device) -> anyhow::Result<Cow<'g, Graph>> {
+    let Device::Cuda(index) = device else { return Ok(on_cpu(graph)) };
+    let mut restated = graph.clone();
+    for_cuda(&mut restated, runtime.cuda(index)?.has_bf16()?);
+    Ok(Cow::Owned(restated))
+}
+
+/// A graph as the CPU has kernels for it: none of them computes in bf16.
+pub fn on_cpu(graph: &Graph) -> Cow<'_, Graph> {
     let narrow = |v| graph.value(v).dtype == Some(DType::BF16);
-    if device != Device::Cpu || !graph.value_ids().any(narrow) {
+    if !graph.value_ids().any(narrow) {
         return Cow::Borrowed(graph);
     }
     let mut wide = graph.clone();

@@ -5,13 +5,15 @@ use std::ptr::{self, NonNull};
 use ndarray::{ArrayBase, ArrayD, Data, IxDyn};
 use ort::AsPointer as _;
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
-use ort::session::IoBinding;
 use ort::session::Session as OrtSession;
+use ort::session::{IoBinding, RunOptions};
 use ort::value::DynValue;
 
+use super::cuda::{Awaited, Cuda};
 use super::error::{Error, Result};
-use super::session::{Device, Session};
-use super::tensor::Tensor;
+use super::places::Places;
+use super::session::{Device, Port, Session};
+use super::tensor::{ElementType, Tensor};
 
 /// Numbers of 32 bits in a device's memory. On the CPU they lie on ONNX Runtime's own alignment, on which the order of
 /// its vectorised sums depends.
@@ -19,7 +21,8 @@ use super::tensor::Tensor;
 pub struct DeviceTensor {
     value: ort::value::Tensor<f32>,
     dims: Vec<usize>,
-    device: Device,
+    /// `None` for the host's memory.
+    device: Option<&'static Cuda>,
 }
 
 /// A tensor as an allocator gives it. [`ort::value::Tensor::new`] would clear it, which takes as long as to fill it.
@@ -45,18 +48,18 @@ fn raw(allocator: &Allocator, dims: &[usize]) -> ort::Result<ort::value::Tensor<
 
 impl DeviceTensor {
     /// Whoever makes one writes to all of it first: what it holds before is nothing to build on.
-    fn new(session: &OrtSession, device: Device, dims: &[usize]) -> Result<DeviceTensor> {
+    fn new(session: &OrtSession, device: Option<&'static Cuda>, dims: &[usize]) -> Result<DeviceTensor> {
         let allocator = match device {
-            Device::Cpu => Allocator::default(),
-            Device::Cuda(index) => memory(AllocationDevice::CUDA, index)
+            None => Allocator::default(),
+            Some(cuda) => memory(AllocationDevice::CUDA, cuda.index())
                 .and_then(|info| Allocator::new(session, info))
                 .map_err(Error::run)?,
         };
         DeviceTensor::within(&allocator, device, dims)
     }
 
-    /// As [`DeviceTensor::new`], of an allocator of this device.
-    pub(super) fn within(allocator: &Allocator, device: Device, dims: &[usize]) -> Result<DeviceTensor> {
+    /// As [`DeviceTensor::new`], of an allocator of this device, or of the host's memory.
+    pub(super) fn within(allocator: &Allocator, device: Option<&'static Cuda>, dims: &[usize]) -> Result<DeviceTensor> {
         let value = raw(allocator, dims).map_err(Error::run)?;
         let mut tensor = DeviceTensor { value, dims: dims.to_vec(), device };
         if cfg!(debug_assertions)
@@ -69,7 +72,7 @@ impl DeviceTensor {
 
     /// The numbers, in row-major order, of a tensor in the host's memory.
     pub fn numbers_mut(&mut self) -> Option<&mut [f32]> {
-        (self.device == Device::Cpu).then(|| self.value.extract_tensor_mut().1)
+        self.device.is_none().then(|| self.value.extract_tensor_mut().1)
     }
 
     pub fn dims(&self) -> &[usize] {
@@ -85,11 +88,8 @@ impl DeviceTensor {
         let values = values.as_standard_layout();
         let slice = values.as_slice().expect("it was brought into standard layout");
         match self.device {
-            Device::Cpu => self.value.extract_tensor_mut().1.copy_from_slice(slice),
-            Device::Cuda(_) => {
-                let host = ort::value::TensorRef::from_array_view(values.view()).map_err(Error::run)?;
-                host.copy_into(&mut self.value).map_err(Error::run)?;
-            }
+            None => self.value.extract_tensor_mut().1.copy_from_slice(slice),
+            Some(cuda) => cuda.send(self.value.data_ptr_mut(), bytes_of(slice))?,
         }
         Ok(())
     }
@@ -97,15 +97,76 @@ impl DeviceTensor {
     /// A copy of the contents in the host's memory.
     pub fn read(&self) -> Result<ArrayD<f32>> {
         match self.device {
-            Device::Cpu => Ok(self.value.extract_array().to_owned()),
-            Device::Cuda(_) => {
-                Ok(self.value.to(AllocationDevice::CPU, 0).map_err(Error::run)?.extract_array().to_owned())
+            None => Ok(self.value.extract_array().to_owned()),
+            Some(cuda) => {
+                let mut values = ArrayD::zeros(self.dims.as_slice());
+                let slice = values.as_slice_mut().expect("a new array is in standard layout");
+                cuda.fetch(self.value.data_ptr().cast_mut(), bytes_of_mut(slice))?;
+                Ok(values)
             }
+        }
+    }
+
+    /// The first number, once the device has come so far. What is started afterwards does not change it.
+    pub fn read_later(&self) -> Result<Measured> {
+        match self.device {
+            None => Ok(Measured::Known(self.value.extract_tensor().1.first().copied().unwrap_or(f32::NAN))),
+            Some(cuda) => cuda.read_later(self.value.data_ptr().cast_mut()).map(Measured::Awaited),
+        }
+    }
+
+    /// A copy on the same device.
+    pub fn copy(&self, session: &Session) -> Result<DeviceTensor> {
+        let mut copy = DeviceTensor::new(&session.session, self.device, &self.dims)?;
+        copy.copy_from(self)?;
+        Ok(copy)
+    }
+
+    /// Replaces the contents by those of a tensor of the same shape and device.
+    pub fn copy_from(&mut self, other: &DeviceTensor) -> Result<()> {
+        assert_eq!(other.dims, self.dims, "a tensor keeps its shape");
+        match self.device {
+            None => self.value.extract_tensor_mut().1.copy_from_slice(other.value.extract_tensor().1),
+            Some(cuda) => {
+                let bytes = self.dims.iter().product::<usize>() * size_of::<f32>();
+                cuda.copy_within(self.value.data_ptr_mut(), other.value.data_ptr().cast_mut(), bytes)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A number that a run makes: there at once on the CPU, on its way from a device.
+#[derive(Debug)]
+pub enum Measured {
+    Known(f32),
+    Awaited(Awaited),
+}
+
+impl Measured {
+    /// Waits for the number.
+    ///
+    /// # Errors
+    /// What went wrong on the device meanwhile.
+    pub fn get(self) -> Result<f32> {
+        match self {
+            Measured::Known(number) => Ok(number),
+            Measured::Awaited(awaited) => awaited.get(),
         }
     }
 }
 
-fn memory(device: AllocationDevice<'static>, index: u32) -> ort::Result<MemoryInfo<'static>> {
+fn bytes_of(numbers: &[f32]) -> &[u8] {
+    // SAFETY: every f32 is four bytes, and bytes need no alignment.
+    unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), size_of_val(numbers)) }
+}
+
+fn bytes_of_mut(numbers: &mut [f32]) -> &mut [u8] {
+    // SAFETY: as above, and every bit pattern is an f32.
+    unsafe { std::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), size_of_val(numbers)) }
+}
+
+pub(super) fn memory(device: AllocationDevice<'static>, index: u32) -> ort::Result<MemoryInfo<'static>> {
     MemoryInfo::new(device, i32::try_from(index).unwrap_or(i32::MAX), AllocatorType::Device, MemoryType::Default)
 }
 
@@ -114,17 +175,29 @@ fn memory(device: AllocationDevice<'static>, index: u32) -> ort::Result<MemoryIn
 pub struct Kept {
     name: String,
     value: DynValue,
+    lies: Lies,
+}
+
+/// Where a value lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lies {
+    /// Where the session that reads it looks for it.
+    There,
+    /// In memory of the host that a device reads by itself.
+    Pinned,
+    /// In other memory of the host.
+    Host,
 }
 
 impl Kept {
-    /// For an input of this name.
+    /// For an input of this name: a tensor of [`HostMemory::tensor`](super::HostMemory::tensor).
     pub fn new(name: &str, tensor: DeviceTensor) -> Kept {
-        Kept { name: name.to_owned(), value: tensor.value.into_dyn() }
+        Kept { name: name.to_owned(), value: tensor.value.into_dyn(), lies: Lies::Pinned }
     }
 
     /// A tensor on the host for an input of this name.
     pub fn host(name: &str, tensor: Tensor) -> Result<Kept> {
-        Ok(Kept { name: name.to_owned(), value: tensor.into_value().map_err(Error::run)? })
+        Ok(Kept { name: name.to_owned(), value: tensor.into_value().map_err(Error::run)?, lies: Lies::Host })
     }
 
     pub fn name(&self) -> &str {
@@ -137,13 +210,24 @@ impl Kept {
 pub struct Binding {
     binding: IoBinding,
     device: Device,
+    /// Where inputs are copied to on a device, and what stays there is written.
+    places: Places,
     /// Outputs that stay on the device.
     kept: Vec<String>,
+    /// Those that have a place.
+    placed: Vec<Kept>,
     /// Outputs that are read back, in the order in which they were bound.
     fetched: Vec<String>,
+    /// The captured graph that a run replays, or is captured as.
+    graph: Option<u32>,
 }
 
 impl Binding {
+    /// True where inputs lie in the host's memory.
+    pub fn is_host(&self) -> bool {
+        self.places.is_host()
+    }
+
     /// An input that is read where it lies.
     pub fn input(&mut self, name: &str, tensor: &DeviceTensor) -> Result<()> {
         self.binding.bind_input(name, &tensor.value).map_err(Error::run)
@@ -151,23 +235,46 @@ impl Binding {
 
     /// An input from the host, copied now.
     pub fn feed(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
-        let value = tensor.to_value().map_err(Error::run)?;
+        let value = match self.places.put(name, tensor)? {
+            Some(placed) => placed,
+            None => tensor.to_value().map_err(Error::run)?,
+        };
         self.binding.bind_input(name, &value).map_err(Error::run)
     }
 
     /// An input that another session left on the same device, or that lies on the host.
-    pub fn pass(&mut self, kept: &Kept) -> Result<()> {
+    pub fn pass(&mut self, kept: Kept) -> Result<()> {
+        let Kept { name, value, lies } = kept;
+        if self.places.is_host() || lies == Lies::There {
+            return self.binding.bind_input(name, &value).map_err(Error::run);
+        }
+        let placed = self.places.put_value(&name, value, lies == Lies::Pinned)?;
+        self.binding.bind_input(name, &placed).map_err(Error::run)
+    }
+
+    /// An input that another session left on the same device, and that others read too.
+    pub fn lend(&mut self, kept: &Kept) -> Result<()> {
         self.binding.bind_input(kept.name.as_str(), &kept.value).map_err(Error::run)
     }
 
-    /// An output that stays on the device. A binding with such an output serves for one run.
-    pub fn keep(&mut self, name: &str) -> Result<()> {
+    /// An output that stays on the device, in memory of ONNX Runtime's; one of integers stays with the host, where sizes are read. A
+    /// binding with such an output serves for one run.
+    pub fn keep(&mut self, port: &Port) -> Result<()> {
+        let is_size = port.element_type == ElementType::Int64;
         let memory = match self.device {
-            Device::Cpu => memory(AllocationDevice::CPU, 0),
-            Device::Cuda(index) => memory(AllocationDevice::CUDA, index),
+            Device::Cuda(index) if !is_size => memory(AllocationDevice::CUDA, index),
+            _ => memory(AllocationDevice::CPU, 0),
         };
-        self.binding.bind_output_to_device(name, &memory.map_err(Error::run)?).map_err(Error::run)?;
-        self.kept.push(name.to_owned());
+        self.binding.bind_output_to_device(port.name.as_str(), &memory.map_err(Error::run)?).map_err(Error::run)?;
+        self.kept.push(port.name.clone());
+        Ok(())
+    }
+
+    /// As [`Binding::keep`], for an output of this shape, at the same place in every run on a device.
+    pub fn keep_placed(&mut self, port: &Port, dims: &[usize]) -> Result<()> {
+        let Some(mut value) = self.places.output(&port.name, port.element_type, dims)? else { return self.keep(port) };
+        self.binding.bind_output(port.name.as_str(), &mut value).map_err(Error::run)?;
+        self.placed.push(Kept { name: port.name.clone(), value, lies: Lies::There });
         Ok(())
     }
 
@@ -184,36 +291,76 @@ impl Binding {
         self.fetched.push(name.to_owned());
         Ok(())
     }
+
+    /// Runs replay what was captured under this number, or are captured under it where nothing was; `None` for runs as they are.
+    /// Of a session that was not opened for it, runs are as they are.
+    pub fn replay(&mut self, graph: Option<u32>) {
+        self.graph = graph;
+    }
+
+    /// How a run goes: on a device nobody waits for it but who fetches something.
+    fn options(&self, captures: bool) -> Result<RunOptions> {
+        let mut options = RunOptions::new().map_err(Error::run)?;
+        if matches!(self.device, Device::Cuda(_)) && self.fetched.is_empty() {
+            options.disable_device_sync().map_err(Error::run)?;
+        }
+        if captures {
+            let number = self.graph.map_or_else(|| "-1".to_owned(), |graph| graph.to_string());
+            options.set("gpu_graph_id", number).map_err(Error::run)?;
+        }
+        Ok(options)
+    }
 }
 
 impl Session {
-    /// A tensor of zeros in the host's memory, for an output of known shape. One that the session would allocate stays in its arena
-    /// from run to run, and keeps what lies around it apart.
-    pub fn zeros_on_host(&self, dims: &[usize]) -> Result<DeviceTensor> {
-        let mut tensor = DeviceTensor::new(&self.session, Device::Cpu, dims)?;
-        tensor.write(&ArrayD::zeros(dims))?;
-        Ok(tensor)
+    /// A tensor for an output of known shape that a run measures, of zeros. On the CPU one that the session would allocate stays in its
+    /// arena from run to run, and keeps what lies around it apart.
+    pub fn zeros(&self, dims: &[usize]) -> Result<DeviceTensor> {
+        self.upload(&ArrayD::zeros(dims))
     }
 
     /// A tensor on the session's device with the values of one on the host.
     pub fn upload(&self, values: &ArrayD<f32>) -> Result<DeviceTensor> {
-        let mut tensor = DeviceTensor::new(&self.session, self.device, values.shape())?;
+        let mut tensor = DeviceTensor::new(&self.session, self.cuda, values.shape())?;
         tensor.write(values)?;
         Ok(tensor)
     }
 
-    /// A binding with nothing bound.
-    pub fn binding(&self) -> Result<Binding> {
-        let binding = self.session.create_binding().map_err(Error::run)?;
-        Ok(Binding { binding, device: self.device, kept: Vec::new(), fetched: Vec::new() })
+    /// Places for the inputs and outputs of this session, and of others on the same device.
+    pub fn places(&self) -> Places {
+        self.cuda.map_or_else(Places::default, Places::on)
     }
 
-    /// Runs the session on what is bound, and returns the fetched outputs in the order in which they were bound.
+    /// Waits until the device has done what was started on it.
+    ///
+    /// # Errors
+    /// What went wrong on the device meanwhile.
+    pub fn wait(&self) -> Result<()> {
+        self.cuda.map_or(Ok(()), Cuda::wait)
+    }
+
+    /// A binding with nothing bound.
+    pub fn binding(&self, places: &Places) -> Result<Binding> {
+        let binding = self.session.create_binding().map_err(Error::run)?;
+        Ok(Binding {
+            binding,
+            device: self.device,
+            places: places.clone(),
+            kept: Vec::new(),
+            placed: Vec::new(),
+            fetched: Vec::new(),
+            graph: None,
+        })
+    }
+
+    /// Runs the session on what is bound, and returns the fetched outputs in the order in which they were bound. On a device, a run
+    /// that fetches nothing goes on behind the return.
     ///
     /// # Errors
     /// What ONNX Runtime has against the run: a missing input, a shape that does not fit, no memory.
     pub fn run_bound(&mut self, binding: &Binding) -> Result<Vec<Tensor>> {
-        let outputs = self.session.run_binding(&binding.binding).map_err(Error::run)?;
+        let options = binding.options(self.captures)?;
+        let outputs = self.session.run_binding_with_options(&binding.binding, &options).map_err(Error::run)?;
         binding
             .fetched
             .iter()
@@ -228,13 +375,17 @@ impl Session {
             .collect()
     }
 
-    /// Runs the session on what is bound, and returns what was to stay on the device.
+    /// Runs the session on what is bound, and returns what was to stay on the device. On a device the run goes on behind the return.
     ///
     /// # Errors
     /// As [`Session::run_bound`].
     pub fn run_keeping(&mut self, binding: Binding) -> Result<Vec<Kept>> {
-        let mut outputs = self.session.run_binding(&binding.binding).map_err(Error::run)?;
-        let take = |name: &String| outputs.remove(name).map(|value| Kept { name: name.clone(), value });
-        Ok(binding.kept.iter().filter_map(take).collect())
+        let options = binding.options(self.captures)?;
+        let mut outputs = self.session.run_binding_with_options(&binding.binding, &options).map_err(Error::run)?;
+        let take =
+            |name: &String| outputs.remove(name).map(|value| Kept { name: name.clone(), value, lies: Lies::There });
+        let mut kept: Vec<Kept> = binding.kept.iter().filter_map(take).collect();
+        kept.extend(binding.placed);
+        Ok(kept)
     }
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::library::{Look, OLDEST, Outcome, Version};
+use super::pins::brought_by;
 use super::session::Device;
 use super::tensor::ElementType;
 
@@ -36,6 +37,15 @@ pub enum Error {
     #[error("cannot use CUDA device {index}{}", lacking(missing.as_deref()))]
     Cuda { index: u32, missing: Option<String>, source: ort::Error },
 
+    #[error("this model needs cuDNN on CUDA, and `libcudnn.so.9` is missing")]
+    WithoutCudnn { source: ort::Error },
+
+    #[error("there is no CUDA device {index}: this machine has {count}, counted from 0")]
+    NoSuchDevice { index: u32, count: u32 },
+
+    #[error("CUDA device {index} failed: {reason}")]
+    CudaCall { index: u32, reason: String },
+
     #[error("cannot set up a session")]
     Options { source: ort::Error },
 
@@ -67,11 +77,31 @@ pub enum Error {
 /// What ONNX Runtime, CUDA and C++ say when there is no memory.
 const OUT_OF_MEMORY: [&str; 3] = ["Failed to allocate memory", "out of memory", "bad_alloc"];
 
+/// Reads the name out of `...: libcublas.so.13: cannot open shared object file: No such file or directory`.
+fn missing_library(message: &str) -> Option<String> {
+    let (before, _) = message.split_once(": cannot open shared object file")?;
+    before.rsplit([' ', '/']).next().filter(|name| name.contains(".so")).map(str::to_owned)
+}
+
 impl Error {
+    /// Of a CUDA device, or of what it needs, that ONNX Runtime cannot use.
+    pub(super) fn device(index: u32, source: ort::Error) -> Error {
+        Error::Cuda { index, missing: missing_library(source.message()), source }
+    }
+
+    /// Of a model that ONNX Runtime does not take.
+    pub(super) fn model(model: String, source: ort::Error) -> Error {
+        match OUT_OF_MEMORY.iter().any(|words| source.message().contains(words)) {
+            true => Error::OutOfMemory { source },
+            false => Error::Model { model, source },
+        }
+    }
+
     /// Of a run that failed.
     pub(super) fn run(source: ort::Error) -> Error {
         match OUT_OF_MEMORY.iter().any(|words| source.message().contains(words)) {
             true => Error::OutOfMemory { source },
+            false if source.message().contains("cuDNN is unavailable") => Error::WithoutCudnn { source },
             false => Error::Run { source },
         }
     }
@@ -87,14 +117,26 @@ impl Error {
             Error::Cuda { missing: Some(library), .. } if library == DRIVER => {
                 Some("libcuda.so.1 comes with the NVIDIA driver; without an NVIDIA GPU, use the CPU".into())
             }
-            Error::WithoutCuda { .. } | Error::Cuda { missing: Some(_), .. } => Some(
-                "`lstc runtime install --cuda` fetches a library for CUDA, and `lstc runtime show --device cuda` tells \
-                 which one is used"
+            Error::Cuda { missing: Some(library), .. } => Some(match brought_by(library) {
+                Some((package, true)) => format!(
+                    "the Python package {package} has it, and `lstc runtime install --cuda` puts it beside ONNX Runtime"
+                ),
+                Some((package, false)) => from_package(package),
+                None => "LD_LIBRARY_PATH names the folders in which libraries are looked for".to_owned(),
+            }),
+            Error::WithoutCudnn { .. } => Some(from_package("nvidia-cudnn-cu13")),
+            Error::NoSuchDevice { .. } => Some("`--device cuda:0` is the first one, `--device cpu` needs none".into()),
+            Error::WithoutCuda { .. } => Some(
+                "`lstc runtime install --cuda` fetches one that has it; `lstc runtime show --device cuda` shows which is used"
                     .into(),
             ),
             _ => None,
         }
     }
+}
+
+fn from_package(package: &str) -> String {
+    format!("`pip install {package}` brings it; LD_LIBRARY_PATH must name the folder it lies in")
 }
 
 /// The one library of CUDA that no package ships.
@@ -115,4 +157,17 @@ fn rejected(looked: &[Look]) -> String {
 
 pub(super) fn too_old(version: Version) -> String {
     format!("version {version}, older than the {OLDEST} that lstc needs")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_missing_library_is_read_from_the_message() {
+        let message = "Failed to load library libonnxruntime_providers_cuda.so with error: libcublasLt.so.13: cannot \
+                       open shared object file: No such file or directory";
+        assert_eq!(missing_library(message).as_deref(), Some("libcublasLt.so.13"));
+        assert_eq!(missing_library("CUDA execution provider is not enabled in this build."), None);
+    }
 }

@@ -1,15 +1,19 @@
 //! The loaded library: one a process.
 
 use std::env;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
+use std::path::Path;
 use std::ptr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ort::AsPointer as _;
 use ort::environment::Environment;
+use ort::ep::{self, ExecutionProvider as _};
 use ort::logging::LogLevel;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 
+use super::binding::memory;
+use super::cuda::Cuda;
 use super::error::{Error, Result};
 use super::library::Library;
 use super::session::SessionBuilder;
@@ -22,6 +26,8 @@ use super::session::SessionBuilder;
 pub struct Runtime {
     library: Library,
     environment: Environment,
+    /// The CUDA devices that were opened.
+    devices: Mutex<Vec<&'static Cuda>>,
 }
 
 static LOADED: OnceLock<Runtime> = OnceLock::new();
@@ -58,7 +64,7 @@ impl Runtime {
         };
         let environment = environment.map_err(|source| Error::Start { source })?;
         share_arena(&environment).map_err(|source| Error::Start { source })?;
-        Ok(LOADED.get_or_init(|| Runtime { library: library.clone(), environment }))
+        Ok(LOADED.get_or_init(|| Runtime { library: library.clone(), environment, devices: Mutex::default() }))
     }
 
     /// The library that was loaded.
@@ -93,8 +99,45 @@ impl Runtime {
         SessionBuilder::new(self)
     }
 
+    /// The CUDA device of this index, opened where it was not.
+    ///
+    /// # Errors
+    /// A library without CUDA, or without what it needs; no such device.
+    pub fn cuda(&self, index: u32) -> Result<&'static Cuda> {
+        let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(device) = devices.iter().find(|device| device.index() == index) {
+            return Ok(device);
+        }
+        let library = &self.library.path;
+        if !self.providers().iter().any(|name| name == ep::CUDA::NAME) {
+            return Err(Error::WithoutCuda { path: library.clone() });
+        }
+        let directory = library.parent().unwrap_or(Path::new("."));
+        preload(directory);
+        // The provider is loaded first: without it, ONNX Runtime ends the process instead of refusing an arena.
+        let provider = ep::CUDA::default().build().error_on_failure();
+        let options = ort::session::Session::builder(&self.environment).map_err(|source| Error::Options { source })?;
+        options.with_execution_providers([provider]).map_err(|error| Error::device(index, error.into()))?;
+        let device: &'static Cuda = Box::leak(Box::new(Cuda::open(directory, index)?));
+        share_device_arena(&self.environment, device)?;
+        devices.push(device);
+        Ok(device)
+    }
+
     pub(super) fn environment(&self) -> &Environment {
         &self.environment
+    }
+}
+
+/// Loads NVIDIA's libraries from beside ONNX Runtime's, each after those that it needs: the provider asks for them by
+/// name, and the loader then finds them loaded. What is not there is left to the system's search path.
+fn preload(directory: &Path) {
+    for name in ep::cuda::CUDA_DYLIBS.iter().chain(ep::cuda::CUDNN_DYLIBS) {
+        let file = directory.join(name);
+        if file.exists() {
+            // A failure shows, with its name, when the provider needs the library.
+            let _ = ort::util::preload_dylib(file);
+        }
     }
 }
 
@@ -111,13 +154,45 @@ fn collect_nothing() {
     }
 }
 
+/// As [`share_arena`], on a CUDA device.
+fn share_device_arena(environment: &Environment, device: &Cuda) -> Result<()> {
+    let index = device.index().to_string();
+    let options = [
+        (c"device_id".to_owned(), CString::new(index).expect("a number has no NUL")),
+        (c"arena_extend_strategy".to_owned(), c"kSameAsRequested".to_owned()),
+    ];
+    let keys: Vec<_> = options.iter().map(|(key, _)| key.as_ptr()).collect();
+    let values: Vec<_> = options.iter().map(|(_, value)| value.as_ptr()).collect();
+    let memory = memory(AllocationDevice::CUDA, device.index()).map_err(|source| Error::Start { source })?;
+    let mut arena = ptr::null_mut();
+    let api = ort::api();
+    // SAFETY: as in `share_arena`; the options are texts of this function, as many as are said.
+    unsafe {
+        let made = (api.CreateArenaCfg)(0, SAME_AS_REQUESTED, OWN_CHOICE, OWN_CHOICE, &mut arena);
+        ort::Error::result_from_status(made).map_err(|source| Error::Start { source })?;
+        let done = (api.CreateAndRegisterAllocatorV2)(
+            environment.ptr().cast_mut(),
+            c"CUDAExecutionProvider".as_ptr(),
+            memory.ptr(),
+            arena,
+            keys.as_ptr(),
+            values.as_ptr(),
+            keys.len(),
+        );
+        (api.ReleaseArenaCfg)(arena);
+        ort::Error::result_from_status(done).map_err(|source| Error::device(device.index(), source))
+    }
+}
+
+/// An arena that grows by what is asked for, and whose other sizes are ONNX Runtime's choice.
+const SAME_AS_REQUESTED: i32 = 1;
+const OWN_CHOICE: i32 = -1;
+
 /// Gives all sessions that ask for it one arena on the CPU, which grows by what is asked for: what one session leaves, the
 /// next one uses.
 ///
 /// ONNX Runtime's own way is an arena for each session, which grows by doubling.
 fn share_arena(environment: &Environment) -> ort::Result<()> {
-    const SAME_AS_REQUESTED: i32 = 1;
-    const OWN_CHOICE: i32 = -1;
     let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Arena, MemoryType::Default)?;
     let mut arena = ptr::null_mut();
     let api = ort::api();

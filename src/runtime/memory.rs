@@ -6,8 +6,9 @@ use std::ptr;
 use ort::AsPointer as _;
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 
-use super::binding::DeviceTensor;
+use super::binding::{DeviceTensor, memory};
 use super::error::{Error, Result};
+use super::places::Places;
 use super::session::{Device, Session};
 
 /// Bytes of memory.
@@ -33,7 +34,7 @@ pub fn available_memory() -> Option<u64> {
     Some(field(&told, "MemAvailable:")).filter(|bytes| *bytes > 0)
 }
 
-/// Bytes in the arena that sessions on the CPU share: values, and weights in the kernels' own layout.
+/// Bytes in the arena that the sessions on a device share: values, and on the CPU weights in the kernels' own layout, else all weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Arena {
     pub in_use: u64,
@@ -54,7 +55,7 @@ impl HostMemory {
     /// # Errors
     /// No memory.
     pub fn tensor(&self, dims: &[usize]) -> Result<DeviceTensor> {
-        DeviceTensor::within(&self.0, Device::Cpu, dims)
+        DeviceTensor::within(&self.0, None, dims)
     }
 }
 
@@ -64,17 +65,24 @@ impl Session {
     pub fn host_memory(&self) -> Result<HostMemory> {
         match self.device {
             Device::Cpu => self.arena_allocator().map(HostMemory),
-            Device::Cuda(_) => Ok(HostMemory(Allocator::default())),
+            // Memory that the device reads by itself.
+            Device::Cuda(index) => {
+                let pinned = memory(AllocationDevice::CUDA_PINNED, index).map_err(Error::run)?;
+                Allocator::new(&self.session, pinned).map(HostMemory).map_err(Error::run)
+            }
         }
     }
 
     fn arena_allocator(&self) -> Result<Allocator> {
-        let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Arena, MemoryType::Default);
+        let memory = match self.device {
+            Device::Cpu => MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Arena, MemoryType::Default),
+            Device::Cuda(index) => memory(AllocationDevice::CUDA, index),
+        };
         Allocator::new(&self.session, memory.map_err(Error::run)?).map_err(Error::run)
     }
 
-    /// Gives the arena of this session, and of all others on the CPU, room for so many bytes in one piece. Of a piece that no
-    /// value has touched nothing is resident.
+    /// Gives the arena of this session, and of all others on its device, room for so many bytes in one piece. On the CPU, of a piece
+    /// that no value has touched nothing is resident.
     ///
     /// An arena grows by what is asked for, piece by piece, and values cannot lie across two: batches of many sizes would
     /// leave it full of pieces that fit none.
@@ -86,7 +94,30 @@ impl Session {
         self.arena_allocator()?.alloc::<u8>(bytes).map(drop).map_err(Error::run)
     }
 
-    /// The arena of this session, and of all others on the CPU.
+    /// Gives a session that captures what it runs room for the small arrays that its nodes read from pinned memory: while a stream is
+    /// captured, CUDA gives none.
+    ///
+    /// # Errors
+    /// No memory.
+    pub(super) fn reserve_pinned(&self) -> Result<()> {
+        const ROOM: usize = 16 << 20;
+        self.host_memory()?.0.alloc::<u8>(ROOM).map(drop).map_err(Error::run)
+    }
+
+    /// The memory that the sessions of a device take: of the CPU what is resident of the process, of another what their arena and these
+    /// places hold of its memory. An arena gives nothing back, so that the most is what it holds.
+    ///
+    /// # Errors
+    /// A library that does not count.
+    pub fn memory(&self, places: &Places) -> Result<Resident> {
+        if self.device == Device::Cpu {
+            return Ok(Resident::read());
+        }
+        let (arena, places) = (self.arena()?, places.bytes());
+        Ok(Resident { now: arena.in_use + places, peak: arena.reserved + places })
+    }
+
+    /// The arena of this session, and of all others on its device.
     ///
     /// # Errors
     /// A library that does not count.

@@ -8,6 +8,7 @@
 //! an error, never a fall-back to another one.
 
 mod binding;
+mod cuda;
 mod error;
 pub mod install;
 mod library;
@@ -15,15 +16,20 @@ mod loaded;
 mod memory;
 mod pins;
 mod pip;
+mod placement;
+mod places;
 mod session;
 mod tensor;
 mod wheel;
 
-pub use binding::{Binding, DeviceTensor, Kept};
+pub use binding::{Binding, DeviceTensor, Kept, Measured};
+pub use cuda::Cuda;
 pub use error::{Error, Result};
 pub use library::{Library, Look, Origin, Outcome, Search, Version, find, search};
 pub use loaded::Runtime;
 pub use memory::{Arena, HostMemory, Resident, available_memory};
 pub use pins::Flavour;
+pub use placement::Placed;
+pub use places::Places;
 pub use session::{Device, Dim, Optimisation, Port, Session, SessionBuilder};
 pub use tensor::{ElementType, Tensor};

@@ -41,6 +41,17 @@ impl fmt::Display for Flavour {
     }
 }
 
+/// Libraries that CUDA's provider loads only for some models: an installation goes without them.
+const NOT_INSTALLED: [(&str, &str); 2] = [("libcudnn", "nvidia-cudnn-cu13"), ("libcufft", "nvidia-cufft")];
+
+/// The Python package that brings a shared library of CUDA's, and whether `lstc runtime install --cuda` does too.
+pub(super) fn brought_by(library: &str) -> Option<(&'static str, bool)> {
+    let brings = |package: &&Package| package.wanted.iter().any(|start| library.starts_with(start));
+    let installed = Flavour::Cuda.packages().iter().find(brings).map(|package| (package.name, true));
+    let others = || NOT_INSTALLED.iter().find(|(start, _)| library.starts_with(start)).map(|(_, name)| (*name, false));
+    installed.or_else(others)
+}
+
 /// A package at its pinned version.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Package {
@@ -224,6 +235,14 @@ mod tests {
             }
             assert!(package.wheel("x86_64").is_some(), "{}", package.name);
         }
+    }
+
+    #[test]
+    fn libraries_are_brought_by_packages() {
+        assert_eq!(brought_by("libcublasLt.so.13"), Some(("nvidia-cublas", true)));
+        assert_eq!(brought_by("libcudart.so.13"), Some(("nvidia-cuda-runtime", true)));
+        assert_eq!(brought_by("libcudnn.so.9"), Some(("nvidia-cudnn-cu13", false)));
+        assert_eq!(brought_by("libc.so.6"), None);
     }
 
     #[test]

@@ -6,15 +6,16 @@ use std::path::Path;
 use std::str::FromStr;
 
 use ort::ep;
-use ort::ep::{ArbitrarilyConfigurableExecutionProvider as _, ExecutionProvider as _};
 use ort::logging::LogLevel;
 use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{OutputSelector, RunOptions};
 use ort::value::{Outlet, ValueType};
 use serde::{Deserialize, Serialize};
 
+use super::cuda::Cuda;
 use super::error::{Error, Result};
 use super::loaded::Runtime;
+use super::placement;
 use super::tensor::{ElementType, Tensor};
 
 /// What a session runs on; written as `cpu` or `cuda:0`.
@@ -84,6 +85,7 @@ pub struct SessionBuilder<'r> {
     deterministic: bool,
     mapped: bool,
     tf32: bool,
+    captures: bool,
 }
 
 impl<'r> SessionBuilder<'r> {
@@ -96,6 +98,7 @@ impl<'r> SessionBuilder<'r> {
             deterministic: false,
             mapped: false,
             tf32: false,
+            captures: false,
         }
     }
 
@@ -133,13 +136,20 @@ impl<'r> SessionBuilder<'r> {
         self
     }
 
+    /// On CUDA, runs may be captured as graphs and replayed: [`Binding::replay`](super::Binding::replay) says which. A model of which
+    /// that cannot be is refused.
+    pub fn captures(mut self, captures: bool) -> Self {
+        self.captures = captures;
+        self
+    }
+
     /// Loads a model from its file; external data lies where the model says, beside it.
     pub fn open(self, path: &Path) -> Result<Session> {
         // ONNX Runtime tells a missing file, but not one that may not be read, from a broken model.
         fs::File::open(path).map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
         let model = format!("`{}`", path.display());
         let loaded = self.options()?.commit_from_file(path);
-        Session::new(loaded.map_err(|source| Error::Model { model, source })?, self.device)
+        self.session(loaded.map_err(|source| Error::model(model, source))?)
     }
 
     /// Loads a model from its bytes; `data` is the folder that its external data lies in, where it has any.
@@ -150,8 +160,19 @@ impl<'r> SessionBuilder<'r> {
             options = options.with_config_entry(DATA_FOLDER, folder.to_string_lossy()).map_err(refused)?;
         }
         let loaded = options.commit_from_memory(model);
-        let model = || "the model".to_owned();
-        Session::new(loaded.map_err(|source| Error::Model { model: model(), source })?, self.device)
+        self.session(loaded.map_err(|source| Error::model("the model".to_owned(), source))?)
+    }
+
+    fn session(&self, session: ort::session::Session) -> Result<Session> {
+        let cuda = match self.device {
+            Device::Cpu => None,
+            Device::Cuda(index) => Some(self.runtime.cuda(index)?),
+        };
+        let session = Session::new(session, (self.device, cuda), self.captures)?;
+        if self.captures {
+            session.reserve_pinned()?;
+        }
+        Ok(session)
     }
 
     fn options(&self) -> Result<ort::session::builder::SessionBuilder> {
@@ -172,60 +193,42 @@ impl<'r> SessionBuilder<'r> {
         if self.mapped {
             options = options.with_config_entry("session.disable_prepacking", "1").map_err(refused)?;
         }
-        if let Some(threads) = self.threads {
-            options = options.with_intra_threads(threads).map_err(refused)?;
-        }
         match self.device {
-            Device::Cpu => Ok(options),
-            Device::Cuda(index) => cuda(options, self.runtime, index, self.tf32),
+            Device::Cpu => match self.threads {
+                Some(threads) => options.with_intra_threads(threads).map_err(refused),
+                None => Ok(options),
+            },
+            Device::Cuda(index) => self.on_cuda(options, index),
         }
+    }
+
+    /// Adds the CUDA provider, as the only one beside the CPU's; that it cannot be used is an error.
+    fn on_cuda(
+        &self,
+        options: ort::session::builder::SessionBuilder,
+        index: u32,
+    ) -> Result<ort::session::builder::SessionBuilder> {
+        let device = self.runtime.cuda(index)?;
+        // The CPU's part is the arithmetic of shapes.
+        let options = options.with_intra_threads(1).map_err(refused)?;
+        let options = options.with_config_entry(placement::RECORD, "1").map_err(refused)?;
+        // One makes an operator of a sum and a softmax that cuDNN alone computes, the other keeps what was to be computed twice.
+        let disabled = "BiasSoftmaxFusion;CommonSubexpressionElimination";
+        let options = options.with_disabled_optimizers(disabled).map_err(refused)?;
+        // Weights that are integers in the file are dequantised once.
+        let options = options.with_config_entry("session.disable_quant_qdq", "1").map_err(refused)?;
+        let number = i32::try_from(index).unwrap_or(i32::MAX);
+        let provider = ep::CUDA::default().with_device_id(number).with_tf32(self.tf32).with_cuda_graph(self.captures);
+        let provider = provider.with_arena_extend_strategy(ep::ArenaExtendStrategy::SameAsRequested);
+        // SAFETY: the stream lives as long as the process.
+        let provider = unsafe { provider.with_compute_stream(device.stream()) };
+        let added = options.with_execution_providers([provider.build().error_on_failure()]);
+        added.map_err(|error| Error::device(index, error.into()))
     }
 }
 
 fn refused(error: ort::Error<ort::session::builder::SessionBuilder>) -> Error {
     Error::Options { source: error.into() }
-}
-
-/// Adds the CUDA provider, as the only one beside the CPU's; that it cannot be used is an error.
-fn cuda(
-    options: ort::session::builder::SessionBuilder,
-    runtime: &Runtime,
-    index: u32,
-    tf32: bool,
-) -> Result<ort::session::builder::SessionBuilder> {
-    let library = &runtime.library().path;
-    if !runtime.providers().iter().any(|name| name == ep::CUDA::NAME) {
-        return Err(Error::WithoutCuda { path: library.clone() });
-    }
-    let directory = library.parent().unwrap_or(Path::new("."));
-    preload(directory);
-    let mut provider = ep::CUDA::default().with_device_id(i32::try_from(index).unwrap_or(i32::MAX)).with_tf32(tf32);
-    // The provider looks for cuDNN only where it needs it, and then fails unless it was told to do without.
-    if !directory.join("libcudnn.so.9").exists() {
-        provider = provider.with_arbitrary_config("enable_cudnn", "0");
-    }
-    options.with_execution_providers([provider.build().error_on_failure()]).map_err(|error| {
-        let source = ort::Error::from(error);
-        Error::Cuda { index, missing: missing_library(source.message()), source }
-    })
-}
-
-/// Loads NVIDIA's libraries from beside ONNX Runtime's, each after those that it needs: the provider asks for them by
-/// name, and the loader then finds them loaded. What is not there is left to the system's search path.
-fn preload(directory: &Path) {
-    for name in ep::cuda::CUDA_DYLIBS {
-        let file = directory.join(name);
-        if file.exists() {
-            // A failure shows, with its name, when the provider needs the library.
-            let _ = ort::util::preload_dylib(file);
-        }
-    }
-}
-
-/// Reads the name out of `...: libcublas.so.13: cannot open shared object file: No such file or directory`.
-fn missing_library(message: &str) -> Option<String> {
-    let (before, _) = message.split_once(": cannot open shared object file")?;
-    before.rsplit([' ', '/']).next().filter(|name| name.contains(".so")).map(str::to_owned)
 }
 
 /// One dimension of an input or output.
@@ -264,15 +267,22 @@ impl Port {
 pub struct Session {
     pub(super) session: ort::session::Session,
     pub(super) device: Device,
+    /// The device, where it is not the CPU.
+    pub(super) cuda: Option<&'static Cuda>,
+    pub(super) captures: bool,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
 }
 
 impl Session {
-    fn new(session: ort::session::Session, device: Device) -> Result<Session> {
+    fn new(
+        session: ort::session::Session,
+        (device, cuda): (Device, Option<&'static Cuda>),
+        captures: bool,
+    ) -> Result<Session> {
         let inputs = session.inputs().iter().map(Port::new).collect::<Result<_>>()?;
         let outputs = session.outputs().iter().map(Port::new).collect::<Result<_>>()?;
-        Ok(Session { session, device, inputs, outputs })
+        Ok(Session { session, device, cuda, captures, inputs, outputs })
     }
 
     /// The model's inputs, in its order.
@@ -283,6 +293,11 @@ impl Session {
     /// The model's outputs, in its order.
     pub fn outputs(&self) -> &[Port] {
         &self.outputs
+    }
+
+    /// True where runs may be captured and replayed.
+    pub fn captures(&self) -> bool {
+        self.captures
     }
 
     /// True where the model has an input of this name.
@@ -344,13 +359,5 @@ mod tests {
         for wrong in ["", "gpu", "cpu:1", "cuda:", "cuda:-1", "cuda:x"] {
             assert!(wrong.parse::<Device>().is_err(), "`{wrong}` is no device");
         }
-    }
-
-    #[test]
-    fn the_missing_library_is_read_from_the_message() {
-        let message = "Failed to load library libonnxruntime_providers_cuda.so with error: libcublasLt.so.13: cannot \
-                       open shared object file: No such file or directory";
-        assert_eq!(missing_library(message).as_deref(), Some("libcublasLt.so.13"));
-        assert_eq!(missing_library("CUDA execution provider is not enabled in this build."), None);
     }
 }

@@ -51,6 +51,16 @@ impl Tensor {
         }
     }
 
+    /// Runs something on the elements' bytes, in row-major order.
+    pub(super) fn with_bytes<T>(&self, read: impl FnOnce(&[u8]) -> T) -> T {
+        each!(self, array => {
+            let rows = array.as_standard_layout();
+            let elements = rows.as_slice().expect("it was brought into standard layout");
+            // SAFETY: the elements are numbers or truth values, without padding, and bytes need no alignment.
+            read(unsafe { std::slice::from_raw_parts(elements.as_ptr().cast(), size_of_val(elements)) })
+        })
+    }
+
     /// What ONNX Runtime reads in a run: the array itself, or a copy where its elements do not lie in row-major order.
     pub(super) fn to_input(&self) -> ort::Result<SessionInputValue<'_>> {
         each!(self, array => input(array))

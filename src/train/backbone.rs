@@ -2,9 +2,11 @@
 
 use lstc_graph::Graph;
 
+use super::captures::{Captures, Shape, Way};
 use crate::data::Batch;
+use crate::memory::{Numbers, Sizes};
 use crate::rewrite::opened::{Execution, Opened};
-use crate::runtime::{Binding, Kept, Session, Tensor};
+use crate::runtime::{self, Binding, Kept, Places, Resident, Session, Tensor};
 
 /// What the side network reads of one batch: the taps, `[batch, length, width]` each, by their names in the graphs.
 #[derive(Debug)]
@@ -15,18 +17,34 @@ pub struct Backbone<'o> {
     opened: &'o Opened,
     graph: Graph,
     execution: Execution,
+    /// Where batches and taps lie on a device.
+    places: Places,
     session: Option<Session>,
+    captures: Captures,
+    /// Why its runs are not captured, although that was asked for.
+    plain: Option<String>,
 }
 
 impl<'o> Backbone<'o> {
     /// The graph is what [`Opened::parts`] gives.
     pub fn new(opened: &'o Opened, graph: Graph, execution: &Execution) -> Backbone<'o> {
-        Backbone { opened, graph, execution: *execution, session: None }
+        let (places, captures) = (Places::default(), Captures::default());
+        Backbone { opened, graph, execution: *execution, places, session: None, captures, plain: None }
     }
 
     /// Its outputs are the taps.
     pub fn graph(&self) -> &Graph {
         &self.graph
+    }
+
+    /// Its values lie where those of another session do, which reads them there.
+    pub fn shares(&mut self, places: &Places) {
+        self.places = places.clone();
+    }
+
+    /// Why its runs are not captured, although that was asked for.
+    pub fn plain(&self) -> Option<&str> {
+        self.plain.as_deref().or(self.captures.failed())
     }
 
     /// Opens the session, if it is not open.
@@ -35,9 +53,29 @@ impl<'o> Backbone<'o> {
     /// From ONNX Runtime.
     pub fn open(&mut self) -> anyhow::Result<()> {
         if self.session.is_none() {
-            self.session = Some(self.opened.session(&self.graph, &self.execution)?);
+            let (session, plain) = self.opened.captured(&self.graph, &self.execution)?;
+            if !self.places.are_for(&session) {
+                self.places = session.places();
+            }
+            (self.session, self.plain) = (Some(session), plain);
         }
         Ok(())
+    }
+
+    /// Waits until the taps of what was read are there.
+    ///
+    /// # Errors
+    /// From ONNX Runtime.
+    pub fn wait(&self) -> anyhow::Result<()> {
+        Ok(self.session.as_ref().map_or(Ok(()), Session::wait)?)
+    }
+
+    /// As [`Session::memory`].
+    ///
+    /// # Errors
+    /// From ONNX Runtime.
+    pub fn memory(&self) -> anyhow::Result<Resident> {
+        Ok(self.session.as_ref().map_or_else(|| Ok(Resident::read()), |session| session.memory(&self.places))?)
     }
 
     /// Reads a batch.
@@ -45,11 +83,60 @@ impl<'o> Backbone<'o> {
     /// # Errors
     /// From ONNX Runtime.
     pub fn taps(&mut self, batch: &Batch) -> anyhow::Result<Taps> {
-        let (session, mut binding) = self.fed(batch)?;
-        for port in session.outputs() {
-            binding.keep(&port.name)?;
+        self.open()?;
+        let shapes = self.shapes(batch);
+        let captures = self.session.as_ref().is_some_and(Session::captures) && shapes.iter().all(Option::is_some);
+        let way = if captures { self.captures.way(Shape::of(batch), self.places.moves()) } else { Way::Plain };
+        // Nothing is written in place: the passes of a first run all give the same.
+        match way {
+            Way::Plain => self.run(batch, &shapes, None),
+            Way::Again(graph) => self.run(batch, &shapes, Some(graph)),
+            Way::First(graph) => match self.run(batch, &shapes, Some(graph)) {
+                Err(error) => match error.downcast() {
+                    Ok(error @ runtime::Error::OutOfMemory { .. }) => Err(error.into()),
+                    Ok(error) => {
+                        self.captures.give_up(graph, &error);
+                        self.run(batch, &shapes, None)
+                    }
+                    Err(other) => Err(other),
+                },
+                taps => taps,
+            },
+        }
+    }
+
+    fn run(&mut self, batch: &Batch, shapes: &[Option<Vec<usize>>], graph: Option<u32>) -> anyhow::Result<Taps> {
+        let mut binding = self.fed(batch)?;
+        binding.replay(graph);
+        let session = self.session.as_mut().expect("it was opened to be fed");
+        for (port, dims) in session.outputs().iter().zip(shapes) {
+            match dims {
+                Some(dims) => binding.keep_placed(port, dims)?,
+                None => binding.keep(port)?,
+            }
         }
         Ok(Taps(session.run_keeping(binding)?))
+    }
+
+    /// Makes room for the taps of batches up to these sizes, so that none of them moves to a larger place later.
+    ///
+    /// # Errors
+    /// No memory on the device.
+    pub fn reserve(&self, sizes: Sizes) -> anyhow::Result<()> {
+        let numbers = Numbers::of(self.opened, [&self.graph], sizes);
+        for tap in &self.graph.outputs {
+            let bytes = usize::try_from(numbers.bytes(&self.graph, *tap)).unwrap_or(usize::MAX);
+            self.places.reserve(&self.graph.value(*tap).name, bytes)?;
+        }
+        Ok(())
+    }
+
+    /// The shapes of the taps of a batch, as far as its sizes tell.
+    fn shapes(&self, batch: &Batch) -> Vec<Option<Vec<usize>>> {
+        let (rows, source) = batch.source.dim();
+        let sizes = Sizes { batch: rows, source_length: source, target_length: batch.target_in.ncols() };
+        let numbers = Numbers::of(self.opened, [&self.graph], sizes);
+        self.graph.outputs.iter().map(|tap| numbers.dims(&self.graph, *tap)).collect()
     }
 
     /// Reads a batch, and copies its taps to the host: in the order of the graph's outputs.
@@ -57,21 +144,22 @@ impl<'o> Backbone<'o> {
     /// # Errors
     /// From ONNX Runtime.
     pub fn taps_on_host(&mut self, batch: &Batch) -> anyhow::Result<Vec<Tensor>> {
-        let (session, mut binding) = self.fed(batch)?;
+        let mut binding = self.fed(batch)?;
+        let session = self.session.as_mut().expect("it was opened to be fed");
         for port in session.outputs() {
             binding.fetch(&port.name)?;
         }
         Ok(session.run_bound(&binding)?)
     }
 
-    /// The session, and a binding that has the batch.
-    fn fed(&mut self, batch: &Batch) -> anyhow::Result<(&mut Session, Binding)> {
+    /// A binding that has the batch.
+    fn fed(&mut self, batch: &Batch) -> anyhow::Result<Binding> {
         self.open()?;
-        let session = self.session.as_mut().expect("it was opened just now");
-        let mut binding = session.binding()?;
+        let session = self.session.as_ref().expect("it was opened just now");
+        let mut binding = session.binding(&self.places)?;
         for (name, tensor) in self.opened.feeds(batch).iter().filter(|(name, _)| session.takes(name)) {
             binding.feed(name, tensor)?;
         }
-        Ok((session, binding))
+        Ok(binding)
     }
 }

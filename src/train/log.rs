@@ -22,9 +22,9 @@ pub struct StepLine {
     /// Without padding.
     pub tokens: usize,
     pub tokens_per_second: f64,
-    /// Resident now, in bytes.
+    /// Resident now, in bytes; on a device, in use of its memory.
     pub memory: u64,
-    /// The most that was resident at once, in bytes.
+    /// The most that was at once, in bytes.
     pub peak_memory: u64,
 }
 

@@ -10,6 +10,8 @@
 
 mod ahead;
 mod backbone;
+mod buckets;
+mod captures;
 mod checkpoint;
 mod forecast;
 pub mod interrupt;
@@ -27,11 +29,12 @@ use anyhow::{Context, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
 pub use backbone::{Backbone, Taps};
+pub use buckets::Buckets;
 pub use checkpoint::{Best, CHECKPOINT, Identity, Progress};
 pub use forecast::Forecast;
 pub use log::{EvalLine, METRICS, StepLine};
-pub use options::{LearningRate, Overlap, Schedule, TapDtype, TrainOptions};
-pub use stepper::{Outcome, Stepper};
+pub use options::{CudaGraphs, LearningRate, Overlap, Schedule, TapDtype, TrainOptions};
+pub use stepper::{Outcome, Pending, Stepper};
 
 use crate::cache::Holding;
 use crate::data::{Corpus, Reading, Tokenizer};
@@ -137,7 +140,7 @@ pub struct Plan {
     pub steps: u64,
     /// Steps made before.
     pub done: u64,
-    /// The memory of a step on the CPU.
+    /// The memory of a step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub forecast: Option<Forecast>,
     /// What the cache holds before the run.
@@ -158,9 +161,9 @@ pub struct Summary {
     pub step_seconds: f64,
     pub tokens_per_second: f64,
     pub seconds: f64,
-    /// The most memory that was resident at once, in bytes.
+    /// The most memory that was resident at once, in bytes; on a device, the most of its memory that was in use.
     pub peak_memory: u64,
-    /// What a step on the CPU was predicted to take.
+    /// What a step was predicted to take.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub predicted: Option<Forecast>,
     /// What the cache holds after the run.

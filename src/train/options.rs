@@ -42,6 +42,10 @@ pub struct TrainOptions {
     pub overlap: Overlap,
     /// How taps lie in memory from the forward pass to the backward pass.
     pub tap_dtype: TapDtype,
+    /// On CUDA: whether steps are captured as CUDA graphs, and replayed.
+    pub cuda_graphs: CudaGraphs,
+    /// On CUDA: steps after which losses are read. The host waits for the device no more often.
+    pub log_every: u64,
     /// Steps between checkpoints; there is one after each epoch too.
     pub save_every: u64,
     /// Where checkpoints and metrics go; `run` in the rewritten directory where there is none.
@@ -76,6 +80,8 @@ impl Default for TrainOptions {
             map_weights: false,
             overlap: Overlap::Auto,
             tap_dtype: TapDtype::Fp32,
+            cuda_graphs: CudaGraphs::Auto,
+            log_every: 10,
             save_every: 500,
             out: None,
             cache: None,
@@ -112,6 +118,13 @@ impl TrainOptions {
             self.tap_dtype == TapDtype::Fp32 || self.cache.is_none(),
             "train.tap_dtype is for taps that no cache keeps: train.cache_dtype is how a cache keeps them".to_owned(),
         );
+        check(self.log_every > 0, "train.log_every is 0: it is a number of steps".to_owned());
+        check(
+            self.overlap != Overlap::On || self.device == Device::Cpu,
+            "train.overlap is for the CPU: on CUDA, backbone and side network take turns on one stream".to_owned(),
+        );
+        let captures = self.cuda_graphs != CudaGraphs::On || self.device != Device::Cpu;
+        check(captures, "train.cuda_graphs is for CUDA: train.device is cpu".to_owned());
         check(self.save_every > 0, "train.save_every is 0: it is a number of steps".to_owned());
         problems
     }
@@ -119,8 +132,8 @@ impl TrainOptions {
     /// Whether the backbone reads ahead, here.
     pub fn overlaps(&self) -> bool {
         match (self.overlap, self.device) {
-            (Overlap::On, _) | (Overlap::Auto, Device::Cuda(_)) => true,
-            (Overlap::Off, _) => false,
+            (Overlap::Off, _) | (_, Device::Cuda(_)) => false,
+            (Overlap::On, Device::Cpu) => true,
             (Overlap::Auto, Device::Cpu) => {
                 let cores = std::thread::available_parallelism().map_or(1, usize::from);
                 cores >= self.resolved_threads().saturating_mul(2)
@@ -131,7 +144,8 @@ impl TrainOptions {
     /// What sessions run on.
     pub fn execution(&self, runtime: &'static Runtime) -> Execution {
         let (device, threads) = (self.device, self.resolved_threads());
-        Execution { runtime, device, threads, mapped: self.map_weights, tf32: self.tf32 }
+        let captures = device != Device::Cpu && self.cuda_graphs != CudaGraphs::Off;
+        Execution { runtime, device, threads, mapped: self.map_weights, tf32: self.tf32, captures }
     }
 
     /// The number of threads, here.
@@ -144,9 +158,21 @@ impl TrainOptions {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Overlap {
-    /// On CUDA, and where there are cores for both: twice as many as `threads`.
+    /// Where there are cores for both: twice as many as `threads`.
     #[default]
     Auto,
+    On,
+    Off,
+}
+
+/// Whether steps on CUDA are captured as graphs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum CudaGraphs {
+    /// As far as they can be.
+    #[default]
+    Auto,
+    /// All of a step, or it is an error.
     On,
     Off,
 }

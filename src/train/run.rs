@@ -1,25 +1,29 @@
 //! A run: from its beginning, or its checkpoint, through the epochs.
 
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
+use lstc_passes::integer_products;
 
 use super::ahead::Upcoming;
+use super::buckets::Buckets;
 use super::checkpoint::{self, Best, CHECKPOINT, Identity, Progress};
 use super::forecast::Forecast;
 use super::log::{EvalLine, Log, METRICS, StepLine};
-use super::options::{LearningRate, TapDtype, TrainOptions};
+use super::options::{CudaGraphs, LearningRate, TapDtype, TrainOptions};
 use super::source::TapSource;
-use super::stepper::{Outcome, Stepper};
+use super::stepper::{Outcome, Pending, Stepper};
 use super::{BEST, Event, Plan, Request, Started, Summary, interrupt, read_corpus};
 use crate::cache::{self, Cache};
 use crate::data::{Batch, Batches, Corpus, epoch_batches};
 use crate::evaluate::{self, Metrics, Scorer};
 use crate::hash::sha256;
 use crate::report::Hinted;
+use crate::rewrite::INTEGERS_ON_CUDA;
 use crate::rewrite::opened::{Execution, Opened};
 use crate::runtime::{self, Device, Resident};
 use crate::side::{self, Side};
@@ -35,6 +39,7 @@ pub(super) struct Run<'r> {
     labels: Vec<(Vec<u32>, String)>,
     identity: Identity,
     rate: LearningRate,
+    buckets: Buckets,
     steps_an_epoch: u64,
     total: u64,
 }
@@ -81,7 +86,24 @@ impl<'r> Run<'r> {
         };
         let execution = options.execution(request.runtime);
         let rate = LearningRate::new(options, total);
-        Ok(Run { request, opened, execution, out, corpus, eval, labels, identity, rate, steps_an_epoch, total })
+        let buckets = match options.device {
+            Device::Cpu => Buckets::none(opened),
+            Device::Cuda(_) => Buckets::new(opened, &corpus, batch_size),
+        };
+        Ok(Run {
+            request,
+            opened,
+            execution,
+            out,
+            corpus,
+            eval,
+            labels,
+            identity,
+            rate,
+            buckets,
+            steps_an_epoch,
+            total,
+        })
     }
 
     /// The state to begin with: the checkpoint's, or the side network as the rewrite initialised it. A run that begins records
@@ -142,25 +164,28 @@ impl<'r> Run<'r> {
             parts.narrow(narrow).map_err(refused)?;
         }
         let is_whole = cache.as_ref().is_some_and(Cache::is_whole);
-        let predict = || Forecast::new(self.opened, &parts, options, &self.corpus, is_whole);
-        let forecast = (options.device == Device::Cpu).then(predict);
-        if let Some(warning) = forecast.as_ref().and_then(Forecast::warning) {
+        let runtime = self.execution.runtime;
+        let forecast = Forecast::new(self.opened, &parts, options, &self.corpus, is_whole, &self.buckets, runtime);
+        if let Some(warning) = forecast.warning() {
             tell(Event::Warning(&warning));
+        }
+        if options.device != Device::Cpu && integer_products(&parts.backbone) > 0 {
+            tell(Event::Warning(INTEGERS_ON_CUDA));
         }
         let (mut stepper, backbone) = Stepper::of(self.opened, parts, &self.execution, &state, accumulates, runs)?;
         // Where there is no room in one piece, the arena grows as it must.
-        forecast.iter().for_each(|forecast| drop(stepper.reserve(forecast.reserved)));
+        drop(stepper.reserve(forecast.reserved));
+        backbone.reserve(forecast.sizes)?;
         drop(state);
         if !self.request.resume {
             self.save(&stepper, &progress)?;
         }
         let mut source = TapSource::new(self.opened, backbone, cache, stepper.host_memory()?)?;
-        tell(Event::Begins(&Plan { forecast, cache: source.holding(), ..self.plan(progress.step) }));
+        tell(Event::Begins(&Plan { forecast: Some(forecast), cache: source.holding(), ..self.plan(progress.step) }));
         let mut log = Log::open(&self.out, progress.step, progress.epochs)?;
-        let mut clock = Clock::default();
-        let mut loss = None;
         let mut interrupted = false;
-        let mut largest = None;
+        let mut begun = Begun { clock: Clock::default(), steps: VecDeque::new(), loss: None, largest: None };
+        let mut told_plain = options.cuda_graphs == CudaGraphs::Off;
         for epoch in progress.epochs..options.epochs {
             let batches = epoch_batches(&self.corpus, self.identity.batch_size, options.seed, epoch);
             let end = (epoch + 1) * self.steps_an_epoch;
@@ -174,31 +199,38 @@ impl<'r> Run<'r> {
                     Upcoming::Here(lent)
                 };
                 while progress.step < end && !interrupted {
-                    let line =
-                        self.step((&mut stepper, &mut taps, &mut largest), &batches, epoch, progress.step + 1)?;
+                    self.step((&mut stepper, &mut taps, &mut begun), &batches, epoch, progress.step + 1)?;
                     progress.step += 1;
-                    loss = Some(line.loss);
-                    clock.add(&line);
-                    log.write(&line)?;
-                    let left = clock.left(self.total - progress.step, options.epochs - progress.epochs);
-                    tell(Event::Step { line: &line, of: self.total, left });
                     taps.news().iter().for_each(|news| tell(Event::Warning(news)));
                     interrupted = interrupt::asked();
                     // The last step of an epoch is saved with its evaluation.
-                    if interrupted || (progress.step.is_multiple_of(options.save_every) && progress.step < end) {
+                    let saves =
+                        interrupted || (progress.step.is_multiple_of(options.save_every) && progress.step < end);
+                    let waits = saves || progress.step == end;
+                    for line in self.settled(&stepper, &mut begun, waits)? {
+                        log.write(&line)?;
+                        let left = begun.clock.left(self.total - line.step, options.epochs - progress.epochs);
+                        tell(Event::Step { line: &line, of: self.total, left });
+                    }
+                    if saves {
                         self.save(&stepper, &progress)?;
                     }
                 }
                 anyhow::Ok(())
             });
+            if !told_plain {
+                told_plain = true;
+                self.tell_plain(&stepper, &source, &mut tell)?;
+            }
             source.news().iter().for_each(|news| tell(Event::Warning(news)));
             steps?;
             if interrupted {
                 break;
             }
-            let begun = Instant::now();
+            let closing = Instant::now();
             self.close_epoch(&stepper, &mut progress, epoch, &mut log, &mut tell)?;
-            clock.evaluation = begun.elapsed().as_secs_f64();
+            begun.clock.evaluation = closing.elapsed().as_secs_f64();
+            begun.clock.mark = Instant::now();
             interrupted = interrupt::asked() && progress.epochs < options.epochs;
             if interrupted {
                 break;
@@ -208,13 +240,13 @@ impl<'r> Run<'r> {
             out: self.out.clone(),
             steps: progress.step,
             epochs: progress.epochs,
-            loss,
+            loss: begun.loss,
             best: progress.best,
-            step_seconds: clock.median(),
-            tokens_per_second: clock.tokens_per_second(),
-            seconds: clock.begun.elapsed().as_secs_f64(),
-            peak_memory: Resident::read().peak,
-            predicted: forecast,
+            step_seconds: begun.clock.median(),
+            tokens_per_second: begun.clock.tokens_per_second(),
+            seconds: begun.clock.begun.elapsed().as_secs_f64(),
+            peak_memory: stepper.memory()?.peak,
+            predicted: Some(forecast),
             cache: source.holding(),
             interrupted,
         })
@@ -244,19 +276,22 @@ impl<'r> Run<'r> {
         }
     }
 
-    /// Makes one step, and checks that it may be built on.
+    /// Starts one step.
     fn step(
         &self,
-        (stepper, upcoming, largest): (&mut Stepper, &mut Upcoming, &mut Option<[usize; 3]>),
+        (stepper, upcoming, begun): (&mut Stepper, &mut Upcoming, &mut Begun),
         batches: &Batches,
         epoch: u64,
         step: u64,
-    ) -> anyhow::Result<StepLine> {
-        let begun = Instant::now();
+    ) -> anyhow::Result<()> {
         let first = ((step - 1) % self.steps_an_epoch) as usize * self.identity.accumulate;
         let last = batches.len().min(first + self.identity.accumulate);
         let made: Vec<Batch> = (first..last)
-            .map(|at| Batch::new(&self.corpus, batches.get(at), self.opened.record.tokens, &self.opened.fixed()))
+            .map(|at| {
+                let rows = batches.get(at);
+                let sizes = self.buckets.sizes(&self.corpus, rows);
+                Batch::new(&self.corpus, rows, self.opened.record.tokens, &sizes)
+            })
             .collect::<anyhow::Result<_>>()?;
         let next = last..batches.len().min(last + self.identity.accumulate);
         next.for_each(|at| upcoming.expect(&self.corpus, batches.get(at)));
@@ -266,18 +301,58 @@ impl<'r> Run<'r> {
             let rows = rows.next().unwrap_or_default();
             upcoming.next(&self.corpus, rows, batch)
         };
-        let outcome = stepper.step(&made, taps, step, lr);
-        let Outcome { loss, grad_norm } = outcome.map_err(|error| self.explained(error, step, &made, *largest))?;
-        *largest = made.iter().map(sizes).chain(*largest).max_by_key(|[rows, source, _]| rows * source);
-        if !loss.is_finite() || !grad_norm.is_finite() {
-            return Err(self.diverged(step, epoch, (first, batches.len()), &made, loss, grad_norm));
-        }
-        let seconds = begun.elapsed().as_secs_f64();
+        let pending = stepper.step(&made, taps, step, lr);
+        let pending = pending.map_err(|error| self.explained(error, step, &made, begun.largest))?;
+        begun.largest = made.iter().map(sizes).chain(begun.largest).max_by_key(|[rows, source, _]| rows * source);
         let tokens = made.iter().map(|b| b.tokens).sum();
-        let Resident { now: memory, peak: peak_memory } = Resident::read();
-        let tokens_per_second = tokens as f64 / seconds.max(1e-9);
-        let epoch = epoch + 1;
-        Ok(StepLine { step, epoch, loss, lr, grad_norm, seconds, tokens, tokens_per_second, memory, peak_memory })
+        let rows = made.into_iter().flat_map(|batch| batch.rows).collect();
+        begun.steps.push_back(Step { step, epoch, lr, tokens, rows, place: (first, batches.len()), pending });
+        Ok(())
+    }
+
+    /// What the steps that were started have measured, each checked that it may be built on: those before the last `log_every` on a
+    /// device, or all where the caller `waits` for them.
+    fn settled(&self, stepper: &Stepper, begun: &mut Begun, waits: bool) -> anyhow::Result<Vec<StepLine>> {
+        let (every, on_device) = (self.request.train.log_every, self.execution.device != Device::Cpu);
+        let are_due = begun.steps.back().is_some_and(|last| last.step.is_multiple_of(every));
+        let open = match (on_device && !waits, are_due) {
+            (false, _) => 0,
+            // What the device has at work goes on while the lines before are written.
+            (true, true) => usize::try_from(every / 2).unwrap_or(0),
+            (true, false) => return Ok(Vec::new()),
+        };
+        let count = begun.steps.len().saturating_sub(open);
+        let mut measured = Vec::new();
+        for step in begun.steps.drain(..count) {
+            let Step { step, epoch, lr, tokens, rows, place, pending } = step;
+            let Outcome { loss, grad_norm } = pending.get()?;
+            if !loss.is_finite() || !grad_norm.is_finite() {
+                return Err(self.diverged(step, epoch, place, &rows, loss, grad_norm));
+            }
+            measured.push((step, epoch + 1, lr, tokens, loss, grad_norm));
+        }
+        let Some((_, _, _, _, loss, _)) = measured.last() else { return Ok(Vec::new()) };
+        begun.loss = Some(*loss);
+        let seconds = begun.clock.lap() / measured.len() as f64;
+        let Resident { now: memory, peak: peak_memory } = stepper.memory()?;
+        let lines = measured.into_iter().map(|(step, epoch, lr, tokens, loss, grad_norm)| {
+            let tokens_per_second = tokens as f64 / seconds.max(1e-9);
+            StepLine { step, epoch, loss, lr, grad_norm, seconds, tokens, tokens_per_second, memory, peak_memory }
+        });
+        let lines: Vec<StepLine> = lines.collect();
+        lines.iter().for_each(|line| begun.clock.add(line));
+        Ok(lines)
+    }
+
+    /// Tells once why steps are not captured, where they are not; that is an error where it was asked for.
+    fn tell_plain(&self, stepper: &Stepper, source: &TapSource, tell: &mut impl FnMut(Event)) -> anyhow::Result<()> {
+        let Some(reason) = stepper.plain().or_else(|| source.plain()) else { return Ok(()) };
+        if self.request.train.cuda_graphs == CudaGraphs::On {
+            let error = anyhow!("the steps of this model cannot be captured as CUDA graphs: {reason}");
+            return Err(Hinted::new(error, "--cuda-graphs auto captures what can be captured").into());
+        }
+        tell(Event::Warning(&format!("not all of a step is captured as a CUDA graph: {reason}")));
+        Ok(())
     }
 
     /// Of a step that failed for want of memory: what it was about, and what takes less. `largest` is what fitted before.
@@ -316,13 +391,14 @@ impl<'r> Run<'r> {
         step: u64,
         epoch: u64,
         (batch, of): (usize, usize),
-        made: &[Batch],
+        rows: &[u64],
         loss: f64,
         grad_norm: f64,
     ) -> anyhow::Error {
         const MAX_LISTED: usize = 16;
-        let rows: Vec<String> = made.iter().flat_map(|b| &b.rows).take(MAX_LISTED).map(u64::to_string).collect();
-        let more = made.iter().map(|b| b.rows.len()).sum::<usize>() - rows.len();
+        let all = rows.len();
+        let rows: Vec<String> = rows.iter().take(MAX_LISTED).map(u64::to_string).collect();
+        let more = all - rows.len();
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let what = if loss.is_finite() { format!("gradient norm is {grad_norm}") } else { format!("loss is {loss}") };
         let data = self.request.train.data.as_deref().unwrap_or(Path::new("")).display();
@@ -414,9 +490,35 @@ fn sizes(batch: &Batch) -> [usize; 3] {
     [rows, source, batch.target_in.dim().1]
 }
 
+/// What has been started of a run.
+struct Begun {
+    clock: Clock,
+    /// Steps whose figures are not known yet.
+    steps: VecDeque<Step>,
+    /// Of the last step whose figures are known.
+    loss: Option<f64>,
+    /// The largest batch that fitted into memory.
+    largest: Option<[usize; 3]>,
+}
+
+/// A step that was started.
+struct Step {
+    step: u64,
+    epoch: u64,
+    lr: f64,
+    tokens: usize,
+    /// Lines of the data.
+    rows: Vec<u64>,
+    /// Its first batch, and how many an epoch has.
+    place: (usize, usize),
+    pending: Pending,
+}
+
 /// How fast a run goes.
 struct Clock {
     begun: Instant,
+    /// When the last steps were known.
+    mark: Instant,
     /// Seconds of the last evaluation.
     evaluation: f64,
     seconds: Vec<f32>,
@@ -425,11 +527,16 @@ struct Clock {
 
 impl Default for Clock {
     fn default() -> Clock {
-        Clock { begun: Instant::now(), evaluation: 0.0, seconds: Vec::new(), tokens: 0 }
+        Clock { begun: Instant::now(), mark: Instant::now(), evaluation: 0.0, seconds: Vec::new(), tokens: 0 }
     }
 }
 
 impl Clock {
+    /// Seconds since the last steps were known.
+    fn lap(&mut self) -> f64 {
+        std::mem::replace(&mut self.mark, Instant::now()).elapsed().as_secs_f64()
+    }
+
     fn add(&mut self, line: &StepLine) {
         self.seconds.push(line.seconds as f32);
         self.tokens += line.tokens;

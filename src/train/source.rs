@@ -51,6 +51,11 @@ impl<'o> TapSource<'o> {
         names.iter().zip(taps).map(kept).collect::<anyhow::Result<_>>().map(Taps)
     }
 
+    /// Why the backbone's runs are not captured, although that was asked for.
+    pub(super) fn plain(&self) -> Option<&str> {
+        self.backbone.plain()
+    }
+
     /// Lets the kernel read rows in advance.
     pub(super) fn expect(&self, corpus: &Corpus, rows: &[u32]) {
         if let Some(cache) = &self.cache {

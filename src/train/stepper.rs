@@ -3,13 +3,17 @@
 
 use anyhow::{Context, anyhow, bail};
 use lstc_graph::{Attribute, Builder, DType, Dim, Graph, Origin, Role, ValueId};
-use lstc_passes::{Parts, written_in_place};
+use lstc_passes::{COUNTED_ROWS, Parts, written_in_place};
 use ndarray::{ArrayD, IxDyn};
 
 use super::backbone::{Backbone, Taps};
+use super::buckets::listed;
+use super::captures::{Captures, Shape, Way};
 use crate::data::Batch;
 use crate::rewrite::opened::{Execution, Opened};
-use crate::runtime::{Arena, Binding, DeviceTensor, HostMemory, Session, Tensor};
+use crate::runtime::{
+    self, Arena, Binding, Device, DeviceTensor, HostMemory, Measured, Places, Resident, Session, Tensor,
+};
 use crate::side::Side;
 
 /// What a step measures.
@@ -20,17 +24,42 @@ pub struct Outcome {
     pub grad_norm: f64,
 }
 
+/// What a step measures, on its way from the device.
+#[derive(Debug)]
+pub struct Pending {
+    /// The loss of each batch, and its weight.
+    losses: Vec<(f64, Measured)>,
+    grad_norm: Measured,
+}
+
+impl Pending {
+    /// Waits for the step.
+    ///
+    /// # Errors
+    /// What went wrong on the device meanwhile.
+    pub fn get(self) -> anyhow::Result<Outcome> {
+        let mut loss = 0.0;
+        for (weight, part) in self.losses {
+            loss += weight * f64::from(part.get()?);
+        }
+        Ok(Outcome { loss, grad_norm: f64::from(self.grad_norm.get()?) })
+    }
+}
+
 /// A side network in training.
 pub struct Stepper<'o> {
     opened: &'o Opened,
-    way: Way,
+    way: How,
     /// Parameters and both moments of each, by their names in the interface.
     state: Vec<(String, DeviceTensor)>,
     parameters: usize,
+    places: Places,
+    /// Why steps are not captured, although that was asked for.
+    plain: Option<String>,
 }
 
 /// How a step is made.
-enum Way {
+enum How {
     /// By the side network's part of train.onnx, of one batch.
     Fused(Box<Bound>),
     /// By its part of grad.onnx for each batch, and apply.onnx for their sum.
@@ -50,17 +79,20 @@ struct Bound {
     binding: Binding,
     /// What each run measures.
     measured: Vec<DeviceTensor>,
+    captures: Captures,
+    /// The inputs that hold a batch's taps in the host's memory.
+    taps: Vec<String>,
 }
 
 impl Bound {
-    fn new(session: Session) -> anyhow::Result<Bound> {
-        let binding = session.binding()?;
-        Ok(Bound { session, binding, measured: Vec::new() })
+    fn new(session: Session, places: &Places) -> anyhow::Result<Bound> {
+        let binding = session.binding(places)?;
+        Ok(Bound { session, binding, measured: Vec::new(), captures: Captures::default(), taps: Vec::new() })
     }
 
     /// Binds a scalar output that [`Bound::run`] returns.
     fn measure(&mut self, output: &str) -> anyhow::Result<()> {
-        let mut scalar = self.session.zeros_on_host(&[])?;
+        let mut scalar = self.session.zeros(&[])?;
         self.binding.output(output, &mut scalar)?;
         self.measured.push(scalar);
         Ok(())
@@ -70,24 +102,72 @@ impl Bound {
         Ok(feeds.iter().try_for_each(|(name, tensor)| self.binding.feed(name, tensor))?)
     }
 
-    /// Runs on a batch and its taps, and lets go of them.
-    fn run_on(&mut self, opened: &Opened, batch: &Batch, Taps(taps): &Taps) -> anyhow::Result<Vec<f64>> {
+    /// Feeds a batch and its taps.
+    fn give(&mut self, opened: &Opened, batch: &Batch, Taps(taps): Taps) -> anyhow::Result<()> {
         for (name, tensor) in opened.feeds(batch).iter().filter(|(name, _)| self.session.takes(name)) {
             self.binding.feed(name, tensor)?;
         }
         self.binding.feed("labels", &batch.labels.clone().into())?;
-        taps.iter().try_for_each(|tap| self.binding.pass(tap))?;
-        let measured = self.run()?;
+        if self.session.takes(COUNTED_ROWS) {
+            self.binding.feed(COUNTED_ROWS, &batch.counted_rows(listed(batch)).into())?;
+        }
+        for tap in taps {
+            if self.binding.is_host() {
+                self.taps.push(tap.name().to_owned());
+            }
+            self.binding.pass(tap)?;
+        }
+        Ok(())
+    }
+
+    /// Lets go of the taps. What the host's memory has of them is needed elsewhere; on a device they lie in their places.
+    fn let_go(&mut self) -> anyhow::Result<()> {
         // A binding keeps what is bound: one number in a tap's place, until the next is bound.
-        taps.iter().try_for_each(|tap| self.binding.feed(tap.name(), &scalar(0.0)))?;
-        Ok(measured)
+        for name in std::mem::take(&mut self.taps) {
+            self.binding.feed(&name, &scalar(0.0))?;
+        }
+        Ok(())
     }
 
     /// Runs on what is bound and fed; the measured scalars, in the order in which they were bound.
-    fn run(&mut self) -> anyhow::Result<Vec<f64>> {
+    fn run(&mut self) -> anyhow::Result<Vec<Measured>> {
         self.session.run_bound(&self.binding)?;
-        let scalar = |tensor: &DeviceTensor| Ok(f64::from(tensor.read()?.first().copied().unwrap_or(f32::NAN)));
-        self.measured.iter().map(scalar).collect()
+        Ok(self.measured.iter().map(DeviceTensor::read_later).collect::<Result<_, _>>()?)
+    }
+
+    /// As [`Bound::run`], of these sizes; `state` is what a run writes in place. ONNX Runtime runs a graph more than once to capture
+    /// it: then the state is put back, and the run that counts is the first replay.
+    fn run_captured(
+        &mut self,
+        shape: Shape,
+        moves: u64,
+        state: &mut [(String, DeviceTensor)],
+    ) -> anyhow::Result<Vec<Measured>> {
+        if !self.session.captures() {
+            return self.run();
+        }
+        match self.captures.way(shape, moves) {
+            Way::Plain => self.binding.replay(None),
+            Way::Again(graph) => self.binding.replay(Some(graph)),
+            Way::First(graph) => {
+                self.binding.replay(Some(graph));
+                let before: Vec<DeviceTensor> =
+                    state.iter().map(|(_, tensor)| tensor.copy(&self.session)).collect::<Result<_, _>>()?;
+                let captured = self.session.run_bound(&self.binding);
+                for ((_, tensor), before) in state.iter_mut().zip(&before) {
+                    tensor.copy_from(before)?;
+                }
+                match captured {
+                    Err(error @ runtime::Error::OutOfMemory { .. }) => return Err(error.into()),
+                    Err(error) => {
+                        self.captures.give_up(graph, &error);
+                        self.binding.replay(None);
+                    }
+                    Ok(_) => {}
+                }
+            }
+        }
+        self.run()
     }
 
     /// Binds a tensor as an input and as the output that replaces it.
@@ -125,7 +205,7 @@ impl<'o> Stepper<'o> {
     /// As [`Stepper::open`].
     pub fn of(
         opened: &'o Opened,
-        Parts { backbone, side, .. }: Parts,
+        mut parts: Parts,
         execution: &Execution,
         state: &Side,
         accumulates: bool,
@@ -133,21 +213,39 @@ impl<'o> Stepper<'o> {
     ) -> anyhow::Result<(Stepper<'o>, Backbone<'o>)> {
         let parameters = &opened.record.parameters;
         let file = Stepper::graph(accumulates);
+        if execution.device != Device::Cpu {
+            parts.list_rows().map_err(|reason| anyhow!(reason))?;
+        }
+        let Parts { backbone, side, .. } = parts;
+        let drops = side.node_ids().any(|id| side.node(id).is("Dropout"));
+        let mut plain = (execution.captures && drops)
+            .then(|| "whether a replay draws another mask for each dropout is not known".to_owned());
         // The LM head is the only constant matrix here, and two products read it: a copy for each in the kernels' own layout
         // would be the most memory of all, and no faster.
-        let unpacked = Execution { mapped: true, ..*execution };
-        let session = |graph: &Graph| Bound::new(opened.session(graph, &unpacked)?);
-        let way = if accumulates {
+        let unpacked = Execution { mapped: true, captures: execution.captures && !drops, ..*execution };
+        let mut open = |graph: &Graph| {
+            let (session, reason) = opened.captured(graph, &unpacked)?;
+            plain = plain.take().or(reason);
+            anyhow::Ok(session)
+        };
+        let (way, places) = if accumulates {
             let apply = opened.graph("apply.onnx")?;
             check_in_place(opened, "apply.onnx", &apply)?;
-            let [grad, add, apply] = [&drop_from(side, runs), &sums(opened)?, &apply].map(session);
-            Way::Accumulated(Box::new(Accumulated { grad: grad?, add: add?, apply: apply? }))
+            let [grad, add, apply] = [&drop_from(side, runs), &sums(opened)?, &apply].map(&mut open);
+            let (grad, add, apply) = (grad?, add?, apply?);
+            let places = grad.places();
+            let bound = |session| Bound::new(session, &places);
+            let parts = Accumulated { grad: bound(grad)?, add: bound(add)?, apply: bound(apply)? };
+            (How::Accumulated(Box::new(parts)), places)
         } else {
             check_in_place(opened, file, &side)?;
-            Way::Fused(Box::new(session(&drop_from(side, runs))?))
+            let session = open(&drop_from(side, runs))?;
+            let places = session.places();
+            (How::Fused(Box::new(Bound::new(session, &places)?)), places)
         };
-        let backbone = Backbone::new(opened, backbone, execution);
-        let mut stepper = Stepper { opened, way, state: Vec::new(), parameters: parameters.len() };
+        let mut backbone = Backbone::new(opened, backbone, execution);
+        backbone.shares(&places);
+        let mut stepper = Stepper { opened, way, state: Vec::new(), parameters: parameters.len(), places, plain };
         let device = stepper.state_session();
         let mut uploaded = Vec::new();
         for p in parameters {
@@ -166,10 +264,21 @@ impl<'o> Stepper<'o> {
         Ok((stepper, backbone))
     }
 
+    /// Why steps are not captured, although that was asked for.
+    pub fn plain(&self) -> Option<&str> {
+        let failed = match &self.way {
+            How::Fused(train) => train.captures.failed(),
+            How::Accumulated(parts) => {
+                [&parts.grad, &parts.add, &parts.apply].into_iter().find_map(|bound| bound.captures.failed())
+            }
+        };
+        self.plain.as_deref().or(failed)
+    }
+
     fn state_session(&self) -> &Session {
         match &self.way {
-            Way::Fused(train) => &train.session,
-            Way::Accumulated(parts) => &parts.apply.session,
+            How::Fused(train) => &train.session,
+            How::Accumulated(parts) => &parts.apply.session,
         }
     }
 
@@ -177,14 +286,14 @@ impl<'o> Stepper<'o> {
     fn bind(&mut self) -> anyhow::Result<()> {
         let (parameters, state) = (self.parameters, &mut self.state);
         match &mut self.way {
-            Way::Fused(train) => {
+            How::Fused(train) => {
                 train.measure("loss")?;
                 train.measure("grad_norm")?;
                 for (name, tensor) in state {
                     train.replace(name, &format!("{name}.next"), tensor)?;
                 }
             }
-            Way::Accumulated(parts) => {
+            How::Accumulated(parts) => {
                 let Accumulated { grad, add, apply } = &mut **parts;
                 grad.measure("loss")?;
                 apply.measure("grad_norm")?;
@@ -208,7 +317,7 @@ impl<'o> Stepper<'o> {
     }
 
     /// One optimizer step, number `step` from 1, of one batch or several, whose taps come one after the other. Several weigh
-    /// by their labels that count, so that they are worth one batch of them all.
+    /// by their labels that count, so that they are worth one batch of them all. On a device the step goes on behind the return.
     ///
     /// # Errors
     /// From ONNX Runtime; from `taps`.
@@ -218,36 +327,39 @@ impl<'o> Stepper<'o> {
         mut taps: impl FnMut(&Batch) -> anyhow::Result<Taps>,
         step: u64,
         lr: f64,
-    ) -> anyhow::Result<Outcome> {
+    ) -> anyhow::Result<Pending> {
         let opened = self.opened;
         let number = i64::try_from(step).context("too many steps")?;
         let schedule = [("lr", scalar(lr as f32)), ("step", ndarray::arr0(number).into())];
         match &mut self.way {
-            Way::Fused(train) => {
+            How::Fused(train) => {
                 let [batch] = batches else { bail!("train.onnx takes one batch a step, not {}", batches.len()) };
                 train.feed(&schedule)?;
-                let [loss, grad_norm] = train.run_on(opened, batch, &taps(batch)?)?[..] else {
-                    bail!("train.onnx measures two numbers")
-                };
-                Ok(Outcome { loss, grad_norm })
+                train.give(opened, batch, taps(batch)?)?;
+                let measured = train.run_captured(Shape::of(batch), self.places.moves(), &mut self.state)?;
+                train.let_go()?;
+                let [loss, grad_norm] = two(measured)?;
+                Ok(Pending { losses: vec![(1.0, loss)], grad_norm })
             }
-            Way::Accumulated(parts) => {
+            How::Accumulated(parts) => {
                 let Accumulated { grad, add, apply } = &mut **parts;
                 let counted: usize = batches.iter().map(|b| b.counted).sum();
-                let mut loss = 0.0;
+                let mut losses = Vec::new();
                 for (index, batch) in batches.iter().enumerate() {
                     let weight = batch.counted as f64 / counted.max(1) as f64;
-                    let [part] = grad.run_on(opened, batch, &taps(batch)?)?[..] else {
-                        bail!("grad.onnx measures one number")
-                    };
-                    loss += weight * part;
+                    grad.give(opened, batch, taps(batch)?)?;
+                    let part = grad.run_captured(Shape::of(batch), self.places.moves(), &mut [])?;
+                    grad.let_go()?;
+                    losses.extend(part.into_iter().map(|part| (weight, part)));
                     let keep = if index == 0 { 0.0 } else { 1.0 };
                     add.feed(&[("keep", scalar(keep)), ("weight", scalar(weight as f32))])?;
-                    add.run()?;
+                    // It is captured with the first batch, of which more passes than one make the same sum.
+                    add.run_captured(Shape::ONE, self.places.moves(), &mut [])?;
                 }
                 apply.feed(&schedule)?;
-                let [grad_norm] = apply.run()?[..] else { bail!("apply.onnx measures one number") };
-                Ok(Outcome { loss, grad_norm })
+                let measured = apply.run_captured(Shape::ONE, self.places.moves(), &mut self.state)?;
+                let grad_norm = measured.into_iter().next().context("apply.onnx measures one number")?;
+                Ok(Pending { losses, grad_norm })
             }
         }
     }
@@ -266,6 +378,14 @@ impl<'o> Stepper<'o> {
     /// From ONNX Runtime.
     pub fn host_memory(&self) -> anyhow::Result<HostMemory> {
         Ok(self.state_session().host_memory()?)
+    }
+
+    /// As [`Session::memory`].
+    ///
+    /// # Errors
+    /// From ONNX Runtime.
+    pub fn memory(&self) -> anyhow::Result<Resident> {
+        Ok(self.state_session().memory(&self.places)?)
     }
 
     /// What the sessions of this process hold on the CPU.
@@ -293,6 +413,10 @@ impl<'o> Stepper<'o> {
     pub fn state(&self) -> anyhow::Result<Side> {
         self.state.iter().map(|(name, tensor)| Ok((name.clone(), tensor.read()?))).collect()
     }
+}
+
+fn two(measured: Vec<Measured>) -> anyhow::Result<[Measured; 2]> {
+    measured.try_into().map_err(|_| anyhow!("train.onnx measures two numbers"))
 }
 
 fn scalar(value: f32) -> Tensor {

@@ -11,8 +11,8 @@ use lstc_passes::options::Precision;
 
 use super::precision::Arithmetic;
 use super::{Check, Subject, difference, give, run, sample};
-use crate::rewrite::opened::runnable;
-use crate::runtime::{Device, Optimisation, Tensor};
+use crate::rewrite::opened::on_cpu;
+use crate::runtime::{Optimisation, Tensor};
 
 /// With graph optimisation on: fusions see other consumers.
 const FUSED: f64 = 1e-5;
@@ -58,7 +58,7 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
         for optimisation in [Optimisation::Off, Optimisation::All] {
             let open = |graph: &Graph| {
                 let session = subject.runtime.session().optimisation(optimisation);
-                session.load(&encode(&runnable(graph, Device::Cpu), &data), Some(folder.path()))
+                session.load(&encode(&on_cpu(graph), &data), Some(folder.path()))
             };
             let expected = run(&mut open(&reference)?, &all, &names)?;
             let mut graph = disk.clone();

@@ -31,9 +31,9 @@ use lstc_passes::Module;
 use serde::Serialize;
 
 use crate::report;
-use crate::rewrite::opened::runnable;
+use crate::rewrite::opened::on_cpu;
 use crate::rewrite::{compile, manifest, source_file};
-use crate::runtime::{Device, Runtime, Session, Tensor};
+use crate::runtime::{Runtime, Session, Tensor};
 
 /// One thing that was checked.
 #[derive(Clone, Debug, Serialize)]
@@ -189,7 +189,7 @@ impl Subject<'_> {
 
     /// A session over a changed graph of the directory, beside its own data files.
     fn session(&self, graph: &Graph, optimisation: crate::runtime::Optimisation) -> anyhow::Result<Session> {
-        let graph = runnable(graph, Device::Cpu);
+        let graph = on_cpu(graph);
         let bytes = lstc_graph::encode(&graph, &lstc_graph::DataFiles::of(&graph, self.directory));
         Ok(self.runtime.session().optimisation(optimisation).load(&bytes, Some(self.directory))?)
     }

@@ -28,8 +28,14 @@ pub fn steps(tuned: &Path, sizes: [usize; 3]) -> (Vec<f64>, u64) {
 /// As [`steps`], with the graphs as `change` makes them.
 pub fn steps_of(tuned: &Path, [rows, source, target]: [usize; 3], change: impl FnOnce(&mut Parts)) -> (Vec<f64>, u64) {
     let opened = Opened::new(tuned).expect("a rewritten model");
-    let execution =
-        Execution { runtime: common::runtime(), device: Device::Cpu, threads: 2, mapped: false, tf32: false };
+    let execution = Execution {
+        runtime: common::runtime(),
+        device: Device::Cpu,
+        threads: 2,
+        mapped: false,
+        tf32: false,
+        captures: false,
+    };
     let initial = opened.initial().expect("a side network");
     let mut parts = opened.parts(Stepper::graph(false)).expect("a rewritten model");
     change(&mut parts);
@@ -47,7 +53,12 @@ pub fn steps_of(tuned: &Path, [rows, source, target]: [usize; 3], change: impl F
         tokens: rows * (source + target),
     };
     let mut step = |number| {
-        stepper.step(std::slice::from_ref(&batch), |batch| backbone.taps(batch), number, 1e-3).expect("a step").loss
+        stepper
+            .step(std::slice::from_ref(&batch), |batch| backbone.taps(batch), number, 1e-3)
+            .expect("a step")
+            .get()
+            .expect("a step")
+            .loss
     };
     let losses = (1..=3).map(&mut step).collect();
     (losses, stepper.arena().expect("the allocator counts").peak)

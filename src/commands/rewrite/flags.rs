@@ -8,8 +8,8 @@ use lstc_passes::Options;
 use lstc_passes::options::{BackboneOptions, Gate, Init, Int8Weights, KeepBlocks, Precision, Sizes, TowerName};
 
 use crate::commands::set;
-use crate::rewrite::Measuring;
 use crate::rewrite::config::Config;
+use crate::rewrite::{Choice, Measuring};
 use crate::runtime::Device;
 
 /// The options as flags. One that is not given leaves the configuration's value.
@@ -104,7 +104,7 @@ struct ShapeFlags {
 #[command(next_help_heading = "Backbone")]
 struct BackboneFlags {
     /// What the backbone's products with constant matrices are computed in: source, fp32, fp16, bf16, int8, int4, or auto,
-    /// the fastest on --device [default: source]
+    /// the fastest on --device [default: source; on CUDA bf16, from Ampere on, for a model of fp32]
     ///
     /// No gradient enters the backbone, so any of them trains. What it costs is measured on --sample, and told: the relative
     /// error at every tap, the change of the backbone's own logits.
@@ -139,7 +139,7 @@ struct BackboneFlags {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     quantise_head: Option<bool>,
 
-    /// The device that --backbone auto is to be the fastest on: cpu, cuda or cuda:1
+    /// The device that the model is to be trained on: cpu, cuda or cuda:1. It need not be in this machine, but for --backbone auto
     #[arg(long, value_name = "DEVICE", default_value_t)]
     device: Device,
 }
@@ -263,8 +263,13 @@ impl MethodFlags {
 
     pub fn measuring<'r>(&'r self, earlier: &'r Config, progress: &'r dyn Fn(usize, usize)) -> Measuring<'r> {
         let BackboneFlags { backbone, sample, device, .. } = &self.backbone;
-        let fastest_on = (*backbone == Some(Wanted::Auto)).then_some(*device);
-        Measuring { sample: sample.as_deref(), earlier: Some(earlier), fastest_on, progress: Some(progress) }
+        let precision = match backbone {
+            Some(Wanted::Auto) => Choice::Fastest,
+            Some(Wanted::Known(_)) => Choice::Said,
+            None => Choice::Open,
+        };
+        let (sample, earlier) = (sample.as_deref(), Some(earlier));
+        Measuring { sample, earlier, device: *device, precision, progress: Some(progress) }
     }
 }
 

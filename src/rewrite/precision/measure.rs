@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::TapError;
 use super::sample::Feeds;
 use crate::report::Hinted;
-use crate::rewrite::opened::runnable;
-use crate::runtime::{Device, Optimisation, Runtime, Session, Tensor};
+use crate::rewrite::opened::on_cpu;
+use crate::runtime::{Optimisation, Runtime, Session, Tensor};
 use crate::verify::{give, run};
 
 /// What a precision loses on a sample.
@@ -74,7 +74,7 @@ impl Bench<'_> {
     /// A session over a graph. The source's own weights are used where their file is mapped; a quantised graph runs as it
     /// does in training.
     pub(super) fn session(&self, graph: &Graph, is_source: bool) -> anyhow::Result<Session> {
-        let graph = runnable(graph, Device::Cpu);
+        let graph = on_cpu(graph);
         let optimisation = if is_source { Optimisation::Off } else { Optimisation::All };
         let session = self.runtime.session().optimisation(optimisation).deterministic(true).mapped(is_source);
         Ok(session.load(&encode(&graph, &self.data), Some(self.folder))?)

@@ -10,9 +10,11 @@ mod sample;
 
 use std::fmt;
 
-use lstc_models::TowerKind;
+use lstc_graph::{DType, Graph, ValueId};
+use lstc_models::{Anatomy, TowerKind};
 use lstc_passes::Module;
 use lstc_passes::options::{BackboneOptions, Int8Weights, Precision};
+use lstc_passes::quantise::products;
 use serde::{Deserialize, Serialize};
 
 use crate::report::Bytes;
@@ -97,6 +99,13 @@ pub(super) fn decided(backbone: BackboneOptions) -> BackboneOptions {
         _ => backbone.max_tap_error,
     };
     BackboneOptions { int8_weights, max_tap_error, ..backbone }
+}
+
+/// Whether the backbone's products with constant matrices are of f32.
+pub(super) fn is_f32(graph: &Graph, anatomy: &Anatomy) -> bool {
+    let products = products(graph, anatomy, false).plain;
+    let is_wide = |y: ValueId| graph.value(y).dtype == Some(DType::F32);
+    !products.is_empty() && products.iter().all(|product| is_wide(product.y))
 }
 
 /// The largest error of the taps, and the one in the middle.

@@ -1,0 +1,92 @@
+//! Whether a device runs what it was asked to run.
+//!
+//! ONNX Runtime gives a node for which a provider has no kernel to the CPU, and copies its operands there and its results back, in
+//! every run, without a word.
+
+use anyhow::anyhow;
+use lstc_graph::{DType, Graph};
+
+use crate::report::Hinted;
+use crate::runtime::{Device, Placed, Session};
+
+/// Operators with which sizes are reckoned, for nodes of ONNX Runtime's own making.
+const OF_SIZES: [&str; 14] = [
+    "Add",
+    "Cast",
+    "Concat",
+    "Div",
+    "Gather",
+    "Mul",
+    "Range",
+    "Reshape",
+    "Shape",
+    "Size",
+    "Slice",
+    "Squeeze",
+    "Sub",
+    "Unsqueeze",
+];
+
+/// Nodes that are listed in a refusal, at most.
+const MOST_LISTED: usize = 4;
+
+/// Makes sure that the CPU has nothing of a session on a device but the arithmetic of sizes.
+///
+/// # Errors
+/// The operators that it has besides, with the first of their nodes.
+pub fn check(graph: &Graph, session: &Session, device: Device) -> anyhow::Result<()> {
+    let left: Vec<Placed> = session.left_to_cpu()?.into_iter().filter(|node| !is_of_sizes(graph, node)).collect();
+    let Some(first) = left.first() else { return Ok(()) };
+    let mut operators: Vec<&str> = left.iter().map(|node| node.operator.as_str()).collect();
+    operators.sort_unstable();
+    operators.dedup();
+    let nodes: Vec<String> = left
+        .iter()
+        .take(MOST_LISTED)
+        .map(|node| format!("\n  {} `{}`{}", node.operator, node.name, types(graph, node)))
+        .collect();
+    let more =
+        if left.len() > MOST_LISTED { format!("\n  and {} more", left.len() - MOST_LISTED) } else { String::new() };
+    let error = anyhow!(
+        "ONNX Runtime has no kernel on {device} for {} of the model's nodes, and would run them on the CPU: {}{}{more}",
+        left.len(),
+        operators.join(", "),
+        nodes.concat(),
+    );
+    Err(Hinted::new(error, hint(first)).into())
+}
+
+fn hint(first: &Placed) -> String {
+    const OF_INTEGERS: [&str; 6] = [
+        "DynamicQuantizeLinear",
+        "MatMulInteger",
+        "DynamicQuantizeMatMul",
+        "MatMulIntegerToFloat",
+        "QLinearMatMul",
+        "QLinearAdd",
+    ];
+    if OF_INTEGERS.contains(&first.operator.as_str()) {
+        return "products of integers run on the CPU alone: rewrite the model with --backbone bf16, or with --backbone int4 for \
+                the least memory"
+            .to_owned();
+    }
+    "rewrite the model with --backbone bf16 or fp16, or train it with --device cpu".to_owned()
+}
+
+fn types(graph: &Graph, placed: &Placed) -> String {
+    let Some(id) = graph.node_ids().find(|id| graph.node(*id).name == placed.name) else { return String::new() };
+    let types = graph.node(id).inputs.iter().flatten().filter_map(|v| graph.value(*v).dtype).map(DType::name);
+    let types: Vec<&str> = types.collect();
+    if types.is_empty() { String::new() } else { format!(" of {}", types.join(", ")) }
+}
+
+/// True for a node that gives integers or truth values, in one row at most.
+fn is_of_sizes(graph: &Graph, placed: &Placed) -> bool {
+    let Some(id) = graph.node_ids().find(|id| graph.node(*id).name == placed.name) else {
+        return OF_SIZES.contains(&placed.operator.as_str());
+    };
+    graph.node(id).outputs.iter().flatten().all(|v| {
+        let is_exact = graph.value(*v).dtype.is_some_and(|dtype| !dtype.is_float());
+        is_exact && graph.shape(*v).is_none_or(|shape| shape.len() <= 1)
+    })
+}

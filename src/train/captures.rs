@@ -1,0 +1,112 @@
+//! Which captured graph a run replays: one for each set of sizes.
+
+use std::collections::HashMap;
+use std::error::Error as _;
+
+use crate::data::Batch;
+use crate::runtime::Error;
+use crate::train::buckets::listed;
+
+/// Graphs that a session captures at most: each keeps memory of the device. Other sizes run as they are.
+const MOST: usize = 16;
+
+/// The sizes of a batch that decide what a step does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Shape([usize; 4]);
+
+impl Shape {
+    pub fn of(batch: &Batch) -> Shape {
+        let (rows, source) = batch.source.dim();
+        Shape([rows, source, batch.target_in.ncols(), listed(batch)])
+    }
+
+    /// Of runs that are always of the same sizes.
+    pub const ONE: Shape = Shape([0; 4]);
+}
+
+/// How a run goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Node by node.
+    Plain,
+    /// Node by node, and captured under this number.
+    First(u32),
+    /// As it was captured.
+    Again(u32),
+}
+
+/// The graphs that a session has captured.
+#[derive(Debug, Default)]
+pub struct Captures {
+    graphs: HashMap<Shape, u32>,
+    /// What was captured under lower numbers is void.
+    moves: u64,
+    next: u32,
+    /// Why nothing is captured any more.
+    failed: Option<String>,
+}
+
+impl Captures {
+    /// How a run of these sizes goes, after the places of its values have moved so many times.
+    pub fn way(&mut self, shape: Shape, moves: u64) -> Way {
+        if moves != self.moves {
+            self.graphs.clear();
+            self.moves = moves;
+        }
+        if let Some(graph) = self.graphs.get(&shape) {
+            return Way::Again(*graph);
+        }
+        if self.graphs.len() >= MOST || self.failed.is_some() {
+            return Way::Plain;
+        }
+        let graph = self.next;
+        self.next += 1;
+        self.graphs.insert(shape, graph);
+        Way::First(graph)
+    }
+
+    /// What was to be captured last could not be: from now on, runs of these sizes and of new ones go node by node.
+    pub fn give_up(&mut self, graph: u32, error: &Error) {
+        self.graphs.retain(|_, captured| *captured != graph);
+        self.failed = Some(error.source().map_or_else(|| error.to_string(), ToString::to_string));
+    }
+
+    /// Why nothing is captured any more.
+    pub fn failed(&self) -> Option<&str> {
+        self.failed.as_deref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_shape_is_captured_once_and_again_when_places_move() {
+        let mut captures = Captures::default();
+        let shape = |length| Shape([8, length, 2, 16]);
+        assert_eq!(captures.way(shape(32), 0), Way::First(0));
+        assert_eq!(captures.way(shape(64), 0), Way::First(1));
+        assert_eq!(captures.way(shape(32), 0), Way::Again(0));
+        assert_eq!(captures.way(shape(32), 1), Way::First(2));
+        assert_eq!(captures.way(shape(32), 1), Way::Again(2));
+    }
+
+    #[test]
+    fn what_could_not_be_captured_is_not_tried_again() {
+        let mut captures = Captures::default();
+        let shape = |length| Shape([8, length, 2, 16]);
+        assert_eq!(captures.way(shape(32), 0), Way::First(0));
+        assert_eq!(captures.way(shape(64), 0), Way::First(1));
+        captures.give_up(1, &Error::NoSuchDevice { index: 0, count: 0 });
+        assert_eq!([32, 64, 96].map(|length| captures.way(shape(length), 0)), [Way::Again(0), Way::Plain, Way::Plain]);
+        assert!(captures.failed().is_some());
+    }
+
+    #[test]
+    fn sizes_beyond_the_most_run_as_they_are() {
+        let mut captures = Captures::default();
+        let ways: Vec<Way> = (0..=MOST).map(|length| captures.way(Shape([1, length, 1, 1]), 0)).collect();
+        assert_eq!((ways[MOST - 1], ways[MOST]), (Way::First(MOST as u32 - 1), Way::Plain));
+    }
+}
