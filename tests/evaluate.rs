@@ -1,5 +1,7 @@
 //! Evaluation: what the two halves of the inference graph give is what the whole graph gives.
 
+#[path = "matrix/archive.rs"]
+mod archive;
 mod common;
 
 use std::collections::HashSet;
@@ -10,10 +12,12 @@ use lstc::data::{Batch, Corpus, Reading};
 use lstc::evaluate::Scorer;
 use lstc::rewrite::config::Config;
 use lstc::rewrite::opened::{Execution, Opened};
-use lstc::rewrite::{Request, rewrite};
+use lstc::rewrite::{Request, SourceModel, rewrite};
 use lstc::runtime::{Device, Session, Tensor};
 use lstc::side::Side;
+use lstc::train::Started;
 use lstc_graph::{Graph, ValueId};
+use lstc_passes::Options;
 use lstc_passes::scoring::scoring;
 use ndarray::{Array2, Array3, Axis, s};
 
@@ -165,5 +169,30 @@ fn halves_give_what_the_whole_gives() {
         "unoptimised_dynamo",
     ] {
         check(name);
+    }
+}
+
+#[test]
+fn every_exporters_source_is_read_once() {
+    for name in [
+        "dy_relu_tied_f32_equal",
+        "dy_gated_untied_f32_unequal",
+        "dy_gated_tied_equal_onnxsim",
+        "dy_sdpa",
+        "dy_sdpa_opset_23",
+        "dy_unfolded",
+        "dy_umt5",
+        "dy_f16_ort",
+        "dy_dynamic_qint8",
+        "ts_relu_tied_f32_equal",
+        "ts_unfolded",
+        "optimum_merged",
+    ] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        archive::unpack(name, folder.path());
+        let (model, output) = (SourceModel::find(&[folder.path().to_owned()]), folder.path().join("tuned"));
+        let (model, options, training) = (model.expect("a model"), Options::default(), Started::default());
+        rewrite(Request { model, options, training, output: &output, force: false }, |_, _| ()).expect("a rewrite");
+        check_halves(name, &Opened::new(&output).expect("a rewritten model"));
     }
 }

@@ -125,7 +125,7 @@ struct TrainFlags {
     #[arg(long)]
     device: Option<Device>,
 
-    /// On CUDA, compute products in TF32: faster, with 10 bits of the operands' mantissas [default: false]
+    /// On CUDA, compute the backbone's products in TF32: faster, with 10 bits of the operands' mantissas [default: false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     tf32: Option<bool>,
 

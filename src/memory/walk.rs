@@ -40,13 +40,16 @@ impl Numbers {
 
     /// The shape of a value, where every dimension is known.
     pub fn dims(&self, graph: &Graph, value: ValueId) -> Option<Vec<usize>> {
-        let known = |dim: &Dim| match dim {
-            Dim::Value(_) => true,
-            Dim::Var(symbol) => self.numbers.contains_key(&symbol.name),
-            _ => false,
-        };
         let shape = graph.shape(value)?;
-        shape.iter().map(|dim| usize::try_from(self.number(dim)).ok().filter(|_| known(dim))).collect()
+        shape.iter().map(|dim| usize::try_from(self.number(dim)).ok().filter(|_| self.is_known(dim))).collect()
+    }
+
+    /// Whether the size of a dimension follows from those that are set.
+    fn is_known(&self, dim: &Dim) -> bool {
+        dim.iter().all(|part| match part {
+            Dim::Var(symbol) => self.numbers.contains_key(&symbol.name),
+            _ => true,
+        })
     }
 
     /// A dimension that is a symbol has this size.

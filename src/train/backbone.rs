@@ -85,7 +85,12 @@ impl<'o> Backbone<'o> {
     pub fn taps(&mut self, batch: &Batch) -> anyhow::Result<Taps> {
         self.open()?;
         let shapes = self.shapes(batch);
-        let captures = self.session.as_ref().is_some_and(Session::captures) && shapes.iter().all(Option::is_some);
+        let are_known = shapes.iter().all(Option::is_some);
+        let captures = self.session.as_ref().is_some_and(Session::captures) && are_known;
+        if !are_known && self.execution.captures && self.plain.is_none() {
+            self.plain =
+                Some("the sizes of what the side network reads do not follow from those of a batch".to_owned());
+        }
         let way = if captures { self.captures.way(Shape::of(batch), self.places.moves()) } else { Way::Plain };
         // Nothing is written in place: the passes of a first run all give the same.
         match way {

@@ -34,7 +34,7 @@ pub struct TrainOptions {
     /// Of one operator; as many as there are cores where there is no number.
     pub threads: Option<usize>,
     pub device: Device,
-    /// Compute products on CUDA in TF32: several times faster, with 10 bits of the operands' mantissas.
+    /// Compute the backbone's products on CUDA in TF32: several times faster, with 10 bits of the operands' mantissas.
     pub tf32: bool,
     /// Use weights where their file is mapped: less memory, but slower.
     pub map_weights: bool,

@@ -378,9 +378,10 @@ impl<'r> Run<'r> {
         if fixed.source.is_none() {
             hints.push(format!("`--max-source-length {}` cuts the texts", source.div_ceil(2)));
         }
-        hints.push(
-            "`lstc rewrite` with --backbone int8, or without dropout --recompute-attention, needs less".to_owned(),
-        );
+        let smallest = if self.execution.device == Device::Cpu { "int8" } else { "int4" };
+        hints.push(format!(
+            "`lstc rewrite` with --backbone {smallest}, or without dropout --recompute-attention, needs less"
+        ));
         let hint = hints.join("; ");
         let what = format!("step {step}: {rows} examples of {source} tokens in, {target} out, do not fit into memory");
         Hinted::new(error.context(what), hint).into()

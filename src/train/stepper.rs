@@ -222,7 +222,8 @@ impl<'o> Stepper<'o> {
             .then(|| "whether a replay draws another mask for each dropout is not known".to_owned());
         // The LM head is the only constant matrix here, and two products read it: a copy for each in the kernels' own layout
         // would be the most memory of all, and no faster.
-        let unpacked = Execution { mapped: true, captures: execution.captures && !drops, ..*execution };
+        // Its products are small: what TF32 would save of them is less than what starting them takes.
+        let unpacked = Execution { mapped: true, tf32: false, captures: execution.captures && !drops, ..*execution };
         let mut open = |graph: &Graph| {
             let (session, reason) = opened.captured(graph, &unpacked)?;
             plain = plain.take().or(reason);

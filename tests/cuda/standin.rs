@@ -129,6 +129,20 @@ impl Log {
         self.lines(words).count()
     }
 
+    /// True where copies within the device come between the first launch of a captured graph and the second, and none behind.
+    pub fn restores(&self, graph: usize) -> bool {
+        let replay = format!("REPLAY {graph} ");
+        let mut launched = 0;
+        let mut copies = [0, 0];
+        for line in self.0.lines() {
+            launched += usize::from(line.starts_with(&replay));
+            if line.starts_with("COPY D2D") && launched > 0 {
+                copies[(launched - 1).min(1)] += 1;
+            }
+        }
+        copies[0] > 0 && copies[1] == 0
+    }
+
     /// Events by kind; a copy with its direction and bytes.
     pub fn kinds(&self) -> BTreeMap<String, usize> {
         let mut kinds = BTreeMap::new();
