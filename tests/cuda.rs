@@ -368,6 +368,37 @@ fn a_chip_without_bf16_has_another_default() {
 }
 
 #[test]
+fn batches_of_many_lengths_and_an_uneven_last_one_are_filled_up() {
+    on_device(|device| {
+        for (rewrite, train) in [
+            (&[][..], &[][..]),
+            (&[], &["--accumulate", "3"]),
+            (&["--distill", "0.5", "--merge-last"], &[]),
+            (&["--distill", "0.5"], &["--accumulate", "3"]),
+        ] {
+            let tuned = Tuned::new(device, Path::new(NANO), rewrite);
+            let (directory, data, cache) = (tuned.path("tuned"), tuned.path("uneven.jsonl"), tuned.path("taps"));
+            let row = |row: usize| {
+                let ids = |count: usize| (0..count).map(|at| (3 + at).to_string()).collect::<Vec<_>>().join(", ");
+                format!("{{\"input_ids\": [{}], \"labels\": [{}]}}\n", ids(1 + row * 7 % 90), ids(1 + row % 5))
+            };
+            fs::write(&data, (0..43).map(row).collect::<String>()).expect("a writable folder");
+            let flags =
+                ["train", &directory, "--train", &data, "--device", "cuda", "--batch-size", "8", "--epochs", "2"];
+            for cached in [&[][..], &["--cache", &cache]] {
+                let out = tuned.path(if cached.is_empty() { "run" } else { "run-cached" });
+                let log = device.run(&[&flags[..], train, cached, &["--out", &out]].concat(), &[]).expect("it trains");
+                let broken = log.lines("CAPTURE end").filter(|line| line.contains("broken")).count();
+                assert_eq!((broken, log.count("CUDNN")), (0, 0), "{rewrite:?} {train:?} {cached:?}");
+                let metrics = fs::read_to_string(Path::new(&out).join("metrics.jsonl")).expect("a log");
+                let steps = if train.is_empty() { 12 } else { 4 };
+                assert_eq!(metrics.lines().count(), steps, "a line a step");
+            }
+        }
+    });
+}
+
+#[test]
 fn evaluation_and_cached_taps_run_on_the_device() {
     on_device(|device| {
         let tuned = Tuned::new(device, Path::new(NANO), &[]);

@@ -249,7 +249,9 @@ impl Cache {
         compute: impl FnOnce(&Batch) -> anyhow::Result<Vec<Tensor>>,
     ) -> anyhow::Result<Vec<ArrayD<f32>>> {
         let wanted = self.wanted(corpus, rows, batch)?;
-        let long = self.identity.target_length.map(|target| Fixed { target: Some(target), ..opened.fixed() });
+        let (filled, source) = batch.source.dim();
+        let sizes = |target| Fixed { batch: Some(filled), source: Some(source), target: Some(target) };
+        let long = self.identity.target_length.map(sizes);
         let long = long.map(|shape| Batch::new(corpus, rows, opened.record.tokens, &shape)).transpose()?;
         let computed = long.as_ref().unwrap_or(batch);
         let shapes = shapes(self.store.layout(), computed);

@@ -180,10 +180,12 @@ pub fn annotated(options: &Options, training: &Started) -> String {
     line("  seed", t.seed.to_string(), "of the order of the examples");
     line("  threads", optional(t.threads.map(|n| n.to_string())), "null takes as many as there are cores");
     line("  device", t.device.to_string(), "cpu | cuda | cuda:1");
-    line("  tf32", t.tf32.to_string(), "compute products on CUDA in TF32: faster, with 10 bits of mantissa");
+    line("  tf32", t.tf32.to_string(), "on CUDA, the backbone's products in TF32: faster, with 10 bits of mantissa");
     line("  map_weights", t.map_weights.to_string(), "use weights where their file is mapped: less memory, slower");
     line("  overlap", word(&t.overlap), "auto | on | off: whether the backbone reads the next batch meanwhile");
     line("  tap_dtype", word(&t.tap_dtype), "fp32 | fp16 | int8: how taps lie in memory until the backward pass");
+    line("  cuda_graphs", word(&t.cuda_graphs), "auto | on | off: whether steps on CUDA are captured and replayed");
+    line("  log_every", t.log_every.to_string(), "on CUDA, steps after which losses are read");
     line("  save_every", t.save_every.to_string(), "steps between checkpoints");
     line("  out", path(&t.out), "folder of the run; null is `run` in the rewritten directory");
     line("  cache", path(&t.cache), "folder in which taps are kept; null keeps none");

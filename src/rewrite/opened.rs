@@ -14,7 +14,7 @@ use super::placement;
 use super::{RUN, SIDE, TOKENIZER};
 use crate::data::{Batch, Fixed, Tokenizer};
 use crate::report::Hinted;
-use crate::runtime::{self, Device, Runtime, Session, Tensor};
+use crate::runtime::{self, Device, Runtime, Session, Tensor, Version};
 use crate::side::{self, Side};
 use crate::train::{BEST, Started};
 
@@ -32,6 +32,9 @@ pub struct Execution {
     /// Capture what runs on CUDA as graphs, and replay these.
     pub captures: bool,
 }
+
+/// The first ONNX Runtime that keeps what the nodes of a captured graph read from pinned memory.
+const CAPTURES: Version = Version { major: 1, minor: 31, patch: 0 };
 
 /// A rewritten directory.
 pub struct Opened {
@@ -139,11 +142,16 @@ impl Opened {
     /// # Errors
     /// As [`Opened::session`].
     pub fn captured(&self, graph: &Graph, execution: &Execution) -> anyhow::Result<(Session, Option<String>)> {
+        let (found, plain) = (execution.runtime.library().version, Execution { captures: false, ..*execution });
+        if execution.captures && found < CAPTURES {
+            let reason = format!("ONNX Runtime {found} reuses memory that a replay reads, and {CAPTURES} does not");
+            return Ok((self.session(graph, &plain)?, Some(reason)));
+        }
         match self.session(graph, execution) {
             Err(error) if execution.captures => {
                 let Some(runtime::Error::Model { source, .. }) = error.downcast_ref() else { return Err(error) };
                 let reason = source.message().to_owned();
-                Ok((self.session(graph, &Execution { captures: false, ..*execution })?, Some(reason)))
+                Ok((self.session(graph, &plain)?, Some(reason)))
             }
             session => Ok((session?, None)),
         }

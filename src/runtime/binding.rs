@@ -181,7 +181,9 @@ pub struct Kept {
 /// Where a value lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lies {
-    /// Where the session that reads it looks for it.
+    /// At its place: where the sessions that share the places look for it in every run.
+    Placed,
+    /// Where ONNX Runtime found room for it, on the device of the session that made it.
     There,
     /// In memory of the host that a device reads by itself.
     Pinned,
@@ -212,8 +214,8 @@ pub struct Binding {
     device: Device,
     /// Where inputs are copied to on a device, and what stays there is written.
     places: Places,
-    /// Outputs that stay on the device.
-    kept: Vec<String>,
+    /// Outputs that stay on the device, or with the host.
+    kept: Vec<(String, Lies)>,
     /// Those that have a place.
     placed: Vec<Kept>,
     /// Outputs that are read back, in the order in which they were bound.
@@ -242,14 +244,17 @@ impl Binding {
         self.binding.bind_input(name, &value).map_err(Error::run)
     }
 
-    /// An input that another session left on the same device, or that lies on the host.
+    /// An input that another session left on the same device, or that lies on the host. On a device it is read at its place.
     pub fn pass(&mut self, kept: Kept) -> Result<()> {
         let Kept { name, value, lies } = kept;
-        if self.places.is_host() || lies == Lies::There {
-            return self.binding.bind_input(name, &value).map_err(Error::run);
-        }
-        let placed = self.places.put_value(&name, value, lies == Lies::Pinned)?;
-        self.binding.bind_input(name, &placed).map_err(Error::run)
+        let value = match lies {
+            _ if self.places.is_host() => value,
+            Lies::Placed => value,
+            Lies::There => self.places.copy_value(&name, &value)?,
+            Lies::Pinned => self.places.put_value(&name, value, true)?,
+            Lies::Host => self.places.put_value(&name, value, false)?,
+        };
+        self.binding.bind_input(name, &value).map_err(Error::run)
     }
 
     /// An input that another session left on the same device, and that others read too.
@@ -261,12 +266,12 @@ impl Binding {
     /// binding with such an output serves for one run.
     pub fn keep(&mut self, port: &Port) -> Result<()> {
         let is_size = port.element_type == ElementType::Int64;
-        let memory = match self.device {
-            Device::Cuda(index) if !is_size => memory(AllocationDevice::CUDA, index),
-            _ => memory(AllocationDevice::CPU, 0),
+        let (memory, lies) = match self.device {
+            Device::Cuda(index) if !is_size => (memory(AllocationDevice::CUDA, index), Lies::There),
+            _ => (memory(AllocationDevice::CPU, 0), Lies::Host),
         };
         self.binding.bind_output_to_device(port.name.as_str(), &memory.map_err(Error::run)?).map_err(Error::run)?;
-        self.kept.push(port.name.clone());
+        self.kept.push((port.name.clone(), lies));
         Ok(())
     }
 
@@ -274,7 +279,7 @@ impl Binding {
     pub fn keep_placed(&mut self, port: &Port, dims: &[usize]) -> Result<()> {
         let Some(mut value) = self.places.output(&port.name, port.element_type, dims)? else { return self.keep(port) };
         self.binding.bind_output(port.name.as_str(), &mut value).map_err(Error::run)?;
-        self.placed.push(Kept { name: port.name.clone(), value, lies: Lies::There });
+        self.placed.push(Kept { name: port.name.clone(), value, lies: Lies::Placed });
         Ok(())
     }
 
@@ -382,8 +387,9 @@ impl Session {
     pub fn run_keeping(&mut self, binding: Binding) -> Result<Vec<Kept>> {
         let options = binding.options(self.captures)?;
         let mut outputs = self.session.run_binding_with_options(&binding.binding, &options).map_err(Error::run)?;
-        let take =
-            |name: &String| outputs.remove(name).map(|value| Kept { name: name.clone(), value, lies: Lies::There });
+        let take = |(name, lies): &(String, Lies)| {
+            outputs.remove(name).map(|value| Kept { name: name.clone(), value, lies: *lies })
+        };
         let mut kept: Vec<Kept> = binding.kept.iter().filter_map(take).collect();
         kept.extend(binding.placed);
         Ok(kept)

@@ -93,6 +93,17 @@ impl Places {
         on.value(name, element, &dims)
     }
 
+    /// As [`Places::put_value`], for a value on the device.
+    pub(super) fn copy_value(&self, name: &str, value: &DynValue) -> Result<DynValue> {
+        let Some(on) = &self.0 else {
+            return Err(Error::run(ort::Error::new("a value on a device has a place there")));
+        };
+        let (element, dims) = described(value)?;
+        let bytes = bytes_of(element, &dims);
+        on.cuda.copy_within(on.place(name, bytes)?, address(value)?, bytes)?;
+        on.value(name, element, &dims)
+    }
+
     /// The place for an output of this type and shape.
     pub(super) fn output(&self, name: &str, element: ElementType, dims: &[usize]) -> Result<Option<DynValue>> {
         let Some(on) = &self.0 else { return Ok(None) };

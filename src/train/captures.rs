@@ -10,6 +10,9 @@ use crate::train::buckets::listed;
 /// Graphs that a session captures at most: each keeps memory of the device. Other sizes run as they are.
 const MOST: usize = 16;
 
+/// Captures that may fail.
+const TRIES: usize = 3;
+
 /// The sizes of a batch that decide what a step does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Shape([usize; 4]);
@@ -42,8 +45,15 @@ pub struct Captures {
     /// What was captured under lower numbers is void.
     moves: u64,
     next: u32,
+    failures: usize,
     /// Why nothing is captured any more.
     failed: Option<String>,
+}
+
+/// What of ONNX Runtime's message CUDA said.
+fn brief(message: &str) -> &str {
+    let from = message.find("CUDA failure").map_or(message, |at| &message[at..]);
+    from.split(" ;").next().unwrap_or(from).trim()
 }
 
 impl Captures {
@@ -65,10 +75,15 @@ impl Captures {
         Way::First(graph)
     }
 
-    /// What was to be captured last could not be: from now on, runs of these sizes and of new ones go node by node.
+    /// What was to be captured last could not be, as when the device's memory had to grow meanwhile. It is tried again with the next run of
+    /// these sizes; after [`TRIES`] failures nothing more is captured.
     pub fn give_up(&mut self, graph: u32, error: &Error) {
         self.graphs.retain(|_, captured| *captured != graph);
-        self.failed = Some(error.source().map_or_else(|| error.to_string(), ToString::to_string));
+        self.failures += 1;
+        if self.failures == TRIES {
+            let said = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+            self.failed = Some(brief(&said).to_owned());
+        }
     }
 
     /// Why nothing is captured any more.
@@ -93,14 +108,27 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_captured_is_not_tried_again() {
+    fn what_could_not_be_captured_is_not_tried_for_ever() {
         let mut captures = Captures::default();
         let shape = |length| Shape([8, length, 2, 16]);
         assert_eq!(captures.way(shape(32), 0), Way::First(0));
         assert_eq!(captures.way(shape(64), 0), Way::First(1));
-        captures.give_up(1, &Error::NoSuchDevice { index: 0, count: 0 });
+        let error = Error::NoSuchDevice { index: 0, count: 0 };
+        captures.give_up(1, &error);
+        assert_eq!((captures.way(shape(64), 0), captures.failed()), (Way::First(2), None), "once is not enough");
+        captures.give_up(2, &error);
+        assert_eq!(captures.way(shape(64), 0), Way::First(3));
+        captures.give_up(3, &error);
         assert_eq!([32, 64, 96].map(|length| captures.way(shape(length), 0)), [Way::Again(0), Way::Plain, Way::Plain]);
         assert!(captures.failed().is_some());
+    }
+
+    #[test]
+    fn of_a_failure_the_reason_is_told() {
+        let message = "/onnxruntime_src/cuda_call.cc:154 std::conditional_t<...> CUDA failure 901: operation failed due to a \
+                       previous error during capture ; GPU=0 ; hostname=vm ; file=cuda_graph.cc ; line=61";
+        assert_eq!(brief(message), "CUDA failure 901: operation failed due to a previous error during capture");
+        assert_eq!(brief("Concat supports at most 32 inputs"), "Concat supports at most 32 inputs");
     }
 
     #[test]

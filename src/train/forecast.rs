@@ -57,12 +57,10 @@ impl Forecast {
                 (step.cost_on_device(&numbers, options.cuda_graphs != CudaGraphs::Off), free.ok())
             }
         };
-        let reserved = match device {
-            // Address space is free, and what a batch needs beyond it would lie in pieces of its own.
-            Device::Cpu => cost.activations.saturating_add(cost.activations / 4),
-            // Taps have places of their own.
-            Device::Cuda(_) => cost.activations.saturating_sub(step.taps(&numbers)),
-        };
+        // Address space is free, and what a batch needs beyond it would lie in pieces of its own. On a device, taps have places of their own.
+        let placed = if device == Device::Cpu { 0 } else { step.taps(&numbers) };
+        let values = cost.activations.saturating_sub(placed);
+        let reserved = values.saturating_add(values / 4);
         Forecast { sizes, device, bytes: cost.total, reserved, available }
     }
 
