@@ -25,6 +25,8 @@ use tempfile::TempDir;
 const ROWS: &str = "{\"input_ids\": [4, 9, 3, 1], \"labels\": [5, 8, 1]}
 {\"input_ids\": [12, 1], \"labels\": [6, 1]}
 {\"input_ids\": [2, 7, 7, 20, 11, 1], \"labels\": [9, 3, 1]}
+{\"input_ids\": [5, 1], \"labels\": [7, 1]}
+{\"input_ids\": [6, 8, 1], \"labels\": [4, 1]}
 ";
 
 fn execution() -> Execution {

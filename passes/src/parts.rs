@@ -109,7 +109,7 @@ impl Parts {
     /// Nothing changes where the loss takes all rows, as that of distillation does.
     ///
     /// # Errors
-    /// A graph that has a value of this name.
+    /// A graph that has a value of this name, or whose loss takes for granted that each of the rows counts.
     pub fn list_rows(&mut self) -> Result<(), String> {
         let side = &mut self.side;
         let finds = |id: &NodeId| side.node(*id).is("NonZero") && side.node(*id).origin == Origin::pass("loss");
@@ -117,6 +117,15 @@ impl Parts {
         let readers = side.uses().of(found).to_vec();
         for (reader, _) in readers {
             let Some(positions) = side.node(reader).output(0) else { continue };
+            // The loss asks of each row whether it counts, or it takes for granted that all do.
+            let asks = side.uses().of(positions).iter().any(|(id, slot)| {
+                let gather = side.node(*id);
+                let of = gather.input(0).filter(|_| gather.is("Gather") && *slot == 1);
+                of.is_some_and(|of| side.value(of).dtype == Some(DType::Bool))
+            });
+            if !asks {
+                return Err("the graphs were written by an lstc whose loss cannot run on a device".to_owned());
+            }
             let shape = side.shape(positions).unwrap_or_default();
             let rows = side.add_input(COUNTED_ROWS, DType::I64, &shape, Role::Frozen)?;
             side.redirect(positions, rows);

@@ -48,10 +48,13 @@ fn size_of(graph: &Graph, dim: &Dim, inputs: &[ValueId]) -> Option<Size> {
     if let Dim::Value(size) = dim {
         return Some(Size::Fixed(i64::from(*size)));
     }
-    inputs.iter().find_map(|input| {
-        let axis = graph.shape(*input)?.iter().position(|d| d == dim)?;
-        Some(Size::Of(*input, axis as i64))
-    })
+    let axis = |input: &ValueId| graph.shape(*input)?.iter().position(|d| d == dim);
+    // An exporter may have given one name to the lengths of two texts. Then it says nothing of which is meant.
+    let means_another = |input: &ValueId| !inputs.contains(input) && axis(input).is_some_and(|axis| axis > 0);
+    if graph.inputs.iter().any(means_another) {
+        return None;
+    }
+    inputs.iter().find_map(|input| Some(Size::Of(*input, axis(input)? as i64)))
 }
 
 /// Operators that work number by number, be they of sizes or not.
@@ -172,6 +175,16 @@ mod tests {
     fn sizes_among_themselves_stay() {
         let nodes = "size = Shape<start=1, end=2>(ids)  two = const i64[1] {2}  y = Mul(size, two)";
         assert_eq!(numbered(nodes), ["Shape", "Mul"]);
+    }
+
+    #[test]
+    fn a_size_that_two_texts_share_stays() {
+        let text =
+            "(ids: i64[batch, sequence], late: i64[batch, sequence]) { size = Shape<start=1, end=2>(late) } -> size";
+        let mut graph = parse(text, 17).expect("the test's graph is well-formed");
+        let (ids, size) = (graph.find("ids").expect("named so"), graph.find("size").expect("named so"));
+        measure(&mut graph, &[size], &[ids], &Origin::pass("test"));
+        assert_eq!(graph.outputs, [size], "it is the late text's");
     }
 
     #[test]

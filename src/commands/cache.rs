@@ -13,7 +13,7 @@ use super::train::{Talk, thousands};
 use crate::cache::{self, Cache, Element, Identity, Share, Size, Survey};
 use crate::report::{self, Bytes, Exit, Format, Hinted, ProgressLine};
 use crate::rewrite::manifest;
-use crate::rewrite::opened::Opened;
+use crate::rewrite::opened::{Execution, Opened};
 use crate::runtime::{Runtime, find};
 use crate::train::{Backbone, Event, interrupt, read_corpus};
 
@@ -133,7 +133,7 @@ impl Build {
             )
         })?;
         let runtime = Runtime::load(&find(options.device)?)?;
-        let execution = options.execution(runtime);
+        let execution = Execution { captures: false, ..options.execution(runtime) };
         let tokenizer = self.reading.tokenizer.as_deref().or(options.tokenizer.as_deref());
         let tokenizer = opened.tokenizer(tokenizer)?;
         let mut talk = Talk::default();

@@ -56,7 +56,7 @@ struct Install {
         long_help = "\
 Install the build for NVIDIA GPUs (CUDA 13), with cuBLAS, cuRAND, NVRTC and the CUDA runtime beside it: about 830 MB to \
 fetch, and 1.2 GB on the disk. The driver must be there already. cuDNN and cuFFT are left out: \
-lstc states its graphs in operators that the CUDA provider computes without them."
+lstc uses operators that the CUDA provider runs without them."
     )]
     cuda: bool,
 

@@ -143,12 +143,12 @@ struct TrainFlags {
     #[arg(long, value_enum, value_name = "TYPE")]
     tap_dtype: Option<TapDtype>,
 
-    /// On CUDA, whether steps are captured as CUDA graphs, one for each size of a batch, and replayed: auto captures what can be
-    /// captured, and says what cannot [default: auto]
+    /// On CUDA, whether to capture steps as CUDA graphs, one per batch size, and replay them: auto captures what it can and reports
+    /// the rest [default: auto]
     #[arg(long, value_enum, value_name = "WHEN")]
     cuda_graphs: Option<CudaGraphs>,
 
-    /// On CUDA, steps after which losses are read and progress is shown: the device goes on meanwhile [default: 10]
+    /// On CUDA, read losses and show progress every N steps, while the device keeps running [default: 10]
     #[arg(long, value_name = "N")]
     log_every: Option<u64>,
 

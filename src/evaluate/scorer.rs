@@ -34,6 +34,8 @@ impl<'o> Scorer<'o> {
     /// # Errors
     /// A graph that is damaged, or that ONNX Runtime refuses.
     pub fn open(opened: &'o Opened, execution: &Execution) -> anyhow::Result<Scorer<'o>> {
+        // Its batches have many sizes, and its values no places.
+        let execution = &Execution { captures: false, ..*execution };
         let infer = opened.graph("infer.onnx")?;
         let late: Vec<ValueId> = opened.late().into_iter().filter_map(|name| infer.find(name)).collect();
         let Scoring { encode: early, decode } = scoring(&infer, &late).map_err(|reason| anyhow!(reason))?;

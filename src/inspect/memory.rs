@@ -6,7 +6,7 @@ use lstc_graph::{Dim, ValueId};
 use lstc_passes::{Artifacts, Module, parts};
 use serde::Serialize;
 
-use crate::memory::{self, Cost, Numbers, Sizes, Step, Taps};
+use crate::memory::{self, Cost, Extras, Numbers, Sizes, Step, Taps};
 use crate::report::{self, Bytes};
 use crate::rewrite::frozen_elements;
 
@@ -40,7 +40,7 @@ impl Memory {
             reduction: module.options.method.reduction,
             sizes: bound(&numbers, module),
             lst: step.cost(&numbers),
-            cuda: step.cost_on_device(&numbers, true),
+            cuda: step.cost_on_device(&numbers, Extras { captured: true, evaluated: false }),
             full: Cost::new(backbone, backbone as u64 * 4, kept, runtime),
         }
     }
@@ -78,7 +78,7 @@ impl fmt::Display for Memory {
         };
         let rows = [
             row(format!("side tuning, r={}", self.reduction), &self.lst),
-            row("the same on CUDA, of its memory".to_owned(), &self.cuda),
+            row("the same, in CUDA device memory".to_owned(), &self.cuda),
             row("full fine-tuning".to_owned(), &self.full),
         ];
         let header = ["", "trainable", "weights", "kept activations", "gradients and moments", "runtime", "total"];

@@ -259,7 +259,7 @@ pub fn memory(memory: &Memory) -> Markup {
     let sizes = memory.sizes;
     let ways = [
         (format!("side tuning, r = {}", memory.reduction), &memory.lst),
-        ("the same on CUDA, of its memory".to_owned(), &memory.cuda),
+        ("the same, in CUDA device memory".to_owned(), &memory.cuda),
         ("full fine-tuning".to_owned(), &memory.full),
     ];
     let most = ways.iter().map(|(_, c)| c.total).max().unwrap_or(0).max(1);

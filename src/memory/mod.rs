@@ -107,6 +107,15 @@ impl Step<'_> {
     }
 }
 
+/// What a run has on a device besides its steps.
+#[derive(Clone, Copy, Debug)]
+pub struct Extras {
+    /// Steps are captured: the side network and its moments are there once more meanwhile.
+    pub captured: bool,
+    /// Epochs are evaluated, by sessions with weights of their own.
+    pub evaluated: bool,
+}
+
 impl Step<'_> {
     /// Bytes of the taps of a batch.
     pub fn taps(&self, numbers: &Numbers) -> u64 {
@@ -114,8 +123,8 @@ impl Step<'_> {
         total(backbone.outputs.iter().map(|tap| numbers.bytes(backbone, *tap)))
     }
 
-    /// As [`Step::cost`], of a CUDA device's memory. A step that is captured has the side network and its moments once more meanwhile.
-    pub fn cost_on_device(&self, numbers: &Numbers, captured: bool) -> Cost {
+    /// As [`Step::cost`], of a CUDA device's memory.
+    pub fn cost_on_device(&self, numbers: &Numbers, Extras { captured, evaluated }: Extras) -> Cost {
         let Parts { backbone, side, .. } = self.parts;
         let taps = self.taps(numbers);
         let outputs = backbone.outputs.iter().copied().collect();
@@ -123,8 +132,9 @@ impl Step<'_> {
             Taps::Kept => (0, numbers.peak(side, &self.elsewhere)),
             _ => (numbers.peak(backbone, &outputs), numbers.peak(side, &self.elsewhere)),
         };
-        let frozen = if self.source == Taps::Kept { 0 } else { mapped_weights(backbone) };
-        let weights = frozen + mapped_weights(side) + self.trainable as u64 * 4;
+        let frozen = mapped_weights(backbone);
+        let copies = u64::from(self.source != Taps::Kept) + u64::from(evaluated);
+        let weights = frozen * copies + mapped_weights(side) * (1 + u64::from(evaluated)) + self.trainable as u64 * 4;
         let activations = wasted(before.max(behind)).saturating_add(taps);
         let copies = if captured { 3 } else { 0 };
         let optimizer = self.trainable as u64 * 4 * (2 + copies);

@@ -85,8 +85,8 @@ pub struct Measuring<'r> {
 }
 
 /// What becomes of a model of integers on CUDA.
-pub const INTEGERS_ON_CUDA: &str = "the model multiplies integers, which CUDA has no kernels for: there its weights are dequantised \
-                                    once, and multiplied in bf16 (in f32 before Ampere)";
+pub const INTEGERS_ON_CUDA: &str = "the model uses integer products, for which there are no CUDA kernels: on CUDA its weights are \
+                                    dequantised once and multiplied in bf16 (in f32 before Ampere)";
 
 /// Who chooses the backbone's precision.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -317,9 +317,15 @@ fn chosen(
         (Choice::Said | Choice::Open, _) => {}
     }
     if options.backbone.precision == Precision::Int8 && device != Device::Cpu {
-        let error = anyhow!("an int8 backbone runs on the CPU alone: ONNX Runtime has no kernels for it on {device}");
+        let error = anyhow!("an int8 backbone runs only on the CPU: ONNX Runtime has no kernels for it on {device}");
         let hint = "--backbone bf16 is the fastest there, --backbone int4 takes the least memory";
         return Err(Hinted::new(error, hint).into());
+    }
+    if let (Precision::Bf16, Device::Cuda(index)) = (options.backbone.precision, device)
+        && !has_bf16(index)
+    {
+        let error = anyhow!("{device} does not multiply in bf16: devices from Ampere on do");
+        return Err(Hinted::new(error, "--backbone source and int4 run there").into());
     }
     options.backbone = precision::decided(options.backbone);
     Ok((options, candidates))

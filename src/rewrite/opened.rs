@@ -144,7 +144,8 @@ impl Opened {
     pub fn captured(&self, graph: &Graph, execution: &Execution) -> anyhow::Result<(Session, Option<String>)> {
         let (found, plain) = (execution.runtime.library().version, Execution { captures: false, ..*execution });
         if execution.captures && found < CAPTURES {
-            let reason = format!("ONNX Runtime {found} reuses memory that a replay reads, and {CAPTURES} does not");
+            let reason =
+                format!("ONNX Runtime {found} reuses memory that replays still read: {CAPTURES} or later is needed");
             return Ok((self.session(graph, &plain)?, Some(reason)));
         }
         match self.session(graph, execution) {
@@ -241,15 +242,24 @@ impl Opened {
 /// A device that cannot be used.
 pub fn runnable<'g>(graph: &'g Graph, runtime: &Runtime, device: Device) -> anyhow::Result<Cow<'g, Graph>> {
     let Device::Cuda(index) = device else { return Ok(on_cpu(graph)) };
+    let has_bf16 = runtime.cuda(index)?.has_bf16()?;
+    if !has_bf16 && has(graph, DType::BF16) {
+        let error =
+            anyhow!("{device} does not multiply in bf16, in which this model's backbone is: devices from Ampere on do");
+        return Err(Hinted::new(error, "rewrite the model with --backbone fp32, or with int4").into());
+    }
     let mut restated = graph.clone();
-    for_cuda(&mut restated, runtime.cuda(index)?.has_bf16()?);
+    for_cuda(&mut restated, has_bf16);
     Ok(Cow::Owned(restated))
+}
+
+fn has(graph: &Graph, dtype: DType) -> bool {
+    graph.value_ids().any(|v| graph.value(v).dtype == Some(dtype))
 }
 
 /// A graph as the CPU has kernels for it: none of them computes in bf16.
 pub fn on_cpu(graph: &Graph) -> Cow<'_, Graph> {
-    let narrow = |v| graph.value(v).dtype == Some(DType::BF16);
-    if !graph.value_ids().any(narrow) {
+    if !has(graph, DType::BF16) {
         return Cow::Borrowed(graph);
     }
     let mut wide = graph.clone();

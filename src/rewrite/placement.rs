@@ -66,7 +66,7 @@ fn hint(first: &Placed) -> String {
         "QLinearAdd",
     ];
     if OF_INTEGERS.contains(&first.operator.as_str()) {
-        return "products of integers run on the CPU alone: rewrite the model with --backbone bf16, or with --backbone int4 for \
+        return "products of integers run only on the CPU: rewrite the model with --backbone bf16, or with --backbone int4 for \
                 the least memory"
             .to_owned();
     }

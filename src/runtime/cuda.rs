@@ -21,8 +21,9 @@ use super::places::address;
 /// The CUDA runtime that ONNX Runtime's provider is linked with.
 const CUDART: &str = "libcudart.so.13";
 
-/// Copies to the device that may be under way at once before the host waits for the oldest.
-const MOST_UNDER_WAY: usize = 64;
+/// Copies to the device that may be under way at once, and their bytes, before the host waits for the oldest.
+const MOST_UNDER_WAY: usize = 512;
+const MOST_BYTES: usize = 1 << 28;
 
 /// Pieces of pinned memory that are kept for the next copies.
 const MOST_IDLE: usize = 64;
@@ -108,6 +109,7 @@ struct Copies {
 /// A copy to the device, the event that comes when it is over, and what it reads.
 struct UnderWay {
     over: Handle,
+    bytes: usize,
     source: Source,
 }
 
@@ -203,6 +205,7 @@ impl Cuda {
     /// # Errors
     /// From the CUDA runtime.
     pub fn memory(&self) -> Result<(u64, u64)> {
+        self.choose()?;
         let (mut free, mut total) = (0, 0);
         // SAFETY: the pointers are to values of this function.
         self.call(unsafe { (self.api.mem_get_info)(&mut free, &mut total) })?;
@@ -232,8 +235,8 @@ impl Cuda {
 
     fn start(&self, to: Handle, from: *const c_void, bytes: usize, source: Source) -> Result<()> {
         self.copy(to, from, bytes, value::HOST_TO_DEVICE)?;
-        let over = self.mark()?;
-        self.copies().under_way.push_back(UnderWay { over, source });
+        let over = self.mark().inspect_err(|_| drop(self.wait()))?;
+        self.copies().under_way.push_back(UnderWay { over, bytes, source });
         Ok(())
     }
 
@@ -313,10 +316,12 @@ impl Cuda {
     fn pinned(&'static self, length: usize) -> Result<Pinned> {
         let mut copies = self.copies();
         while let Some(oldest) = copies.under_way.front() {
-            if copies.under_way.len() < MOST_UNDER_WAY && !self.has_come(oldest.over)? {
+            let bytes: usize = copies.under_way.iter().map(|copy| copy.bytes).sum();
+            let is_full = copies.under_way.len() >= MOST_UNDER_WAY || bytes > MOST_BYTES;
+            if !is_full && !self.has_come(oldest.over)? {
                 break;
             }
-            let UnderWay { over, source } = copies.under_way.pop_front().expect("it was seen just now");
+            let UnderWay { over, source, .. } = copies.under_way.pop_front().expect("it was seen just now");
             self.come(over)?;
             if let Source::Pinned(pinned) = source {
                 copies.idle.push(pinned);
@@ -329,6 +334,7 @@ impl Cuda {
         let kept = copies.idle.len().saturating_sub(MOST_IDLE);
         copies.idle.drain(..kept);
         drop(copies);
+        self.choose()?;
         let mut memory = ptr::null_mut();
         let capacity = length.next_multiple_of(256).max(256);
         // SAFETY: the pointer is to a value of this function.
@@ -357,7 +363,7 @@ impl Cuda {
     pub(super) fn read_later(&'static self, from: Handle) -> Result<Awaited> {
         let pinned = self.pinned(size_of::<f32>())?;
         let over = self.fetch_pinned(from, &pinned)?;
-        Ok(Awaited { cuda: self, over, pinned })
+        Ok(Awaited { cuda: self, coming: Some((over, pinned)) })
     }
 
     fn call(&self, status: c_int) -> Result<()> {
@@ -442,8 +448,8 @@ impl Drop for Block {
 #[derive(Debug)]
 pub struct Awaited {
     cuda: &'static Cuda,
-    over: Handle,
-    pinned: Pinned,
+    /// The event, and where the number comes to; `None` once it was taken.
+    coming: Option<(Handle, Pinned)>,
 }
 
 // SAFETY: the event is the owner's alone.
@@ -451,10 +457,21 @@ unsafe impl Send for Awaited {}
 
 impl Awaited {
     /// Waits for the number.
-    pub(super) fn get(self) -> Result<f32> {
-        self.cuda.come(self.over)?;
-        let bytes: [u8; 4] = self.pinned.bytes().try_into().expect("four bytes were asked for");
-        self.cuda.give_back(self.pinned);
+    pub(super) fn get(mut self) -> Result<f32> {
+        let (over, pinned) = self.coming.take().expect("it is taken once");
+        self.cuda.come(over)?;
+        let bytes: [u8; 4] = pinned.bytes().try_into().expect("four bytes were asked for");
+        self.cuda.give_back(pinned);
         Ok(f32::from_ne_bytes(bytes))
+    }
+}
+
+impl Drop for Awaited {
+    /// The device may still write to the memory.
+    fn drop(&mut self) {
+        if let Some((over, pinned)) = self.coming.take() {
+            let _ = self.cuda.come(over);
+            self.cuda.give_back(pinned);
+        }
     }
 }

@@ -40,7 +40,7 @@ pub enum Error {
     #[error("this model needs cuDNN on CUDA, and `libcudnn.so.9` is missing")]
     WithoutCudnn { source: ort::Error },
 
-    #[error("there is no CUDA device {index}: this machine has {count}, counted from 0")]
+    #[error("there is no CUDA device {index}: this machine has {count}, numbered from 0")]
     NoSuchDevice { index: u32, count: u32 },
 
     #[error("CUDA device {index} failed: {reason}")]
@@ -119,10 +119,10 @@ impl Error {
             }
             Error::Cuda { missing: Some(library), .. } => Some(match brought_by(library) {
                 Some((package, true)) => format!(
-                    "the Python package {package} has it, and `lstc runtime install --cuda` puts it beside ONNX Runtime"
+                    "the Python package {package} contains it; `lstc runtime install --cuda` installs it next to ONNX Runtime"
                 ),
                 Some((package, false)) => from_package(package),
-                None => "LD_LIBRARY_PATH names the folders in which libraries are looked for".to_owned(),
+                None => "add the folder that contains it to LD_LIBRARY_PATH".to_owned(),
             }),
             Error::WithoutCudnn { .. } => Some(from_package("nvidia-cudnn-cu13")),
             Error::NoSuchDevice { .. } => Some("`--device cuda:0` is the first one, `--device cpu` needs none".into()),
@@ -136,7 +136,7 @@ impl Error {
 }
 
 fn from_package(package: &str) -> String {
-    format!("`pip install {package}` brings it; LD_LIBRARY_PATH must name the folder it lies in")
+    format!("`pip install {package}` provides it; LD_LIBRARY_PATH must include its folder")
 }
 
 /// The one library of CUDA that no package ships.

@@ -30,7 +30,7 @@ struct OnDevice {
 #[derive(Debug, Default)]
 struct State {
     blocks: HashMap<String, Block>,
-    /// Counts the blocks that were replaced by larger ones.
+    /// Counts what voids captures: blocks that were replaced by larger ones, for one.
     moves: u64,
 }
 
@@ -52,6 +52,13 @@ impl Places {
     /// Changes when a value has moved to another place: what was captured before is void.
     pub fn moves(&self) -> u64 {
         self.0.as_ref().map_or(0, |on| on.state().moves)
+    }
+
+    /// Voids what was captured before, although no value has moved.
+    pub fn void(&self) {
+        if let Some(on) = &self.0 {
+            on.state().moves += 1;
+        }
     }
 
     /// Bytes on the device.

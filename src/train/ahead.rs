@@ -84,6 +84,15 @@ impl<'s, 'o> Upcoming<'s, 'o> {
         }
     }
 
+    /// Why the backbone's runs are not captured, although that was asked for.
+    pub(super) fn plain(&self) -> Option<&str> {
+        match self {
+            Upcoming::Here(source) => source.plain(),
+            // On the CPU alone.
+            Upcoming::Ahead { .. } => None,
+        }
+    }
+
     /// Warnings that have come up.
     pub(super) fn news(&mut self) -> Vec<String> {
         match self {

@@ -57,6 +57,8 @@ impl<'o> Backbone<'o> {
             if !self.places.are_for(&session) {
                 self.places = session.places();
             }
+            // Its weights may lie where a captured graph had values of its own at work.
+            self.places.void();
             (self.session, self.plain) = (Some(session), plain);
         }
         Ok(())
@@ -89,19 +91,23 @@ impl<'o> Backbone<'o> {
         let captures = self.session.as_ref().is_some_and(Session::captures) && are_known;
         if !are_known && self.execution.captures && self.plain.is_none() {
             self.plain =
-                Some("the sizes of what the side network reads do not follow from those of a batch".to_owned());
+                Some("the shapes of the side network's inputs cannot be derived from the batch's shape".to_owned());
         }
-        let way = if captures { self.captures.way(Shape::of(batch), self.places.moves()) } else { Way::Plain };
+        // First, since a place may grow.
+        let binding = self.fed(batch)?;
+        let (shape, moves) = (Shape::of_backbone(batch), self.places.moves());
+        let way = if captures { self.captures.way(shape, moves) } else { Way::Plain };
         // Nothing is written in place: the passes of a first run all give the same.
         match way {
-            Way::Plain => self.run(batch, &shapes, None),
-            Way::Again(graph) => self.run(batch, &shapes, Some(graph)),
-            Way::First(graph) => match self.run(batch, &shapes, Some(graph)) {
+            Way::Plain => self.run(binding, &shapes, None),
+            Way::Again(graph) => self.run(binding, &shapes, Some(graph)),
+            Way::First(graph) => match self.run(binding, &shapes, Some(graph)) {
                 Err(error) => match error.downcast() {
                     Ok(error @ runtime::Error::OutOfMemory { .. }) => Err(error.into()),
                     Ok(error) => {
                         self.captures.give_up(graph, &error);
-                        self.run(batch, &shapes, None)
+                        let binding = self.fed(batch)?;
+                        self.run(binding, &shapes, None)
                     }
                     Err(other) => Err(other),
                 },
@@ -110,8 +116,7 @@ impl<'o> Backbone<'o> {
         }
     }
 
-    fn run(&mut self, batch: &Batch, shapes: &[Option<Vec<usize>>], graph: Option<u32>) -> anyhow::Result<Taps> {
-        let mut binding = self.fed(batch)?;
+    fn run(&mut self, mut binding: Binding, shapes: &[Option<Vec<usize>>], graph: Option<u32>) -> anyhow::Result<Taps> {
         binding.replay(graph);
         let session = self.session.as_mut().expect("it was opened to be fed");
         for (port, dims) in session.outputs().iter().zip(shapes) {

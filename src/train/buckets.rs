@@ -35,7 +35,7 @@ impl Buckets {
         let distills = opened.record.distills();
         Buckets {
             fixed: opened.fixed(),
-            full: (!distills).then_some(batch_size),
+            full: (!distills).then_some(batch_size.min(corpus.len())),
             longest: corpus.longest(),
             pads_source: opened.masks_source(),
             pads_target: !distills,

@@ -10,6 +10,9 @@ use crate::train::buckets::listed;
 /// Graphs that a session captures at most: each keeps memory of the device. Other sizes run as they are.
 const MOST: usize = 16;
 
+/// Graphs that a session captures in all, those that are void included: ONNX Runtime keeps them.
+const MOST_EVER: u32 = 64;
+
 /// Captures that may fail.
 const TRIES: usize = 3;
 
@@ -19,8 +22,14 @@ pub struct Shape([usize; 4]);
 
 impl Shape {
     pub fn of(batch: &Batch) -> Shape {
+        let Shape([rows, source, target, _]) = Shape::of_backbone(batch);
+        Shape([rows, source, target, listed(batch)])
+    }
+
+    /// As the backbone sees it, which reads no labels.
+    pub fn of_backbone(batch: &Batch) -> Shape {
         let (rows, source) = batch.source.dim();
-        Shape([rows, source, batch.target_in.ncols(), listed(batch)])
+        Shape([rows, source, batch.target_in.ncols(), 0])
     }
 
     /// Of runs that are always of the same sizes.
@@ -46,11 +55,11 @@ pub struct Captures {
     moves: u64,
     next: u32,
     failures: usize,
-    /// Why nothing is captured any more.
+    /// Why some runs, or all further ones, go node by node.
     failed: Option<String>,
 }
 
-/// What of ONNX Runtime's message CUDA said.
+/// The part of ONNX Runtime's message that comes from CUDA.
 fn brief(message: &str) -> &str {
     let from = message.find("CUDA failure").map_or(message, |at| &message[at..]);
     from.split(" ;").next().unwrap_or(from).trim()
@@ -59,6 +68,11 @@ fn brief(message: &str) -> &str {
 impl Captures {
     /// How a run of these sizes goes, after the places of its values have moved so many times.
     pub fn way(&mut self, shape: Shape, moves: u64) -> Way {
+        self.way_where(shape, moves, true)
+    }
+
+    /// As [`Captures::way`], where a capture may begin or not.
+    pub fn way_where(&mut self, shape: Shape, moves: u64, may_begin: bool) -> Way {
         if moves != self.moves {
             self.graphs.clear();
             self.moves = moves;
@@ -66,7 +80,11 @@ impl Captures {
         if let Some(graph) = self.graphs.get(&shape) {
             return Way::Again(*graph);
         }
-        if self.graphs.len() >= MOST || self.failed.is_some() {
+        if !may_begin || self.failures >= TRIES {
+            return Way::Plain;
+        }
+        if self.graphs.len() >= MOST || self.next >= MOST_EVER {
+            self.failed.get_or_insert_with(|| format!("batches have more than {MOST} sizes"));
             return Way::Plain;
         }
         let graph = self.next;
@@ -86,7 +104,7 @@ impl Captures {
         }
     }
 
-    /// Why nothing is captured any more.
+    /// Why some runs, or all further ones, go node by node.
     pub fn failed(&self) -> Option<&str> {
         self.failed.as_deref()
     }
@@ -136,5 +154,13 @@ mod tests {
         let mut captures = Captures::default();
         let ways: Vec<Way> = (0..=MOST).map(|length| captures.way(Shape([1, length, 1, 1]), 0)).collect();
         assert_eq!((ways[MOST - 1], ways[MOST]), (Way::First(MOST as u32 - 1), Way::Plain));
+        assert!(captures.failed().is_some(), "the reason is there to be told");
+    }
+
+    #[test]
+    fn a_capture_begins_only_where_it_may() {
+        let mut captures = Captures::default();
+        let mut way = |may_begin| captures.way_where(Shape::ONE, 0, may_begin);
+        assert_eq!([false, true, false].map(&mut way), [Way::Plain, Way::First(0), Way::Again(0)]);
     }
 }

@@ -6,10 +6,13 @@ use serde::Serialize;
 use super::buckets::Buckets;
 use super::options::{CudaGraphs, TrainOptions};
 use crate::data::Corpus;
-use crate::memory::{Numbers, Sizes, Step, Taps};
+use crate::memory::{Extras, Numbers, Sizes, Step, Taps};
 use crate::report::Bytes;
 use crate::rewrite::opened::Opened;
 use crate::runtime::{Cuda, Device, Runtime, available_memory};
+
+/// What a device's arena begins with at least: of small pieces, a capture, during which none can be added, may find too few.
+const LEAST: u64 = 16 << 20;
 
 /// The memory of a step on the largest batch that a run may meet.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -54,7 +57,9 @@ impl Forecast {
             Device::Cpu => (step.cost(&numbers), available_memory()),
             Device::Cuda(index) => {
                 let free = runtime.cuda(index).and_then(Cuda::memory).map(|(free, _)| free);
-                (step.cost_on_device(&numbers, options.cuda_graphs != CudaGraphs::Off), free.ok())
+                let extras =
+                    Extras { captured: options.cuda_graphs != CudaGraphs::Off, evaluated: options.eval.is_some() };
+                (step.cost_on_device(&numbers, extras), free.ok())
             }
         };
         // Address space is free, and what a batch needs beyond it would lie in pieces of its own. On a device, taps have places of their own.
@@ -64,14 +69,22 @@ impl Forecast {
         Forecast { sizes, device, bytes: cost.total, reserved, available }
     }
 
+    /// What the arena is asked for first, in one piece: on a device no more than it has left, a tenth of it aside.
+    pub(super) fn first_piece(&self) -> u64 {
+        match (self.device, self.available) {
+            (Device::Cuda(_), free) => self.reserved.max(LEAST).min(free.unwrap_or(u64::MAX) / 10 * 9),
+            (Device::Cpu, _) => self.reserved,
+        }
+    }
+
     /// A warning, where the machine has less.
     pub fn warning(&self) -> Option<String> {
         let Forecast { sizes: Sizes { batch, source_length, target_length }, device, bytes, available, .. } = *self;
         let available = available.filter(|available| *available < bytes)?;
         let [bytes, available] = [bytes, available].map(Bytes);
         Some(format!(
-            "a step of {batch} examples, {source_length} tokens in and {target_length} out, is predicted to take {bytes}, and \
-             {available} are left on {}",
+            "a step of {batch} examples, {source_length} tokens in and {target_length} out, is predicted to take {bytes}, and only \
+             {available} is free on {}",
             if device == Device::Cpu { "this machine".to_owned() } else { device.to_string() }
         ))
     }
@@ -88,7 +101,7 @@ mod tests {
             |available| Forecast { sizes, device: Device::Cpu, bytes: 3 << 30, reserved: 0, available }.warning();
         assert_eq!([warning(None), warning(Some(3 << 30))], [None, None]);
         let warning = warning(Some(2 << 30)).expect("a warning");
-        let told = ["8 examples, 512 tokens in and 4 out", "3.0 GiB", "2.0 GiB are left"];
+        let told = ["8 examples, 512 tokens in and 4 out", "3.0 GiB", "only 2.0 GiB is free"];
         assert!(told.iter().all(|part| warning.contains(part)), "{warning}");
     }
 }

@@ -24,7 +24,7 @@ pub struct StepLine {
     pub tokens_per_second: f64,
     /// Resident now, in bytes; on a device, in use of its memory.
     pub memory: u64,
-    /// The most that was at once, in bytes.
+    /// Its peak, in bytes.
     pub peak_memory: u64,
 }
 

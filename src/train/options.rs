@@ -118,13 +118,14 @@ impl TrainOptions {
             self.tap_dtype == TapDtype::Fp32 || self.cache.is_none(),
             "train.tap_dtype is for taps that no cache keeps: train.cache_dtype is how a cache keeps them".to_owned(),
         );
-        check(self.log_every > 0, "train.log_every is 0: it is a number of steps".to_owned());
+        check(self.log_every > 0, "train.log_every is 0, but must be at least 1".to_owned());
         check(
             self.overlap != Overlap::On || self.device == Device::Cpu,
-            "train.overlap is for the CPU: on CUDA, backbone and side network take turns on one stream".to_owned(),
+            "train.overlap applies only to the CPU: on CUDA, the backbone and the side network share one stream"
+                .to_owned(),
         );
         let captures = self.cuda_graphs != CudaGraphs::On || self.device != Device::Cpu;
-        check(captures, "train.cuda_graphs is for CUDA: train.device is cpu".to_owned());
+        check(captures, "train.cuda_graphs is on, but train.device is cpu".to_owned());
         check(self.save_every > 0, "train.save_every is 0: it is a number of steps".to_owned());
         problems
     }

@@ -86,9 +86,9 @@ impl<'r> Run<'r> {
         };
         let execution = options.execution(request.runtime);
         let rate = LearningRate::new(options, total);
-        let buckets = match options.device {
-            Device::Cpu => Buckets::none(opened),
-            Device::Cuda(_) => Buckets::new(opened, &corpus, batch_size),
+        let buckets = match execution.captures {
+            true => Buckets::new(opened, &corpus, batch_size),
+            false => Buckets::none(opened),
         };
         Ok(Run {
             request,
@@ -173,9 +173,12 @@ impl<'r> Run<'r> {
             tell(Event::Warning(INTEGERS_ON_CUDA));
         }
         let (mut stepper, backbone) = Stepper::of(self.opened, parts, &self.execution, &state, accumulates, runs)?;
+        if options.device != Device::Cpu {
+            let reserved = backbone.reserve(forecast.sizes).and_then(|()| stepper.reserve_places(forecast.sizes));
+            reserved.map_err(|error| self.explained(error, progress.step + 1, &[], None))?;
+        }
         // Where there is no room in one piece, the arena grows as it must.
-        drop(stepper.reserve(forecast.reserved));
-        backbone.reserve(forecast.sizes)?;
+        drop(stepper.reserve(forecast.first_piece()));
         drop(state);
         if !self.request.resume {
             self.save(&stepper, &progress)?;
@@ -184,8 +187,9 @@ impl<'r> Run<'r> {
         tell(Event::Begins(&Plan { forecast: Some(forecast), cache: source.holding(), ..self.plan(progress.step) }));
         let mut log = Log::open(&self.out, progress.step, progress.epochs)?;
         let mut interrupted = false;
-        let mut begun = Begun { clock: Clock::default(), steps: VecDeque::new(), loss: None, largest: None };
-        let mut told_plain = options.cuda_graphs == CudaGraphs::Off;
+        let mut begun =
+            Begun { clock: Clock::default(), started: 0, steps: VecDeque::new(), loss: None, largest: None };
+        let mut is_told = !self.execution.captures;
         for epoch in progress.epochs..options.epochs {
             let batches = epoch_batches(&self.corpus, self.identity.batch_size, options.seed, epoch);
             let end = (epoch + 1) * self.steps_an_epoch;
@@ -201,6 +205,9 @@ impl<'r> Run<'r> {
                 while progress.step < end && !interrupted {
                     self.step((&mut stepper, &mut taps, &mut begun), &batches, epoch, progress.step + 1)?;
                     progress.step += 1;
+                    if !is_told {
+                        is_told = self.tell_plain(stepper.plain().or_else(|| taps.plain()), &mut tell)?;
+                    }
                     taps.news().iter().for_each(|news| tell(Event::Warning(news)));
                     interrupted = interrupt::asked();
                     // The last step of an epoch is saved with its evaluation.
@@ -218,10 +225,6 @@ impl<'r> Run<'r> {
                 }
                 anyhow::Ok(())
             });
-            if !told_plain {
-                told_plain = true;
-                self.tell_plain(&stepper, &source, &mut tell)?;
-            }
             source.news().iter().for_each(|news| tell(Event::Warning(news)));
             steps?;
             if interrupted {
@@ -306,6 +309,7 @@ impl<'r> Run<'r> {
         begun.largest = made.iter().map(sizes).chain(begun.largest).max_by_key(|[rows, source, _]| rows * source);
         let tokens = made.iter().map(|b| b.tokens).sum();
         let rows = made.into_iter().flat_map(|batch| batch.rows).collect();
+        begun.started += 1;
         begun.steps.push_back(Step { step, epoch, lr, tokens, rows, place: (first, batches.len()), pending });
         Ok(())
     }
@@ -333,7 +337,7 @@ impl<'r> Run<'r> {
         }
         let Some((_, _, _, _, loss, _)) = measured.last() else { return Ok(Vec::new()) };
         begun.loss = Some(*loss);
-        let seconds = begun.clock.lap() / measured.len() as f64;
+        let seconds = begun.clock.lap() / std::mem::take(&mut begun.started).max(1) as f64;
         let Resident { now: memory, peak: peak_memory } = stepper.memory()?;
         let lines = measured.into_iter().map(|(step, epoch, lr, tokens, loss, grad_norm)| {
             let tokens_per_second = tokens as f64 / seconds.max(1e-9);
@@ -344,15 +348,15 @@ impl<'r> Run<'r> {
         Ok(lines)
     }
 
-    /// Tells once why steps are not captured, where they are not; that is an error where it was asked for.
-    fn tell_plain(&self, stepper: &Stepper, source: &TapSource, tell: &mut impl FnMut(Event)) -> anyhow::Result<()> {
-        let Some(reason) = stepper.plain().or_else(|| source.plain()) else { return Ok(()) };
+    /// Tells why steps are not captured, where there is a reason; that is an error where captures were asked for.
+    fn tell_plain(&self, reason: Option<&str>, tell: &mut impl FnMut(Event)) -> anyhow::Result<bool> {
+        let Some(reason) = reason else { return Ok(false) };
         if self.request.train.cuda_graphs == CudaGraphs::On {
             let error = anyhow!("the steps of this model cannot be captured as CUDA graphs: {reason}");
             return Err(Hinted::new(error, "--cuda-graphs auto captures what can be captured").into());
         }
-        tell(Event::Warning(&format!("not all of a step is captured as a CUDA graph: {reason}")));
-        Ok(())
+        tell(Event::Warning(&format!("not every part of a step is captured as a CUDA graph: {reason}")));
+        Ok(true)
     }
 
     /// Of a step that failed for want of memory: what it was about, and what takes less. `largest` is what fitted before.
@@ -385,6 +389,16 @@ impl<'r> Run<'r> {
         let hint = hints.join("; ");
         let what = format!("step {step}: {rows} examples of {source} tokens in, {target} out, do not fit into memory");
         Hinted::new(error.context(what), hint).into()
+    }
+
+    /// Of an evaluation that finds no memory.
+    fn explained_evaluation(&self, error: anyhow::Error) -> anyhow::Error {
+        if !matches!(error.downcast_ref(), Some(runtime::Error::OutOfMemory { .. })) {
+            return error;
+        }
+        let hint =
+            "the epoch is saved: `--resume` evaluates it again; a run without --eval, or an int4 backbone, needs less";
+        Hinted::new(error.context("the evaluation does not fit into memory beside the run"), hint).into()
     }
 
     fn diverged(
@@ -434,6 +448,8 @@ impl<'r> Run<'r> {
         let (step, number) = (progress.step, epoch + 1);
         match &self.eval {
             Some(eval) => {
+                // What the epoch has learnt is not lost with an evaluation that fails: it is made again when the run is resumed.
+                self.save(stepper, progress)?;
                 let begun = Instant::now();
                 let Some(metrics) = self.evaluate(stepper, eval, tell)? else {
                     return self.save(stepper, progress);
@@ -463,7 +479,8 @@ impl<'r> Run<'r> {
         tell: &mut impl FnMut(Event),
     ) -> anyhow::Result<Option<Metrics>> {
         // Another copy of the weights beside the training graph's would be the most memory of all.
-        let mut scorer = Scorer::open(self.opened, &Execution { mapped: true, ..self.execution })?;
+        let mut scorer = Scorer::open(self.opened, &Execution { mapped: true, ..self.execution })
+            .map_err(|error| self.explained_evaluation(error))?;
         let batch_size = self.identity.batch_size;
         let request = evaluate::Request { labels: self.labels.clone(), generate: None, batch_size };
         let of = eval.len();
@@ -494,6 +511,8 @@ fn sizes(batch: &Batch) -> [usize; 3] {
 /// What has been started of a run.
 struct Begun {
     clock: Clock,
+    /// Steps that were started since the last figures were known.
+    started: usize,
     /// Steps whose figures are not known yet.
     steps: VecDeque<Step>,
     /// Of the last step whose figures are known.

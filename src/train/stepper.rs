@@ -10,6 +10,8 @@ use super::backbone::{Backbone, Taps};
 use super::buckets::listed;
 use super::captures::{Captures, Shape, Way};
 use crate::data::Batch;
+use crate::memory::Sizes;
+use crate::report::Hinted;
 use crate::rewrite::opened::{Execution, Opened};
 use crate::runtime::{
     self, Arena, Binding, Device, DeviceTensor, HostMemory, Measured, Places, Resident, Session, Tensor,
@@ -135,18 +137,17 @@ impl Bound {
         Ok(self.measured.iter().map(DeviceTensor::read_later).collect::<Result<_, _>>()?)
     }
 
-    /// As [`Bound::run`], of these sizes; `state` is what a run writes in place. ONNX Runtime runs a graph more than once to capture
+    /// As [`Bound::run`], in this way; `state` is what a run writes in place. ONNX Runtime runs a graph more than once to capture
     /// it: then the state is put back, and the run that counts is the first replay.
     fn run_captured(
         &mut self,
-        shape: Shape,
-        moves: u64,
+        way: impl FnOnce(&mut Captures) -> Way,
         state: &mut [(String, DeviceTensor)],
     ) -> anyhow::Result<Vec<Measured>> {
         if !self.session.captures() {
             return self.run();
         }
-        match self.captures.way(shape, moves) {
+        match way(&mut self.captures) {
             Way::Plain => self.binding.replay(None),
             Way::Again(graph) => self.binding.replay(Some(graph)),
             Way::First(graph) => {
@@ -214,12 +215,11 @@ impl<'o> Stepper<'o> {
         let parameters = &opened.record.parameters;
         let file = Stepper::graph(accumulates);
         if execution.device != Device::Cpu {
-            parts.list_rows().map_err(|reason| anyhow!(reason))?;
+            parts.list_rows().map_err(|reason| Hinted::new(anyhow!(reason), "rewrite the model again"))?;
         }
         let Parts { backbone, side, .. } = parts;
         let drops = side.node_ids().any(|id| side.node(id).is("Dropout"));
-        let mut plain = (execution.captures && drops)
-            .then(|| "whether a replay draws another mask for each dropout is not known".to_owned());
+        let mut plain = (execution.captures && drops).then(|| "a replay might reuse the same dropout masks".to_owned());
         // The LM head is the only constant matrix here, and two products read it: a copy for each in the kernels' own layout
         // would be the most memory of all, and no faster.
         // Its products are small: what TF32 would save of them is less than what starting them takes.
@@ -337,7 +337,8 @@ impl<'o> Stepper<'o> {
                 let [batch] = batches else { bail!("train.onnx takes one batch a step, not {}", batches.len()) };
                 train.feed(&schedule)?;
                 train.give(opened, batch, taps(batch)?)?;
-                let measured = train.run_captured(Shape::of(batch), self.places.moves(), &mut self.state)?;
+                let moves = self.places.moves();
+                let measured = train.run_captured(|c| c.way(Shape::of(batch), moves), &mut self.state)?;
                 train.let_go()?;
                 let [loss, grad_norm] = two(measured)?;
                 Ok(Pending { losses: vec![(1.0, loss)], grad_norm })
@@ -349,16 +350,18 @@ impl<'o> Stepper<'o> {
                 for (index, batch) in batches.iter().enumerate() {
                     let weight = batch.counted as f64 / counted.max(1) as f64;
                     grad.give(opened, batch, taps(batch)?)?;
-                    let part = grad.run_captured(Shape::of(batch), self.places.moves(), &mut [])?;
+                    let moves = self.places.moves();
+                    let part = grad.run_captured(|c| c.way(Shape::of(batch), moves), &mut [])?;
                     grad.let_go()?;
                     losses.extend(part.into_iter().map(|part| (weight, part)));
                     let keep = if index == 0 { 0.0 } else { 1.0 };
                     add.feed(&[("keep", scalar(keep)), ("weight", scalar(weight as f32))])?;
-                    // It is captured with the first batch, of which more passes than one make the same sum.
-                    add.run_captured(Shape::ONE, self.places.moves(), &mut [])?;
+                    // With the first batch alone, of which more passes than one make the same sum, may a capture begin. What
+                    // it reads are scalars, whose places never move.
+                    add.run_captured(|c| c.way_where(Shape::ONE, 0, index == 0), &mut [])?;
                 }
                 apply.feed(&schedule)?;
-                let measured = apply.run_captured(Shape::ONE, self.places.moves(), &mut self.state)?;
+                let measured = apply.run_captured(|c| c.way(Shape::ONE, 0), &mut self.state)?;
                 let grad_norm = measured.into_iter().next().context("apply.onnx measures one number")?;
                 Ok(Pending { losses, grad_norm })
             }
@@ -371,6 +374,18 @@ impl<'o> Stepper<'o> {
     /// No memory.
     pub fn reserve(&self, bytes: u64) -> anyhow::Result<()> {
         Ok(self.state_session().reserve(bytes)?)
+    }
+
+    /// Makes room for what batches up to these sizes give the sessions, so that nothing of it moves to a larger place later.
+    ///
+    /// # Errors
+    /// No memory on the device.
+    pub fn reserve_places(&self, sizes: Sizes) -> anyhow::Result<()> {
+        let longest = sizes.source_length.max(sizes.target_length);
+        let bytes = |length: usize| sizes.batch.saturating_mul(length).saturating_mul(size_of::<i64>());
+        let inputs = self.opened.record.inputs.iter().map(|input| (input.name.as_str(), bytes(longest)));
+        let labels = ["labels", COUNTED_ROWS].map(|name| (name, bytes(sizes.target_length)));
+        Ok(inputs.chain(labels).try_for_each(|(name, bytes)| self.places.reserve(name, bytes))?)
     }
 
     /// Where taps may lie that come from elsewhere than the backbone.

@@ -169,16 +169,16 @@ impl Reduction {
     }
 
     fn restated(&self, b: &Builder, op: &str) -> Option<ValueId> {
-        match op {
-            "ReduceMean" => {
-                let dtype = b.dtype(self.x)?;
-                let factor = b.cast(b.f32((self.size()? as f32).recip()), dtype);
-                Some(last(b, "Mul", &[self.sum(b, self.x), factor]))
-            }
-            "ReduceSumSquare" => Some(self.sum(b, b.mul(self.x, self.x))),
-            "ReduceL2" => Some(last(b, "Sqrt", &[self.sum(b, b.mul(self.x, self.x))])),
-            _ => self.selected(b, op == "ReduceMax"),
-        }
+        // A sum may be beyond fp16 where a mean is not.
+        let dtype = b.dtype(self.x)?;
+        let x = b.cast(self.x, DType::F32);
+        let made = match op {
+            "ReduceMean" => last(b, "Mul", &[self.sum(b, x), b.f32((self.size()? as f32).recip())]),
+            "ReduceSumSquare" => self.sum(b, b.mul(x, x)),
+            "ReduceL2" => last(b, "Sqrt", &[self.sum(b, b.mul(x, x))]),
+            _ => return self.selected(b, op == "ReduceMax"),
+        };
+        Some(b.cast(made, dtype))
     }
 
     fn sum(&self, b: &Builder, x: ValueId) -> ValueId {
@@ -257,6 +257,8 @@ mod tests {
         assert_eq!(reduce("ReduceMax"), ["Reshape", "TopK", "Reshape"]);
         assert_eq!(restated("y = ReduceMin<keepdims=0>(x)"), ["Reshape", "TopK", "Reshape"]);
         assert_eq!(restated("y = ReduceMean<keepdims=0>(x)"), ["ReduceMean"], "the size of the batch is unknown");
+        let half = restated(&format!("{LAST}  h = Cast<to=10>(x)  y = ReduceMean<keepdims=1>(h, last)"));
+        assert_eq!(half, ["Cast", "Cast", "ReduceSum", "Mul", "Cast"], "fp16 is summed in f32");
     }
 
     #[test]

@@ -7,8 +7,8 @@
 //! cast(norm(x, w))                                 norm(x, cast(w)), to fp16
 //! ```
 //!
-//! With activations of 16 bits, the provider multiplies by blocks of 4 bits as they are; with others it makes floats of all of them first,
-//! in every run. bf16 has the range of f32, and loses no more than 8 bits leave.
+//! For more than a few rows the provider dequantises a matrix of 4 or 8 bits in every run, to the type of the activations: to bf16 that is
+//! half the memory, and tensor cores multiply it. bf16 has the range of f32, and loses no more than 8 bits leave.
 
 use lstc_graph::{Attributes, Builder, DType, Graph, NodeId, ValueId};
 use lstc_models::RESTATED;

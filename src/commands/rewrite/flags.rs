@@ -104,7 +104,7 @@ struct ShapeFlags {
 #[command(next_help_heading = "Backbone")]
 struct BackboneFlags {
     /// What the backbone's products with constant matrices are computed in: source, fp32, fp16, bf16, int8, int4, or auto,
-    /// the fastest on --device [default: source; on CUDA bf16, from Ampere on, for a model of fp32]
+    /// the fastest on --device [default: source; with --device cuda, bf16 for an fp32 model on Ampere or later]
     ///
     /// No gradient enters the backbone, so any of them trains. What it costs is measured on --sample, and told: the relative
     /// error at every tap, the change of the backbone's own logits.
@@ -139,7 +139,7 @@ struct BackboneFlags {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     quantise_head: Option<bool>,
 
-    /// The device that the model is to be trained on: cpu, cuda or cuda:1. It need not be in this machine, but for --backbone auto
+    /// The device that the model is to be trained on: cpu, cuda or cuda:1. Only --backbone auto needs it in this machine
     #[arg(long, value_name = "DEVICE", default_value_t)]
     device: Device,
 }
@@ -261,11 +261,18 @@ impl MethodFlags {
         self.step.apply(options);
     }
 
-    pub fn measuring<'r>(&'r self, earlier: &'r Config, progress: &'r dyn Fn(usize, usize)) -> Measuring<'r> {
+    /// `is_recorded` says that the options come from a file, which names a precision.
+    pub fn measuring<'r>(
+        &'r self,
+        earlier: &'r Config,
+        is_recorded: bool,
+        progress: &'r dyn Fn(usize, usize),
+    ) -> Measuring<'r> {
         let BackboneFlags { backbone, sample, device, .. } = &self.backbone;
         let precision = match backbone {
             Some(Wanted::Auto) => Choice::Fastest,
             Some(Wanted::Known(_)) => Choice::Said,
+            None if is_recorded => Choice::Said,
             None => Choice::Open,
         };
         let (sample, earlier) = (sample.as_deref(), Some(earlier));

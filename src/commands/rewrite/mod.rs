@@ -175,7 +175,7 @@ impl Rewrite {
                 let progress = |done, of| {
                     line.borrow_mut().bar("error by block", done as u64, of as u64, format!("{done} of {of}"));
                 };
-                let measuring = self.method.measuring(&config, &progress);
+                let measuring = self.method.measuring(&config, self.config.is_some() || self.from.is_some(), &progress);
                 let written = rewrite_with(request, self.backbone(), measuring, show);
                 line.borrow_mut().clear();
                 let written = written?;

@@ -37,11 +37,17 @@ pub struct Candidate {
     pub reason: Option<String>,
 }
 
-fn candidates(device: Device) -> Vec<Precision> {
-    match device {
+fn candidates(runtime: &Runtime, device: Device) -> anyhow::Result<Vec<Precision>> {
+    let mut candidates = match device {
         Device::Cpu => vec![Precision::Source, Precision::Fp32, Precision::Int8, Precision::Int4],
         Device::Cuda(_) => vec![Precision::Source, Precision::Fp16, Precision::Bf16, Precision::Int4],
+    };
+    if let Device::Cuda(index) = device
+        && !runtime.cuda(index)?.has_bf16()?
+    {
+        candidates.retain(|precision| *precision != Precision::Bf16);
     }
+    Ok(candidates)
 }
 
 /// Measures the candidates of a device; the fastest first.
@@ -57,7 +63,7 @@ pub fn fastest(
     scratch: &Path,
 ) -> anyhow::Result<Vec<Candidate>> {
     let mut measured = Vec::new();
-    for precision in candidates(device) {
+    for precision in candidates(runtime, device)? {
         let bench = Bench { runtime, device, options, precision, scratch };
         match bench.seconds(graph, anatomy) {
             Ok(Some(seconds)) => measured.push(Candidate { precision, seconds: Some(seconds), reason: None }),
