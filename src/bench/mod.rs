@@ -18,7 +18,7 @@ use crate::report::{self, Bytes};
 use crate::rewrite::opened::Opened;
 use crate::rewrite::{Request, SourceModel, manifest, rewrite};
 use crate::runtime::Device;
-use crate::train::Started;
+use crate::train::{CudaGraphs, Started};
 pub use row::measure;
 
 /// What a row is of.
@@ -47,6 +47,16 @@ impl fmt::Display for Part {
     }
 }
 
+impl Part {
+    fn words(self) -> &'static str {
+        match self {
+            Part::Forward => "the backbone alone",
+            Part::Step => "a step of training",
+            Part::Cached => "a step on kept taps",
+        }
+    }
+}
+
 /// How it is measured.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -57,6 +67,8 @@ pub struct Settings {
     pub runs: usize,
     pub threads: usize,
     pub device: Device,
+    /// On CUDA.
+    pub cuda_graphs: CudaGraphs,
 }
 
 /// What was measured.
@@ -69,8 +81,11 @@ pub struct Row {
     pub best: f64,
     /// Tokens of sources and targets.
     pub tokens_per_second: f64,
-    /// The most that the process had resident, from the first run on.
+    /// The most that the process had resident, or that it held of a device's memory, from the first run on.
     pub peak_memory: u64,
+    /// On CUDA, whether all that was run was captured as CUDA graphs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub captured: Option<bool>,
 }
 
 /// Rows, and what they are of.
@@ -93,11 +108,7 @@ impl fmt::Display for Table {
         let rows = self.rows.iter().map(|row| {
             [
                 row.backbone.to_string(),
-                match row.part {
-                    Part::Forward => "the backbone alone".to_owned(),
-                    Part::Step => "a step of training".to_owned(),
-                    Part::Cached => "a step on kept taps".to_owned(),
-                },
+                format!("{}{}", row.part.words(), if row.captured == Some(true) { ", captured" } else { "" }),
                 seconds(row.seconds),
                 seconds(row.best),
                 format!("{:.0}", row.tokens_per_second),
@@ -167,6 +178,7 @@ fn apart(directory: &Path, part: Part, settings: &Settings) -> anyhow::Result<Ro
         .args(["--batch", &number(settings.batch), "--source-length", &number(settings.source_length)])
         .args(["--target-length", &number(settings.target_length), "--runs", &number(settings.runs)])
         .args(["--threads", &number(settings.threads)])
+        .args(["--cuda-graphs", &settings.cuda_graphs.to_string()])
         .output()
         .context("the process that measures cannot be started")?;
     if !done.status.success() {

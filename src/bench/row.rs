@@ -11,7 +11,7 @@ use crate::data::Batch;
 use crate::rewrite::manifest;
 use crate::rewrite::opened::{Execution, Opened};
 use crate::runtime::{Device, Kept, Resident, Runtime, find};
-use crate::train::{Backbone, Stepper, Taps};
+use crate::train::{Backbone, CudaGraphs, Stepper, Taps};
 
 /// Runs before those that count.
 const WARM_UP: usize = 2;
@@ -33,10 +33,10 @@ pub fn measure(directory: &std::path::Path, part: Part, settings: &Settings) -> 
         threads: settings.threads,
         mapped: false,
         tf32: false,
-        captures: settings.device != Device::Cpu,
+        captures: settings.device != Device::Cpu && settings.cuda_graphs != CudaGraphs::Off,
     };
     let batch = batch(&opened, settings)?;
-    let mut timed: Box<dyn FnMut(u64) -> anyhow::Result<(f64, Resident)>> = match part {
+    let mut timed: Box<dyn FnMut(u64) -> anyhow::Result<Run>> = match part {
         Part::Forward => {
             let mut backbone = Backbone::new(&opened, opened.parts("train.onnx")?.backbone, &execution);
             let batch = &batch;
@@ -45,7 +45,7 @@ pub fn measure(directory: &std::path::Path, part: Part, settings: &Settings) -> 
                     drop(backbone.taps(batch)?);
                     backbone.wait()
                 })?;
-                Ok((seconds, backbone.memory()?))
+                Ok(Run { seconds, memory: backbone.memory()?, plain: backbone.plain().map(str::to_owned) })
             })
         }
         Part::Step => {
@@ -54,7 +54,8 @@ pub fn measure(directory: &std::path::Path, part: Part, settings: &Settings) -> 
             Box::new(move |run| {
                 let taps = |batch: &Batch| backbone.taps(batch);
                 let seconds = clocked(|| stepper.step(batches, taps, run, RATE)?.get().map(drop))?;
-                Ok((seconds, stepper.memory()?))
+                let plain = stepper.plain().or_else(|| backbone.plain()).map(str::to_owned);
+                Ok(Run { seconds, memory: stepper.memory()?, plain })
             })
         }
         Part::Cached => {
@@ -72,17 +73,20 @@ pub fn measure(directory: &std::path::Path, part: Part, settings: &Settings) -> 
             };
             Box::new(move |run| {
                 let seconds = clocked(|| stepper.step(batches, &kept, run, RATE)?.get().map(drop))?;
-                Ok((seconds, stepper.memory()?))
+                Ok(Run { seconds, memory: stepper.memory()?, plain: stepper.plain().map(str::to_owned) })
             })
         }
     };
-    let (mut seconds, mut peak_memory) = (Vec::new(), 0);
+    let (mut seconds, mut peak_memory, mut plain) = (Vec::new(), 0, None);
     for run in 1..=WARM_UP + settings.runs {
-        let (taken, memory) = timed(run as u64)?;
-        peak_memory = memory.peak;
+        let made = timed(run as u64)?;
+        (peak_memory, plain) = (made.memory.peak, made.plain);
         if run > WARM_UP {
-            seconds.push(taken);
+            seconds.push(made.seconds);
         }
+    }
+    if let (Some(reason), CudaGraphs::On) = (&plain, settings.cuda_graphs) {
+        bail!("what was run cannot be captured as CUDA graphs: {reason}");
     }
     seconds.sort_by(f64::total_cmp);
     let median = seconds[seconds.len() / 2];
@@ -93,7 +97,16 @@ pub fn measure(directory: &std::path::Path, part: Part, settings: &Settings) -> 
         best: seconds[0],
         tokens_per_second: batch.tokens as f64 / median.max(1e-9),
         peak_memory,
+        captured: (settings.device != Device::Cpu).then_some(execution.captures && plain.is_none()),
     })
+}
+
+/// One run.
+struct Run {
+    seconds: f64,
+    memory: Resident,
+    /// Why not all of it was captured, although that was asked for.
+    plain: Option<String>,
 }
 
 /// Seconds that something takes.

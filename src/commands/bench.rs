@@ -10,6 +10,7 @@ use crate::bench::{Part, Settings, bench, measure};
 use crate::report::{self, Exit, Format, Hinted, ProgressLine};
 use crate::rewrite::manifest;
 use crate::runtime::Device;
+use crate::train::CudaGraphs;
 
 /// Measure what training costs on this machine: seconds and memory of a step
 #[derive(Debug, Args)]
@@ -32,7 +33,7 @@ pub struct Bench {
     #[arg(required = true, value_name = "MODEL")]
     model: Vec<PathBuf>,
 
-    /// Precision of the backbone; may be given several times [default: source, int8]
+    /// Precision of the backbone; may be given several times [default: source, int8; on CUDA source, bf16]
     #[arg(long, value_name = "TYPE")]
     backbone: Vec<Precision>,
 
@@ -64,6 +65,10 @@ pub struct Bench {
     #[arg(long, default_value_t)]
     device: Device,
 
+    /// On CUDA, whether to capture what is run as CUDA graphs, and replay them
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
+    cuda_graphs: CudaGraphs,
+
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 
@@ -82,6 +87,7 @@ impl Bench {
             runs: self.runs as usize,
             threads: self.threads.map_or_else(cores, |n| n as usize),
             device: self.device,
+            cuda_graphs: self.cuda_graphs,
         };
         if let (Some(part), [directory]) = (self.row, &self.model[..]) {
             report::text(&serde_json::to_string(&measure(directory, part, &settings)?)?)?;
@@ -94,8 +100,8 @@ impl Bench {
             let error = anyhow!("`{}` is rewritten: its backbone is measured as it is", one.display());
             return Err(Hinted::new(error, "--backbone goes with a model").into());
         }
-        let precisions =
-            if self.backbone.is_empty() { vec![Precision::Source, Precision::Int8] } else { self.backbone };
+        let quick = if self.device == Device::Cpu { Precision::Int8 } else { Precision::Bf16 };
+        let precisions = if self.backbone.is_empty() { vec![Precision::Source, quick] } else { self.backbone };
         let parts = if self.only.is_empty() { Part::ALL.to_vec() } else { self.only };
         let mut line = ProgressLine::default();
         let table = bench(&self.model, &precisions, &parts, &settings, |what| line.show(what));

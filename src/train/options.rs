@@ -1,5 +1,6 @@
 //! What can be chosen about a training run. This is also the layout of the `train` section of the configuration file.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use lstc_passes::Narrow;
@@ -176,6 +177,17 @@ pub enum CudaGraphs {
     /// All of a step, or it is an error.
     On,
     Off,
+}
+
+/// As on the command line.
+impl fmt::Display for CudaGraphs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            CudaGraphs::Auto => "auto",
+            CudaGraphs::On => "on",
+            CudaGraphs::Off => "off",
+        })
+    }
 }
 
 /// How taps lie in memory.
