@@ -70,7 +70,7 @@ fn run() -> anyhow::Result<()> {
     let trainable: usize = written.manifest.parameters.iter().map(|p| p.shape.iter().product::<usize>()).sum();
 
     let threads = started.train.resolved_threads();
-    let execution = Execution { runtime, device: Device::Cpu, threads, mapped: true, tf32: false, captures: false };
+    let execution = Execution { mapped: true, ..Execution::cpu(runtime, threads) };
     let before = evaluated(&directory, "side.safetensors", &held_out, &started, &execution)?;
 
     report::note("training on examples/glosses.train.jsonl");

@@ -13,7 +13,7 @@ use lstc::evaluate::Scorer;
 use lstc::rewrite::config::Config;
 use lstc::rewrite::opened::{Execution, Opened};
 use lstc::rewrite::{Request, SourceModel, rewrite};
-use lstc::runtime::{Device, Session, Tensor};
+use lstc::runtime::{Session, Tensor};
 use lstc::side::Side;
 use lstc::train::Started;
 use lstc_graph::{Graph, ValueId};
@@ -99,14 +99,7 @@ fn check(name: &str) {
     let rows: Vec<u32> = (0..count as u32).collect();
     let batch = Batch::new(&corpus, &rows, tokens, &fixed).expect("a batch");
 
-    let execution = Execution {
-        runtime: common::runtime(),
-        device: Device::Cpu,
-        threads: 1,
-        mapped: true,
-        tf32: false,
-        captures: false,
-    };
+    let execution = Execution { mapped: true, ..Execution::cpu(common::runtime(), 1) };
     let mut whole = opened.session(&opened.graph("infer.onnx").expect("a graph"), &execution).expect("a session");
     let mut scorer = Scorer::open(&opened, &execution).expect("a scorer");
     let parameters = scorer.upload(&side).expect("it fits");

@@ -15,7 +15,7 @@ use lstc::data::{Batch, Corpus, Fixed, Reading};
 use lstc::rewrite::config::Config;
 use lstc::rewrite::opened::{Execution, Opened};
 use lstc::rewrite::{Request, SourceModel, rewrite};
-use lstc::runtime::{Device, Tensor};
+use lstc::runtime::Tensor;
 use lstc::train::{Buckets, Started};
 use lstc_graph::{DType, Graph, widen};
 use lstc_passes::{COUNTED_ROWS, Options, for_cuda};
@@ -30,14 +30,7 @@ const ROWS: &str = "{\"input_ids\": [4, 9, 3, 1], \"labels\": [5, 8, 1]}
 ";
 
 fn execution() -> Execution {
-    Execution {
-        runtime: common::runtime(),
-        device: Device::Cpu,
-        threads: 1,
-        mapped: true,
-        tf32: false,
-        captures: false,
-    }
+    Execution { mapped: true, ..Execution::cpu(common::runtime(), 1) }
 }
 
 /// Losses and gradients by name.

@@ -14,7 +14,7 @@ use lstc::data::{Batch, Corpus, Fixed, Reading};
 use lstc::rewrite::config::Config;
 use lstc::rewrite::opened::{Execution, Opened};
 use lstc::rewrite::{Request, rewrite};
-use lstc::runtime::{Device, Tensor};
+use lstc::runtime::Tensor;
 use lstc::side::Side;
 use lstc::train::{Pending, Stepper, TrainOptions};
 use lstc_passes::Options;
@@ -315,14 +315,7 @@ fn plain_steps(opened: &Opened, batches: &[Batch], execution: &Execution) -> (Ve
 }
 
 fn execution() -> Execution {
-    Execution {
-        runtime: common::runtime(),
-        device: Device::Cpu,
-        threads: 2,
-        mapped: false,
-        tf32: false,
-        captures: false,
-    }
+    Execution::cpu(common::runtime(), 2)
 }
 
 #[test]

@@ -51,6 +51,38 @@ pub enum Narrow {
 }
 
 impl Parts {
+    /// Has the side network take the rows whose labels count as an input, [`COUNTED_ROWS`]. A device that found them itself would have to
+    /// tell the host how many there are, in the middle of a step. Rows that do not count may stand among them: no row twice.
+    ///
+    /// Nothing changes where the loss takes all rows, as that of distillation does.
+    ///
+    /// # Errors
+    /// A graph that has a value of this name, or whose loss takes for granted that each of the rows counts.
+    pub fn list_rows(&mut self) -> Result<(), String> {
+        let side = &mut self.side;
+        let finds = |id: &NodeId| side.node(*id).is("NonZero") && side.node(*id).origin == Origin::pass("loss");
+        let Some(found) = side.node_ids().find(finds).and_then(|id| side.node(id).output(0)) else { return Ok(()) };
+        let readers = side.uses().of(found).to_vec();
+        for (reader, _) in readers {
+            let Some(positions) = side.node(reader).output(0) else { continue };
+            // The loss asks of each row whether it counts, or it takes for granted that all do.
+            let asks = side.uses().of(positions).iter().any(|(id, slot)| {
+                let gather = side.node(*id);
+                let of = gather.input(0).filter(|_| gather.is("Gather") && *slot == 1);
+                of.is_some_and(|of| side.value(of).dtype == Some(DType::Bool))
+            });
+            if !asks {
+                return Err("the graphs were written by an lstc whose loss cannot run on a device".to_owned());
+            }
+            let shape = side.shape(positions).unwrap_or_default();
+            let rows = side.add_input(COUNTED_ROWS, DType::I64, &shape, Role::Frozen)?;
+            side.redirect(positions, rows);
+        }
+        let outputs = side.outputs.clone();
+        *side = side.slice(&outputs);
+        Ok(())
+    }
+
     /// Has the taps cross over in fewer bits, by the same names; the scales of a tap, `[batch, length, 1]`, as one more input and
     /// output, `<tap>.scale`.
     ///
@@ -101,40 +133,6 @@ impl Parts {
 
 /// The rows whose labels count, i64, in a side graph that has them listed by whoever feeds it.
 pub const COUNTED_ROWS: &str = "counted_rows";
-
-impl Parts {
-    /// Has the side network take the rows whose labels count as an input, [`COUNTED_ROWS`]. A device that found them itself would have to
-    /// tell the host how many there are, in the middle of a step. Rows that do not count may stand among them: no row twice.
-    ///
-    /// Nothing changes where the loss takes all rows, as that of distillation does.
-    ///
-    /// # Errors
-    /// A graph that has a value of this name, or whose loss takes for granted that each of the rows counts.
-    pub fn list_rows(&mut self) -> Result<(), String> {
-        let side = &mut self.side;
-        let finds = |id: &NodeId| side.node(*id).is("NonZero") && side.node(*id).origin == Origin::pass("loss");
-        let Some(found) = side.node_ids().find(finds).and_then(|id| side.node(id).output(0)) else { return Ok(()) };
-        let readers = side.uses().of(found).to_vec();
-        for (reader, _) in readers {
-            let Some(positions) = side.node(reader).output(0) else { continue };
-            // The loss asks of each row whether it counts, or it takes for granted that all do.
-            let asks = side.uses().of(positions).iter().any(|(id, slot)| {
-                let gather = side.node(*id);
-                let of = gather.input(0).filter(|_| gather.is("Gather") && *slot == 1);
-                of.is_some_and(|of| side.value(of).dtype == Some(DType::Bool))
-            });
-            if !asks {
-                return Err("the graphs were written by an lstc whose loss cannot run on a device".to_owned());
-            }
-            let shape = side.shape(positions).unwrap_or_default();
-            let rows = side.add_input(COUNTED_ROWS, DType::I64, &shape, Role::Frozen)?;
-            side.redirect(positions, rows);
-        }
-        let outputs = side.outputs.clone();
-        *side = side.slice(&outputs);
-        Ok(())
-    }
-}
 
 const NARROW: Origin = Origin::pass("narrow");
 

@@ -85,38 +85,6 @@ pub struct Step<'p> {
 }
 
 impl Step<'_> {
-    pub fn cost(&self, numbers: &Numbers) -> Cost {
-        let Parts { backbone, side, .. } = self.parts;
-        let taps = self.taps(numbers);
-        let behind = taps.saturating_add(numbers.peak(side, &self.elsewhere));
-        let before = || numbers.peak(backbone, &HashSet::new());
-        let activations = match self.source {
-            Taps::Computed => before().max(behind),
-            Taps::Ahead => before().saturating_add(behind),
-            Taps::Kept => behind,
-        };
-        let read = [side].into_iter().chain((self.source != Taps::Kept).then_some(backbone));
-        let nodes: usize = read.map(|graph| graph.node_ids().count()).sum();
-        let frozen = match (self.source, self.mapped) {
-            (Taps::Kept, _) => 0,
-            (_, true) => mapped_weights(backbone),
-            (_, false) => resident_weights(backbone),
-        };
-        let weights = frozen + mapped_weights(side) + self.trainable as u64 * 4;
-        Cost::new(self.trainable, weights, wasted(activations), runtime(nodes))
-    }
-}
-
-/// What a run has on a device besides its steps.
-#[derive(Clone, Copy, Debug)]
-pub struct Extras {
-    /// Steps are captured: the side network and its moments are there once more meanwhile.
-    pub captured: bool,
-    /// Epochs are evaluated, by sessions with weights of their own.
-    pub evaluated: bool,
-}
-
-impl Step<'_> {
     /// Bytes of the taps of a batch.
     pub fn taps(&self, numbers: &Numbers) -> u64 {
         let backbone = &self.parts.backbone;
@@ -147,6 +115,36 @@ impl Step<'_> {
             total: total([weights, activations, optimizer]),
         }
     }
+
+    pub fn cost(&self, numbers: &Numbers) -> Cost {
+        let Parts { backbone, side, .. } = self.parts;
+        let taps = self.taps(numbers);
+        let behind = taps.saturating_add(numbers.peak(side, &self.elsewhere));
+        let before = || numbers.peak(backbone, &HashSet::new());
+        let activations = match self.source {
+            Taps::Computed => before().max(behind),
+            Taps::Ahead => before().saturating_add(behind),
+            Taps::Kept => behind,
+        };
+        let read = [side].into_iter().chain((self.source != Taps::Kept).then_some(backbone));
+        let nodes: usize = read.map(|graph| graph.node_ids().count()).sum();
+        let frozen = match (self.source, self.mapped) {
+            (Taps::Kept, _) => 0,
+            (_, true) => mapped_weights(backbone),
+            (_, false) => resident_weights(backbone),
+        };
+        let weights = frozen + mapped_weights(side) + self.trainable as u64 * 4;
+        Cost::new(self.trainable, weights, wasted(activations), runtime(nodes))
+    }
+}
+
+/// What a run has on a device besides its steps.
+#[derive(Clone, Copy, Debug)]
+pub struct Extras {
+    /// Steps are captured: the side network and its moments are there once more meanwhile.
+    pub captured: bool,
+    /// Epochs are evaluated, by sessions with weights of their own.
+    pub evaluated: bool,
 }
 
 /// What the process takes with graphs of so many nodes.

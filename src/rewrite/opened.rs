@@ -33,6 +33,13 @@ pub struct Execution {
     pub captures: bool,
 }
 
+impl Execution {
+    /// On the CPU, with kernels' own copies of the weights.
+    pub fn cpu(runtime: &'static Runtime, threads: usize) -> Execution {
+        Execution { runtime, device: Device::Cpu, threads, mapped: false, tf32: false, captures: false }
+    }
+}
+
 /// The first ONNX Runtime that keeps what the nodes of a captured graph read from pinned memory.
 const CAPTURES: Version = Version { major: 1, minor: 31, patch: 0 };
 

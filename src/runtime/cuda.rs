@@ -117,7 +117,9 @@ struct UnderWay {
 enum Source {
     Pinned(Pinned),
     /// A tensor in pinned memory of ONNX Runtime's.
-    Tensor(#[allow(dead_code, reason = "it is kept for its memory")] DynValue),
+    Tensor {
+        _kept: DynValue,
+    },
 }
 
 // SAFETY: the handles are the CUDA runtime's, whose functions may be called from any thread.
@@ -230,7 +232,7 @@ impl Cuda {
 
     /// Starts to copy a tensor that lies in pinned memory, and keeps it until that is over.
     pub(super) fn send_value(&self, to: Handle, tensor: DynValue, bytes: usize) -> Result<()> {
-        self.start(to, address(&tensor)?, bytes, Source::Tensor(tensor))
+        self.start(to, address(&tensor)?, bytes, Source::Tensor { _kept: tensor })
     }
 
     fn start(&self, to: Handle, from: *const c_void, bytes: usize, source: Source) -> Result<()> {
@@ -340,7 +342,7 @@ impl Cuda {
         // SAFETY: the pointer is to a value of this function.
         self.call(unsafe { (self.api.host_alloc)(&mut memory, capacity, 0) })?;
         let memory = NonNull::new(memory).ok_or_else(|| self.failed("no memory was given"))?;
-        Ok(Pinned { owner: Owner(self, memory), memory, length, capacity })
+        Ok(Pinned { _owner: Owner(self, memory), memory, length, capacity })
     }
 
     fn give_back(&self, pinned: Pinned) {
@@ -388,8 +390,8 @@ impl Cuda {
 /// Pinned memory of the host: the device reads and writes it by itself.
 #[derive(Debug)]
 pub(super) struct Pinned {
-    #[allow(dead_code, reason = "it frees the memory")]
-    owner: Owner,
+    /// Frees it.
+    _owner: Owner,
     memory: NonNull<c_void>,
     length: usize,
     capacity: usize,

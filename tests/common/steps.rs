@@ -4,7 +4,6 @@ use std::path::Path;
 
 use lstc::data::Batch;
 use lstc::rewrite::opened::{Execution, Opened};
-use lstc::runtime::Device;
 use lstc::train::Stepper;
 use lstc_passes::Parts;
 use ndarray::Array2;
@@ -28,14 +27,7 @@ pub fn steps(tuned: &Path, sizes: [usize; 3]) -> (Vec<f64>, u64) {
 /// As [`steps`], with the graphs as `change` makes them.
 pub fn steps_of(tuned: &Path, [rows, source, target]: [usize; 3], change: impl FnOnce(&mut Parts)) -> (Vec<f64>, u64) {
     let opened = Opened::new(tuned).expect("a rewritten model");
-    let execution = Execution {
-        runtime: common::runtime(),
-        device: Device::Cpu,
-        threads: 2,
-        mapped: false,
-        tf32: false,
-        captures: false,
-    };
+    let execution = Execution::cpu(common::runtime(), 2);
     let initial = opened.initial().expect("a side network");
     let mut parts = opened.parts(Stepper::graph(false)).expect("a rewritten model");
     change(&mut parts);
