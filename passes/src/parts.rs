@@ -72,7 +72,9 @@ impl Parts {
                 of.is_some_and(|of| side.value(of).dtype == Some(DType::Bool))
             });
             if !asks {
-                return Err("the graphs were written by an lstc whose loss cannot run on a device".to_owned());
+                return Err(
+                    "these graphs were written by an earlier lstc, whose loss cannot run on a device".to_owned()
+                );
             }
             let shape = side.shape(positions).unwrap_or_default();
             let rows = side.add_input(COUNTED_ROWS, DType::I64, &shape, Role::Frozen)?;

@@ -324,7 +324,7 @@ fn chosen(
     if let (Precision::Bf16, Device::Cuda(index)) = (options.backbone.precision, device)
         && !has_bf16(index)
     {
-        let error = anyhow!("{device} does not multiply in bf16: devices from Ampere on do");
+        let error = anyhow!("{device} does not support bf16, which needs Ampere or later");
         return Err(Hinted::new(error, "--backbone source and int4 run there").into());
     }
     options.backbone = precision::decided(options.backbone);

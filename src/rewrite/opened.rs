@@ -252,7 +252,7 @@ pub fn runnable<'g>(graph: &'g Graph, runtime: &Runtime, device: Device) -> anyh
     let has_bf16 = runtime.cuda(index)?.has_bf16()?;
     if !has_bf16 && has(graph, DType::BF16) {
         let error =
-            anyhow!("{device} does not multiply in bf16, in which this model's backbone is: devices from Ampere on do");
+            anyhow!("{device} does not support bf16, which this model's backbone uses: it needs Ampere or later");
         return Err(Hinted::new(error, "rewrite the model with --backbone fp32, or with int4").into());
     }
     let mut restated = graph.clone();

@@ -221,6 +221,8 @@ impl<'r> Run<'r> {
                     }
                     if saves {
                         self.save(&stepper, &progress)?;
+                        // A step's seconds are its own.
+                        begun.clock.mark = Instant::now();
                     }
                 }
                 anyhow::Ok(())
@@ -314,8 +316,8 @@ impl<'r> Run<'r> {
         Ok(())
     }
 
-    /// What the steps that were started have measured, each checked that it may be built on: those before the last `log_every` on a
-    /// device, or all where the caller `waits` for them.
+    /// What the steps that were started have measured, each checked that it may be built on: all on the CPU, or where the caller `waits`
+    /// for them; on a device every `log_every` steps, but for the last half of these, which it has at work.
     fn settled(&self, stepper: &Stepper, begun: &mut Begun, waits: bool) -> anyhow::Result<Vec<StepLine>> {
         let (every, on_device) = (self.request.train.log_every, self.execution.device != Device::Cpu);
         let are_due = begun.steps.back().is_some_and(|last| last.step.is_multiple_of(every));
@@ -488,7 +490,8 @@ impl<'r> Run<'r> {
             tell(Event::Evaluating { done, of });
             !interrupt::asked()
         };
-        let scored = evaluate::score(self.opened, &mut scorer, stepper.parameters(), eval, &request, progress)?;
+        let scored = evaluate::score(self.opened, &mut scorer, stepper.parameters(), eval, &request, progress)
+            .map_err(|error| self.explained_evaluation(error))?;
         Ok(scored.map(|scored| Metrics::of(&scored, &self.labels)))
     }
 
