@@ -1,32 +1,37 @@
 //! A run: from its beginning, or its checkpoint, through the epochs.
 
+mod closing;
+mod failure;
+mod pace;
+
 use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, anyhow, bail};
 use lstc_passes::integer_products;
 
 use super::ahead::Upcoming;
 use super::buckets::Buckets;
-use super::checkpoint::{self, Best, CHECKPOINT, Identity, Progress};
+use super::checkpoint::{self, CHECKPOINT, Identity, Progress};
 use super::forecast::Forecast;
-use super::log::{EvalLine, Log, METRICS, StepLine};
-use super::options::{CudaGraphs, LearningRate, TapDtype, TrainOptions};
+use super::log::{Log, METRICS, StepLine};
+use super::options::{CudaGraphs, LearningRate, TrainOptions};
 use super::source::TapSource;
 use super::stepper::{Outcome, Pending, Stepper};
 use super::{BEST, Event, Plan, Request, Started, Summary, interrupt, read_corpus};
 use crate::cache::{self, Cache};
 use crate::data::{Batch, Batches, Corpus, epoch_batches};
-use crate::evaluate::{self, Metrics, Scorer};
+use crate::evaluate;
 use crate::hash::sha256;
 use crate::report::Hinted;
 use crate::rewrite::INTEGERS_ON_CUDA;
 use crate::rewrite::opened::{Execution, Opened};
-use crate::runtime::{self, Device, Resident};
-use crate::side::{self, Side};
+use crate::runtime::{Device, Resident};
+use crate::side::Side;
+use pace::Clock;
 
 /// Data, model and schedule of a run.
 pub(super) struct Run<'r> {
@@ -360,149 +365,6 @@ impl<'r> Run<'r> {
         tell(Event::Warning(&format!("not every part of a step is captured as a CUDA graph: {reason}")));
         Ok(true)
     }
-
-    /// Of a step that failed for want of memory: what it was about, and what takes less. `largest` is what fitted before.
-    fn explained(&self, error: anyhow::Error, step: u64, made: &[Batch], largest: Option<[usize; 3]>) -> anyhow::Error {
-        if !matches!(error.downcast_ref(), Some(runtime::Error::OutOfMemory { .. })) {
-            return error;
-        }
-        let [rows, source, target] =
-            made.iter().map(sizes).max_by_key(|[rows, source, _]| rows * source).unwrap_or([0; 3]);
-        let mut hints = Vec::new();
-        if let Some([rows, source, target]) = largest {
-            hints.push(format!("the largest batch that fitted had {rows} x {source} tokens in, {target} out"));
-        }
-        if self.request.train.overlaps() {
-            hints.push("`--resume --overlap off` goes on with the taps of one batch less".to_owned());
-        }
-        let (fixed, size) = (self.opened.fixed(), self.identity.batch_size);
-        if fixed.batch.is_none() && size > 1 && size.is_multiple_of(2) {
-            let accumulate = 2 * self.identity.accumulate;
-            let smaller = format!("`--batch-size {} --accumulate {accumulate} --out DIR`", size / 2);
-            hints.push(format!("{smaller} begins a run whose steps have as many examples"));
-        }
-        if fixed.source.is_none() {
-            hints.push(format!("`--max-source-length {}` cuts the texts", source.div_ceil(2)));
-        }
-        let smallest = if self.execution.device == Device::Cpu { "int8" } else { "int4" };
-        hints.push(format!(
-            "`lstc rewrite` with --backbone {smallest}, or without dropout --recompute-attention, needs less"
-        ));
-        let hint = hints.join("; ");
-        let what = format!("step {step}: {rows} examples of {source} tokens in, {target} out, do not fit into memory");
-        Hinted::new(error.context(what), hint).into()
-    }
-
-    /// Of an evaluation that finds no memory.
-    fn explained_evaluation(&self, error: anyhow::Error) -> anyhow::Error {
-        if !matches!(error.downcast_ref(), Some(runtime::Error::OutOfMemory { .. })) {
-            return error;
-        }
-        let hint =
-            "the epoch is saved: `--resume` evaluates it again; a run without --eval, or an int4 backbone, needs less";
-        Hinted::new(error.context("the evaluation does not fit into memory beside the run"), hint).into()
-    }
-
-    fn diverged(
-        &self,
-        step: u64,
-        epoch: u64,
-        (batch, of): (usize, usize),
-        rows: &[u64],
-        loss: f64,
-        grad_norm: f64,
-    ) -> anyhow::Error {
-        const MAX_LISTED: usize = 16;
-        let all = rows.len();
-        let rows: Vec<String> = rows.iter().take(MAX_LISTED).map(u64::to_string).collect();
-        let more = all - rows.len();
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        let what = if loss.is_finite() { format!("gradient norm is {grad_norm}") } else { format!("loss is {loss}") };
-        let data = self.request.train.data.as_deref().unwrap_or(Path::new("")).display();
-        let error = anyhow!(
-            "step {step}: the {what} (epoch {}, batch {} of {of}; lines {}{more} of `{data}`)",
-            epoch + 1,
-            batch + 1,
-            rows.join(", "),
-        );
-        let kept = self.out.join(CHECKPOINT);
-        let hint = match self.request.train.tap_dtype {
-            TapDtype::Fp32 | TapDtype::Int8 => {
-                "a lower --lr, more --warmup-steps or a lower clip often helps, in another run: --out DIR"
-            }
-            TapDtype::Fp16 => {
-                "taps beyond 65504 are infinite in fp16: --tap-dtype fp32 helps, in another run: --out DIR"
-            }
-        };
-        Hinted::new(error, format!("the last checkpoint, `{}`, is as it was; {hint}", kept.display())).into()
-    }
-
-    /// Evaluates after an epoch, keeps the best, and saves. An evaluation that the user stops is made again when the run is
-    /// resumed.
-    fn close_epoch(
-        &self,
-        stepper: &Stepper,
-        progress: &mut Progress,
-        epoch: u64,
-        log: &mut Log,
-        tell: &mut impl FnMut(Event),
-    ) -> anyhow::Result<()> {
-        let (step, number) = (progress.step, epoch + 1);
-        match &self.eval {
-            Some(eval) => {
-                // What the epoch has learnt is not lost with an evaluation that fails: it is made again when the run is resumed.
-                self.save(stepper, progress)?;
-                let begun = Instant::now();
-                let Some(metrics) = self.evaluate(stepper, eval, tell)? else {
-                    return self.save(stepper, progress);
-                };
-                let (loss, accuracy) = (metrics.loss, metrics.accuracy);
-                let here = Best { step, epoch: number, loss, accuracy };
-                let is_best = progress.best.is_none_or(|best| here.beats(&best));
-                let seconds = begun.elapsed().as_secs_f64();
-                let line = EvalLine { step, epoch: number, eval_loss: loss, eval_accuracy: accuracy, seconds };
-                log.write(&line)?;
-                if is_best {
-                    progress.best = Some(here);
-                    self.save_best(stepper, step)?;
-                }
-                tell(Event::Evaluated { line: &line, is_best });
-            }
-            None => self.save_best(stepper, step)?,
-        }
-        progress.epochs = number;
-        self.save(stepper, progress)
-    }
-
-    fn evaluate(
-        &self,
-        stepper: &Stepper,
-        eval: &Corpus,
-        tell: &mut impl FnMut(Event),
-    ) -> anyhow::Result<Option<Metrics>> {
-        // Another copy of the weights beside the training graph's would be the most memory of all.
-        let mut scorer = Scorer::open(self.opened, &Execution { mapped: true, ..self.execution })
-            .map_err(|error| self.explained_evaluation(error))?;
-        let batch_size = self.identity.batch_size;
-        let request = evaluate::Request { labels: self.labels.clone(), generate: None, batch_size };
-        let of = eval.len();
-        let progress = |done| {
-            tell(Event::Evaluating { done, of });
-            !interrupt::asked()
-        };
-        let scored = evaluate::score(self.opened, &mut scorer, stepper.parameters(), eval, &request, progress)
-            .map_err(|error| self.explained_evaluation(error))?;
-        Ok(scored.map(|scored| Metrics::of(&scored, &self.labels)))
-    }
-
-    fn save(&self, stepper: &Stepper, progress: &Progress) -> anyhow::Result<()> {
-        checkpoint::save(&self.out.join(CHECKPOINT), stepper.all(), progress)
-    }
-
-    /// Writes the side network alone.
-    fn save_best(&self, stepper: &Stepper, step: u64) -> anyhow::Result<()> {
-        side::save_on_device(&self.out.join(BEST), stepper.parameters(), &[("lstc.step", step.to_string())])
-    }
 }
 
 /// Examples, and tokens of each source and target.
@@ -535,53 +397,4 @@ struct Step {
     /// Its first batch, and how many an epoch has.
     place: (usize, usize),
     pending: Pending,
-}
-
-/// How fast a run goes.
-struct Clock {
-    begun: Instant,
-    /// When the last steps were known.
-    mark: Instant,
-    /// Seconds of the last evaluation.
-    evaluation: f64,
-    seconds: Vec<f32>,
-    tokens: usize,
-}
-
-impl Default for Clock {
-    fn default() -> Clock {
-        Clock { begun: Instant::now(), mark: Instant::now(), evaluation: 0.0, seconds: Vec::new(), tokens: 0 }
-    }
-}
-
-impl Clock {
-    /// Seconds since the last steps were known.
-    fn lap(&mut self) -> f64 {
-        std::mem::replace(&mut self.mark, Instant::now()).elapsed().as_secs_f64()
-    }
-
-    fn add(&mut self, line: &StepLine) {
-        self.seconds.push(line.seconds as f32);
-        self.tokens += line.tokens;
-    }
-
-    fn total(&self) -> f64 {
-        self.seconds.iter().map(|s| f64::from(*s)).sum()
-    }
-
-    /// What so many more steps and evaluations take.
-    fn left(&self, steps: u64, evaluations: u64) -> Duration {
-        let step = self.total() / self.seconds.len().max(1) as f64;
-        Duration::from_secs_f64(step * steps as f64 + self.evaluation * evaluations as f64)
-    }
-
-    fn median(&self) -> f64 {
-        let mut sorted = self.seconds.clone();
-        sorted.sort_by(f32::total_cmp);
-        sorted.get(sorted.len() / 2).map_or(0.0, |s| f64::from(*s))
-    }
-
-    fn tokens_per_second(&self) -> f64 {
-        self.tokens as f64 / self.total().max(1e-9)
-    }
 }

@@ -1,0 +1,82 @@
+//! The end of an epoch: what is evaluated, and what is kept.
+
+use std::time::Instant;
+
+use super::Run;
+use crate::data::Corpus;
+use crate::evaluate::{self, Metrics, Scorer};
+use crate::rewrite::opened::Execution;
+use crate::side;
+use crate::train::checkpoint::{self, Best, CHECKPOINT, Progress};
+use crate::train::log::{EvalLine, Log};
+use crate::train::stepper::Stepper;
+use crate::train::{BEST, Event, interrupt};
+
+impl Run<'_> {
+    /// Evaluates after an epoch, keeps the best, and saves. An evaluation that the user stops is made again when the run is
+    /// resumed.
+    pub(super) fn close_epoch(
+        &self,
+        stepper: &Stepper,
+        progress: &mut Progress,
+        epoch: u64,
+        log: &mut Log,
+        tell: &mut impl FnMut(Event),
+    ) -> anyhow::Result<()> {
+        let (step, number) = (progress.step, epoch + 1);
+        match &self.eval {
+            Some(eval) => {
+                // What the epoch has learnt is not lost with an evaluation that fails: it is made again when the run is resumed.
+                self.save(stepper, progress)?;
+                let begun = Instant::now();
+                let Some(metrics) = self.evaluate(stepper, eval, tell)? else {
+                    return self.save(stepper, progress);
+                };
+                let (loss, accuracy) = (metrics.loss, metrics.accuracy);
+                let here = Best { step, epoch: number, loss, accuracy };
+                let is_best = progress.best.is_none_or(|best| here.beats(&best));
+                let seconds = begun.elapsed().as_secs_f64();
+                let line = EvalLine { step, epoch: number, eval_loss: loss, eval_accuracy: accuracy, seconds };
+                log.write(&line)?;
+                if is_best {
+                    progress.best = Some(here);
+                    self.save_best(stepper, step)?;
+                }
+                tell(Event::Evaluated { line: &line, is_best });
+            }
+            None => self.save_best(stepper, step)?,
+        }
+        progress.epochs = number;
+        self.save(stepper, progress)
+    }
+
+    fn evaluate(
+        &self,
+        stepper: &Stepper,
+        eval: &Corpus,
+        tell: &mut impl FnMut(Event),
+    ) -> anyhow::Result<Option<Metrics>> {
+        // Another copy of the weights beside the training graph's would be the most memory of all.
+        let mut scorer = Scorer::open(self.opened, &Execution { mapped: true, ..self.execution })
+            .map_err(|error| self.explained_evaluation(error))?;
+        let batch_size = self.identity.batch_size;
+        let request = evaluate::Request { labels: self.labels.clone(), generate: None, batch_size };
+        let of = eval.len();
+        let progress = |done| {
+            tell(Event::Evaluating { done, of });
+            !interrupt::asked()
+        };
+        let scored = evaluate::score(self.opened, &mut scorer, stepper.parameters(), eval, &request, progress)
+            .map_err(|error| self.explained_evaluation(error))?;
+        Ok(scored.map(|scored| Metrics::of(&scored, &self.labels)))
+    }
+
+    pub(super) fn save(&self, stepper: &Stepper, progress: &Progress) -> anyhow::Result<()> {
+        checkpoint::save(&self.out.join(CHECKPOINT), stepper.all(), progress)
+    }
+
+    /// Writes the side network alone.
+    fn save_best(&self, stepper: &Stepper, step: u64) -> anyhow::Result<()> {
+        side::save_on_device(&self.out.join(BEST), stepper.parameters(), &[("lstc.step", step.to_string())])
+    }
+}

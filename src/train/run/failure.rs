@@ -1,0 +1,96 @@
+//! What a run says of a failure, with what helps.
+
+use std::path::Path;
+
+use anyhow::anyhow;
+
+use super::{Run, sizes};
+use crate::data::Batch;
+use crate::report::Hinted;
+use crate::runtime::{self, Device};
+use crate::train::checkpoint::CHECKPOINT;
+use crate::train::options::TapDtype;
+
+impl Run<'_> {
+    /// Of a step that failed for want of memory: what it was about, and what takes less. `largest` is what fitted before.
+    pub(super) fn explained(
+        &self,
+        error: anyhow::Error,
+        step: u64,
+        made: &[Batch],
+        largest: Option<[usize; 3]>,
+    ) -> anyhow::Error {
+        if !matches!(error.downcast_ref(), Some(runtime::Error::OutOfMemory { .. })) {
+            return error;
+        }
+        let [rows, source, target] =
+            made.iter().map(sizes).max_by_key(|[rows, source, _]| rows * source).unwrap_or([0; 3]);
+        let mut hints = Vec::new();
+        if let Some([rows, source, target]) = largest {
+            hints.push(format!("the largest batch that fitted had {rows} x {source} tokens in, {target} out"));
+        }
+        if self.request.train.overlaps() {
+            hints.push("`--resume --overlap off` goes on with the taps of one batch less".to_owned());
+        }
+        let (fixed, size) = (self.opened.fixed(), self.identity.batch_size);
+        if fixed.batch.is_none() && size > 1 && size.is_multiple_of(2) {
+            let accumulate = 2 * self.identity.accumulate;
+            let smaller = format!("`--batch-size {} --accumulate {accumulate} --out DIR`", size / 2);
+            hints.push(format!("{smaller} begins a run whose steps have as many examples"));
+        }
+        if fixed.source.is_none() {
+            hints.push(format!("`--max-source-length {}` cuts the texts", source.div_ceil(2)));
+        }
+        let smallest = if self.execution.device == Device::Cpu { "int8" } else { "int4" };
+        hints.push(format!(
+            "`lstc rewrite` with --backbone {smallest}, or without dropout --recompute-attention, needs less"
+        ));
+        let hint = hints.join("; ");
+        let what = format!("step {step}: {rows} examples of {source} tokens in, {target} out, do not fit into memory");
+        Hinted::new(error.context(what), hint).into()
+    }
+
+    /// Of an evaluation that finds no memory.
+    pub(super) fn explained_evaluation(&self, error: anyhow::Error) -> anyhow::Error {
+        if !matches!(error.downcast_ref(), Some(runtime::Error::OutOfMemory { .. })) {
+            return error;
+        }
+        let hint =
+            "the epoch is saved: `--resume` evaluates it again; a run without --eval, or an int4 backbone, needs less";
+        Hinted::new(error.context("the evaluation does not fit into memory beside the run"), hint).into()
+    }
+
+    pub(super) fn diverged(
+        &self,
+        step: u64,
+        epoch: u64,
+        (batch, of): (usize, usize),
+        rows: &[u64],
+        loss: f64,
+        grad_norm: f64,
+    ) -> anyhow::Error {
+        const MAX_LISTED: usize = 16;
+        let all = rows.len();
+        let rows: Vec<String> = rows.iter().take(MAX_LISTED).map(u64::to_string).collect();
+        let more = all - rows.len();
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let what = if loss.is_finite() { format!("gradient norm is {grad_norm}") } else { format!("loss is {loss}") };
+        let data = self.request.train.data.as_deref().unwrap_or(Path::new("")).display();
+        let error = anyhow!(
+            "step {step}: the {what} (epoch {}, batch {} of {of}; lines {}{more} of `{data}`)",
+            epoch + 1,
+            batch + 1,
+            rows.join(", "),
+        );
+        let kept = self.out.join(CHECKPOINT);
+        let hint = match self.request.train.tap_dtype {
+            TapDtype::Fp32 | TapDtype::Int8 => {
+                "a lower --lr, more --warmup-steps or a lower clip often helps, in another run: --out DIR"
+            }
+            TapDtype::Fp16 => {
+                "taps beyond 65504 are infinite in fp16: --tap-dtype fp32 helps, in another run: --out DIR"
+            }
+        };
+        Hinted::new(error, format!("the last checkpoint, `{}`, is as it was; {hint}", kept.display())).into()
+    }
+}
