@@ -182,6 +182,63 @@ fn a_configuration_is_printed_and_read_back() {
 }
 
 #[test]
+fn a_switch_takes_a_value_with_or_without_a_blank() {
+    let printed = |flags: &[&str]| {
+        let done = lstc(&[&["rewrite", "--print-config"], flags].concat());
+        assert_eq!(code(&done), 0, "{flags:?}: {}", stderr(&done));
+        stdout(&done)
+    };
+    let line = |text: &str, key: &str| text.lines().find(|l| l.contains(key)).map(str::to_owned).unwrap_or_default();
+    for flags in [&["--bias", "false"][..], &["--bias=false"], &["--no-bias"], &["--bias", "Off"]] {
+        assert!(line(&printed(flags), "  bias:").contains("bias: false"), "{flags:?}");
+    }
+    for flags in
+        [&["--merge-last", "true"][..], &["--merge-last"], &["--merge-last=yes"], &["--no-merge-last", "false"]]
+    {
+        assert!(line(&printed(flags), "  merge_last:").contains("merge_last: true"), "{flags:?}");
+    }
+    assert!(stdout(&lstc(&["rewrite", "--print-config", "false"])).is_empty(), "it was turned off");
+    let wrong = lstc(&["rewrite", "--print-config", "--bias=perhaps"]);
+    assert_eq!(code(&wrong), 2);
+    assert!(stderr(&wrong).contains("invalid value 'perhaps' for '--bias"), "{}", stderr(&wrong));
+
+    // A model behind a switch is a model, and a value is none.
+    let tuned = Tuned::new("relu_torchscript", &["--recompute-attention", "true"]);
+    let (model, output) = (tuned.path("model.onnx"), tuned.path("other"));
+    let done = lstc(&["rewrite", "--merge-last", text(&model), "--no-bias", "-o", text(&output), "--force", "false"]);
+    assert_eq!(code(&done), 0, "{}", stderr(&done));
+    let manifest = fs::read_to_string(output.join("lst.yaml")).expect("a manifest");
+    assert!(manifest.contains("merge_last: true") && manifest.contains("bias: false"), "{manifest}");
+}
+
+#[test]
+fn a_negative_number_is_out_of_range() {
+    for (arguments, told) in [
+        (
+            &["train", "d", "--epochs", "-1"][..],
+            "invalid value '-1' for '--epochs <N>': out of range: it must be at least 1",
+        ),
+        (&["train", "d", "--batch-size", "-16"], "must be at least 1"),
+        (&["train", "d", "--seed", "-1"], "must be at least 0"),
+        (&["train", "d", "--max-source-length=-1"], "must be at least 2"),
+        (&["rewrite", "m.onnx", "-r", "-8"], "must be at least 1"),
+        (&["rewrite", "m.onnx", "--encoder-blocks", "-1,2"], "must be at least 0"),
+        (&["rewrite", "m.onnx", "--keep-blocks", "-3"], "must be at least 1"),
+        (&["inspect", "m.onnx", "--batch", "-2"], "must be at least 1"),
+        (&["eval", "d", "--threads", "0"], "must be at least 1"),
+        (&["verify", "d", "--seed", "-5"], "must be at least 0"),
+        (&["rewrite", "m.onnx", "-o", "x", "--dropout", "-0.5"], "m.onnx"),
+        (&["train", "d", "--epochs", "1e3"], "not a whole number"),
+        (&["train", "d", "--epochs", "99999999999999999999"], "too large"),
+    ] {
+        let no = lstc(arguments);
+        assert_eq!(code(&no), 2, "{arguments:?}");
+        assert!(stderr(&no).contains(told), "{arguments:?}: {}", stderr(&no));
+        assert!(!stderr(&no).contains("unexpected argument"), "{arguments:?}: {}", stderr(&no));
+    }
+}
+
+#[test]
 fn passes_can_be_looked_into() {
     let model = case("relu_torchscript/model.onnx");
     let folder = tempfile::tempdir().expect("a temporary folder");

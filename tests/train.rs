@@ -400,7 +400,10 @@ fn what_cannot_be_done_is_told() {
     refused(&tuned.command("run", &[]).output().expect("lstc runs"), &["no training data", "--train"]);
     refused(&tuned.command("run", &["--train", "gone.jsonl"]).output().expect("lstc runs"), &["gone.jsonl"]);
     refused(&tuned.resume("run"), &["there is no run in"]);
-    refused(&tuned.train("run", &["--epochs", "0", "--lr=-1"]), &["train.epochs is 0", "train.lr is -1"]);
+    fs::write(tuned.path("lst.yaml"), "train: {epochs: 0}\n").expect("a file");
+    let flags = ["--config", text(&tuned.path("lst.yaml")), "--lr", "-1"].map(str::to_owned);
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    refused(&tuned.train("run", &flags), &["train.epochs is 0", "train.lr is -1"]);
 
     succeeded(&tuned.train("run", &["--epochs", "1"]));
     refused(&tuned.train("run", &["--epochs", "1"]), &["there is a run in", "--resume"]);

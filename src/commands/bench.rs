@@ -6,6 +6,7 @@ use anyhow::anyhow;
 use clap::Args;
 use lstc_passes::options::Precision;
 
+use super::arguments::at_least;
 use crate::bench::{Part, Settings, bench, measure};
 use crate::report::{self, Exit, Format, Hinted, ProgressLine};
 use crate::rewrite::manifest;
@@ -42,15 +43,15 @@ pub struct Bench {
     only: Vec<Part>,
 
     /// Examples that are run at once
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = at_least::<u32>(1))]
     batch: u32,
 
     /// Tokens of each source
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least::<u32>(1))]
     source_length: u32,
 
     /// Tokens of each target
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = at_least::<u32>(1))]
     target_length: u32,
 
     /// Measured runs of each row
@@ -58,7 +59,7 @@ pub struct Bench {
     runs: u32,
 
     /// Threads of one operator [default: as many as there are cores]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = at_least::<u32>(1))]
     threads: Option<u32>,
 
     /// cpu, cuda or cuda:1

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::arguments::at_least;
 use super::set;
 use crate::data::{DataFormat, OnBadRow, Reading};
 
@@ -30,11 +31,11 @@ pub struct DataFlags {
     data_format: Option<DataFormat>,
 
     /// Tokens of an input; longer ones are cut [default: 128]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least::<usize>(2))]
     max_source_length: Option<usize>,
 
     /// Tokens of a target; longer ones are cut [default: 32]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least::<usize>(2))]
     max_target_length: Option<usize>,
 
     /// What becomes of a row that cannot be used [default: fail]

@@ -7,6 +7,7 @@ use anyhow::{anyhow, bail};
 use lstc_graph::{dot, load};
 use serde::Serialize;
 
+use super::arguments::at_least;
 use crate::inspect::{ModelReport, RewrittenReport, WhyReport, html};
 use crate::memory::Sizes;
 use crate::report::{self, Exit, Format, Hinted};
@@ -48,15 +49,15 @@ pub struct Inspect {
     path: Vec<PathBuf>,
 
     /// Examples in a batch, for the prediction
-    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = at_least::<u32>(1))]
     batch: u32,
 
     /// Tokens in, for the prediction
-    #[arg(long, default_value_t = 128, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 128, value_name = "N", value_parser = at_least::<u32>(1))]
     source_length: u32,
 
     /// Tokens out, for the prediction
-    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = at_least::<u32>(1))]
     target_length: u32,
 
     /// Side parameters whose gates to show, for a rewritten directory

@@ -1,5 +1,6 @@
 //! The command line: one file a command, each with its arguments and its `run`.
 
+mod arguments;
 mod bench;
 mod cache;
 mod data_flags;
@@ -13,7 +14,7 @@ mod runtime;
 pub mod train;
 mod verify;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::report::{self, Exit};
@@ -41,6 +42,8 @@ Examples:
   lstc bench t5.onnx                   what training costs on this machine
   lstc runtime install                 fetch the ONNX Runtime library, once
   lstc runtime show                    tell which library is used, and why
+
+A flag that is on or off may have a value: `--bias`, `--bias false`, `--bias=false` and `--no-bias` all work.
 
 Data goes to stdout and everything else to stderr. The exit code is 0 when done, 1 when the answer is no, 2 when \
 lstc or its environment failed, and 130 when training was stopped and saved."
@@ -72,7 +75,7 @@ enum Command {
 
 /// Reads the command line, does what it says, and tells how it ended.
 pub fn main() -> Exit {
-    let outcome = match Cli::parse().command {
+    let outcome = match parsed().command {
         Command::Inspect(inspect) => inspect.run(),
         Command::Rewrite(rewrite) => rewrite.run(),
         Command::Train(train) => train.run(),
@@ -86,6 +89,14 @@ pub fn main() -> Exit {
         Command::Completions { shell } => completions(shell),
     };
     outcome.unwrap_or_else(|error| report::failure(&error))
+}
+
+/// What the command line says; where it says nothing that lstc takes, this ends the process with clap's message.
+fn parsed() -> Cli {
+    let mut command = Cli::command();
+    let words = arguments::settled(&command, std::env::args_os());
+    let matches = command.try_get_matches_from_mut(words).unwrap_or_else(|error| error.exit());
+    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit())
 }
 
 /// A flag that is given goes before what stands in a configuration.

@@ -1,5 +1,6 @@
 //! The flags that say how graphs are run: the same for every command that reads data through them once.
 
+use super::arguments::at_least;
 use super::set;
 use crate::runtime::Device;
 use crate::train::TrainOptions;
@@ -9,11 +10,11 @@ use crate::train::TrainOptions;
 #[command(next_help_heading = "Running")]
 pub struct RunningFlags {
     /// Examples that are run at once [default: 16]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = at_least::<u32>(1))]
     batch_size: Option<u32>,
 
     /// Threads of one operator [default: as many as there are cores]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = at_least::<u32>(1))]
     threads: Option<u32>,
 
     /// cpu, cuda or cuda:1 [default: cpu]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde::Serialize;
 
+use super::arguments::at_least;
 use super::data_flags::DataFlags;
 use super::set;
 use crate::cache::{Element, Size};
@@ -90,19 +91,19 @@ pub struct Train {
 #[command(next_help_heading = "Training")]
 struct TrainFlags {
     /// How often every example is seen [default: 5]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least::<u64>(1))]
     epochs: Option<u64>,
 
     /// Examples that are run at once [default: 16]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least::<usize>(1))]
     batch_size: Option<usize>,
 
     /// Batches whose gradients make one step [default: 1]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least::<usize>(1))]
     accumulate: Option<usize>,
 
     /// The highest learning rate [default: 3e-3]
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X")]
     lr: Option<f64>,
 
     /// How the learning rate falls after the warm-up [default: linear]
@@ -110,15 +111,15 @@ struct TrainFlags {
     schedule: Option<Schedule>,
 
     /// Steps in which the learning rate rises [default: a tenth of all, at most 500]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least::<u64>(0))]
     warmup_steps: Option<u64>,
 
     /// Seed of the order of the examples [default: 0]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least::<u64>(0))]
     seed: Option<u64>,
 
     /// Threads of one operator [default: as many as there are cores]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least::<usize>(1))]
     threads: Option<usize>,
 
     /// cpu, cuda or cuda:1 [default: cpu]
@@ -149,11 +150,11 @@ struct TrainFlags {
     cuda_graphs: Option<CudaGraphs>,
 
     /// On CUDA, read losses and show progress every N steps, while the device keeps running [default: 10]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least::<u64>(1))]
     log_every: Option<u64>,
 
     /// Steps between checkpoints; there is one after each epoch too [default: 500]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least::<u64>(1))]
     save_every: Option<u64>,
 
     /// Keep the backbone's taps in this folder: from the second epoch on only the side network runs

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::arguments::at_least;
 use crate::report::{self, Exit, Format, ProgressLine};
 use crate::runtime::{Device, Runtime, find};
 use crate::verify::verify;
@@ -22,7 +23,7 @@ pub struct Verify {
     directory: PathBuf,
 
     /// Seed of the sample inputs and directions
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = at_least::<u64>(0))]
     seed: u64,
 
     /// Form of the table on stdout

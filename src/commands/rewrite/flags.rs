@@ -7,6 +7,7 @@ use std::str::FromStr;
 use lstc_passes::Options;
 use lstc_passes::options::{BackboneOptions, Gate, Init, Int8Weights, KeepBlocks, Precision, Sizes, TowerName};
 
+use crate::commands::arguments::at_least;
 use crate::commands::set;
 use crate::rewrite::config::Config;
 use crate::rewrite::{Choice, Measuring};
@@ -17,15 +18,15 @@ use crate::runtime::Device;
 #[command(next_help_heading = "Method")]
 pub struct MethodFlags {
     /// Reduction factor: the side network's widths are the backbone's divided by it [default: 8]
-    #[arg(short, long, value_name = "R")]
+    #[arg(short, long, value_name = "R", value_parser = at_least::<usize>(1))]
     reduction: Option<usize>,
 
     /// Blocks of the encoder to keep, from 0, as in 1,2,3 [default: all]
-    #[arg(long, value_name = "BLOCKS", value_delimiter = ',')]
+    #[arg(long, value_name = "BLOCKS", value_delimiter = ',', value_parser = at_least::<usize>(0))]
     encoder_blocks: Option<Vec<usize>>,
 
     /// Blocks of the decoder to keep [default: all]
-    #[arg(long, value_name = "BLOCKS", value_delimiter = ',')]
+    #[arg(long, value_name = "BLOCKS", value_delimiter = ',', value_parser = at_least::<usize>(0))]
     decoder_blocks: Option<Vec<usize>>,
 
     /// How many blocks each tower keeps, the most important by their weights, as in 9 or encoder=9,decoder=6
@@ -42,11 +43,11 @@ pub struct MethodFlags {
     gate: Option<Gate>,
 
     /// Temperature of the gates [default: 0.1]
-    #[arg(long, allow_negative_numbers = true, value_name = "T")]
+    #[arg(long, value_name = "T")]
     temperature: Option<f32>,
 
     /// Initial alpha of the gates [default: 0]
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long)]
     alpha: Option<f32>,
 
     /// Mix the backbone's final output in before the LM head [default: false]
@@ -58,7 +59,7 @@ pub struct MethodFlags {
     bias: Option<bool>,
 
     /// Dropout rate inside the side network, in training only [default: 0]
-    #[arg(long, allow_negative_numbers = true, value_name = "RATE")]
+    #[arg(long, value_name = "RATE")]
     dropout: Option<f32>,
 
     /// Initial weights: magnitude, magnitude-consistent or random [default: magnitude]
@@ -66,7 +67,7 @@ pub struct MethodFlags {
     init: Option<Init>,
 
     /// Seed of the initial values and of dropout [default: 0]
-    #[arg(long)]
+    #[arg(long, value_parser = at_least::<u64>(0))]
     seed: Option<u64>,
 
     #[command(flatten)]
@@ -87,15 +88,15 @@ pub struct MethodFlags {
 #[command(next_help_heading = "Static shapes")]
 struct ShapeFlags {
     /// Fix the number of examples that are run at once [default: free]
-    #[arg(long, value_name = "EXAMPLES")]
+    #[arg(long, value_name = "EXAMPLES", value_parser = at_least::<usize>(1))]
     batch: Option<usize>,
 
     /// Fix the number of tokens of an input, to which shorter ones are padded [default: free]
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", value_parser = at_least::<usize>(1))]
     source_length: Option<usize>,
 
     /// Fix the number of tokens of a target [default: free]
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", value_parser = at_least::<usize>(1))]
     target_length: Option<usize>,
 }
 
@@ -122,7 +123,7 @@ struct BackboneFlags {
     ///
     /// More bits are 8 in an int4 backbone, and the source's own type in others, and where 8 are not enough. From 1 on there is
     /// no limit, and no product to choose.
-    #[arg(long, value_name = "ERROR", allow_negative_numbers = true)]
+    #[arg(long, value_name = "ERROR")]
     max_tap_error: Option<f64>,
 
     /// How the integers of int8 are written: signed, or unsigned for x86 without VNNI, where ONNX Runtime's kernels for
@@ -159,31 +160,31 @@ struct MemoryFlags {
 #[command(next_help_heading = "Loss and optimizer")]
 struct StepFlags {
     /// Weight of the cross-entropy with the labels [default: 1]
-    #[arg(long, allow_negative_numbers = true, value_name = "WEIGHT")]
+    #[arg(long, value_name = "WEIGHT")]
     label: Option<f32>,
 
     /// Weight of the distillation from the backbone's own logits [default: 0]
-    #[arg(long, allow_negative_numbers = true, value_name = "WEIGHT")]
+    #[arg(long, value_name = "WEIGHT")]
     distill: Option<f32>,
 
     /// Decay of AdamW's first moment [default: 0.9]
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long)]
     beta1: Option<f32>,
 
     /// Decay of AdamW's second moment [default: 0.999]
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long)]
     beta2: Option<f32>,
 
     /// Added to the root of AdamW's second moment [default: 1e-8]
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long)]
     epsilon: Option<f32>,
 
     /// Decoupled weight decay, on matrices only [default: 0]
-    #[arg(long, allow_negative_numbers = true, value_name = "RATE")]
+    #[arg(long, value_name = "RATE")]
     weight_decay: Option<f32>,
 
     /// Largest global norm of the gradients; 0 does not clip [default: 1]
-    #[arg(long, allow_negative_numbers = true, value_name = "NORM")]
+    #[arg(long, value_name = "NORM")]
     clip: Option<f32>,
 }
 
@@ -217,14 +218,14 @@ fn yaml<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
 /// `9`, or `encoder=9,decoder=6`.
 fn keep_blocks(text: &str) -> Result<KeepBlocks, String> {
     const FORM: &str = "expected a number, as in 9, or one for each tower, as in encoder=9,decoder=6";
-    if let Ok(count) = text.parse() {
-        return Ok(KeepBlocks::Each(count));
+    if text.parse::<i128>().is_ok() {
+        return at_least(1)(text).map(KeepBlocks::Each);
     }
     let mut counts = BTreeMap::new();
     for part in text.split(',') {
         let (tower, count) = part.split_once('=').ok_or(FORM)?;
         let tower = yaml::<TowerName>(tower.trim())?;
-        let count = count.trim().parse().map_err(|_| FORM)?;
+        let count = at_least(1)(count.trim())?;
         if counts.insert(tower, count).is_some() {
             return Err(format!("{tower} is there twice"));
         }
