@@ -7,7 +7,8 @@ use std::path::Path;
 use lstc::rewrite::{Request, compile, rewrite};
 use lstc::train::Started;
 use lstc::verify::prove;
-use lstc_models::{Activation, SublayerKind};
+use lstc_graph::Weight;
+use lstc_models::{Activation, Frozen, SublayerKind};
 use lstc_passes::{Module, Options};
 
 /// The failed checks of a rewrite whose anatomy is changed before it is proved.
@@ -63,4 +64,16 @@ fn a_wrong_epsilon_scale_activation_or_matrix_is_found_in_its_block() {
         }
     });
     found(matrices, "block 1 of the decoder");
+}
+
+#[test]
+fn a_head_other_than_the_sources_is_found() {
+    let failed = failed(|m| {
+        let weight = m.anatomy.head.linear.weight.weight(&m.graph);
+        let mut bytes = weight.bytes().to_vec();
+        *bytes.last_mut().expect("a head has elements") ^= 1;
+        let other = Weight::new(weight.dtype(), weight.dims().to_vec(), bytes.into(), None).expect("as many bytes");
+        m.anatomy.head.linear.weight = Frozen::Unfolded(other);
+    });
+    assert!(failed.len() == 1 && failed[0].starts_with("the side network's LM head"), "{failed:?}");
 }

@@ -376,7 +376,7 @@ fn a_quantised_head_has_the_gradient_of_its_own_loss() {
     ] {
         let tuned = Tuned::new(name, flags);
         let verdict = tuned.run(&["verify"], "");
-        assert!(verdict.contains("the LM head's matrix against the source's"), "{verdict}");
+        assert!(verdict.contains("the side network's LM head against the source's"), "{verdict}");
         let graph = load(&tuned.path("tuned/train.onnx")).expect("it is a model");
         let head = |id: &lstc_graph::NodeId| graph.node(*id).origin.name() == "quantise-head";
         let count = |op: &str| graph.node_ids().filter(head).filter(|id| graph.node(*id).is(op)).count();

@@ -157,12 +157,11 @@ fn share(graph: &mut Graph, boundary: usize) {
     let mut moved = HashMap::new();
     for value in behind {
         let candidates = known.get(&key(graph, value)).cloned().unwrap_or_default();
-        let equal = candidates.into_iter().find(|c| graph.weight(*c) == graph.weight(value));
+        let is_same = |c: &ValueId| graph.weight(*c).zip(graph.weight(value)).is_some_and(|(a, b)| a.is_same(b));
+        let equal = candidates.into_iter().find(is_same);
         if let Some(equal) = equal {
             moved.insert(value, equal);
         }
-        // What was compared need not stay in memory.
-        [Some(value), equal].iter().flatten().filter_map(|v| graph.weight(*v)).for_each(Weight::release);
     }
     graph.redirect_all(&moved);
 }

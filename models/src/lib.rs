@@ -22,6 +22,7 @@ mod quantised;
 mod recognise;
 mod refusal;
 mod restate;
+mod tied;
 mod trace;
 
 pub use anatomy::{
@@ -36,6 +37,7 @@ pub use quantised::Quantised;
 pub use recognise::{explain, recognise};
 pub use refusal::{Refusal, Refused};
 pub use restate::{RESTATED, restate_for_device};
+pub use tied::same_matrix;
 pub use trace::{
     Attempt, BlockTrace, FusedTrace, Known, Meeting, Nearest, NodeRef, NodeTrace, Operand, Outcome, Place, Reason,
     SublayerGuess, SublayerTrace, TowerTrace, Trace,

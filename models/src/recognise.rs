@@ -12,15 +12,14 @@ mod whole;
 use std::collections::HashSet;
 use std::ops::Range;
 
-use lstc_graph::{Dim, Graph, Node, NodeId, ValueId, Weight};
+use lstc_graph::{Dim, Graph, Node, NodeId, ValueId};
 
-use crate::anatomy::{
-    Anatomy, AttentionKind, Block, Frozen, Head, Orientation, Sublayer, SublayerKind, Tower, TowerKind,
-};
+use crate::anatomy::{Anatomy, AttentionKind, Block, Frozen, Head, Sublayer, SublayerKind, Tower, TowerKind};
 use crate::families::families;
 use crate::matcher::{Match, Matcher, Mismatch};
 use crate::refusal::{LM_HEAD, Refusal, Refused};
 use crate::restate::{Fused, View, restate};
+use crate::tied::is_tied;
 use crate::trace::{BlockPlace, Places, Record, SublayerGuess as Guess, SublayerPlace, TowerPlace, Trace, assemble};
 
 /// Recognises the model that a graph computes. Values that the side network needs and that a fused operator keeps to
@@ -190,14 +189,7 @@ impl<'g> Walk<'_, 'g> {
                 return None;
             }
         }
-        let (table, linear) = (&anatomy.last().table, &anatomy.head.linear);
-        anatomy.head.tied = match (table, &linear.weight) {
-            (Frozen::Quantised(table), Frozen::Quantised(matrix)) => table == matrix,
-            (Frozen::Quantised(_), _) | (_, Frozen::Quantised(_)) => false,
-            (table, matrix) => {
-                same_numbers(&table.weight(self.graph()), &matrix.weight(self.graph()), linear.orientation)
-            }
-        };
+        anatomy.head.tied = is_tied(self.graph(), &anatomy.last().table, &anatomy.head.linear);
         Some(anatomy)
     }
 
@@ -518,35 +510,4 @@ fn depths(graph: &Graph) -> Vec<u32> {
         }
     }
     depths
-}
-
-/// True where a table `[rows, columns]` and a head's matrix hold the same numbers, transposed or not.
-///
-/// A transposed copy is compared by a sample of its elements: reading a 100 MB matrix column by column would take
-/// longer than the rest of the compiler.
-fn same_numbers(table: &Weight, matrix: &Weight, orientation: Orientation) -> bool {
-    if table.dtype() != matrix.dtype() || table.elements() != matrix.elements() || table.elements() == 0 {
-        return false;
-    }
-    let (rows, columns, size) = (table.dims()[0], table.dims()[1], table.dtype().size());
-    let wanted = match orientation {
-        Orientation::OutIn => [rows, columns],
-        Orientation::InOut => [columns, rows],
-    };
-    if matrix.dims() != wanted {
-        return false;
-    }
-    if orientation == Orientation::OutIn && table.bytes().as_ptr() == matrix.bytes().as_ptr() {
-        return true;
-    }
-    const SAMPLES: usize = 4096;
-    (0..SAMPLES).all(|i| {
-        let (row, column) = ((i * 2_654_435_761) % rows, (i * 40_503 + i / columns) % columns);
-        let here = (row * columns + column) * size;
-        let there = match orientation {
-            Orientation::OutIn => here,
-            Orientation::InOut => (column * rows + row) * size,
-        };
-        table.bytes()[here..here + size] == matrix.bytes()[there..there + size]
-    })
 }

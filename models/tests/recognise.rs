@@ -170,6 +170,33 @@ fn models_without_an_lm_head_are_refused() {
     refused("no_cross_attention", &[&["the LM head: ", "`/model/encoder/final_layer_norm/Mul_1`", reason]]);
 }
 
+/// Whether the head of a model whose exporter wrote it as a transposed copy of the embedding counts as tied, after a change of its
+/// elements.
+fn is_tied(change: impl FnOnce(&mut [f32])) -> bool {
+    let path = cases().join("relu_torchscript/model.onnx");
+    let bytes = std::fs::read(&path).expect("the case is committed");
+    let mut model = ModelProto::decode(&bytes[..]).expect("the case is a model");
+    let graph = model.graph.as_mut().expect("the case is a model");
+    let product = graph.node.iter().find(|n| n.output[0] == "logits").expect("the case has logits");
+    let name = product.input[1].clone();
+    let head = graph.initializer.iter_mut().find(|t| t.name() == name).expect("the head is a constant");
+    assert_eq!(head.dims, [48, 96]);
+    let raw = head.raw_data.as_ref().expect("exporters write raw data");
+    let mut elements: Vec<f32> =
+        raw.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes"))).collect();
+    change(&mut elements);
+    head.raw_data = Some(elements.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>().into());
+    let mut graph = load_bytes(model.encode_to_vec().into(), &path).unwrap_or_else(|e| panic!("{e}"));
+    recognise(&mut graph).unwrap_or_else(|e| panic!("{e}")).head.tied
+}
+
+#[test]
+fn a_head_that_differs_from_the_embedding_anywhere_is_not_tied_to_it() {
+    assert!(is_tied(|_| ()));
+    assert!(!is_tied(|head| head[96] += 1e-3), "one element");
+    assert!(!is_tied(|head| head.iter_mut().skip(95).step_by(96).for_each(|v| *v += 1.0)), "the last token's row");
+}
+
 /// The same model in another spelling, which must be recognised as the same.
 fn respelled(what: &str, respell: impl Fn(&mut GraphProto) -> usize) {
     let mut edits = 0;

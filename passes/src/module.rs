@@ -172,6 +172,16 @@ impl Module {
         self.folded.as_ref().is_some_and(|folded| folded.values.contains(&value))
     }
 
+    /// The constant that the side network's LM head is, or is a cast of.
+    pub fn head_constant(&self) -> Option<ValueId> {
+        let value = self.head_matrix?.value;
+        if self.graph.weight(value).is_some() {
+            return Some(value);
+        }
+        let node = self.graph.node(self.graph.producer_of(value)?.0);
+        node.input(0).filter(|v| node.is("Cast") && self.graph.weight(*v).is_some())
+    }
+
     /// The graph as it was read.
     pub fn source(&self) -> &Graph {
         &self.source

@@ -5,6 +5,7 @@
 //! * the four invariants hold in every graph;
 //! * each block, emitted from the anatomy at full width with the backbone's own weights, is the backbone's own map from
 //!   tap to tap: so the description that the side network was grown from is right;
+//! * the matrix that the side network's LM head reads is the one that the source's head reads, element for element;
 //! * what fixed sizes made constants is what the source computes at those sizes;
 //! * the backbone inside the rewritten graphs gives the source's values, bit for bit with graph optimisation off; one in
 //!   another precision gives, so far as that is in what is computed from its products, what the compiler's own does, each
@@ -16,6 +17,7 @@ mod blocks;
 mod files;
 mod folded;
 mod gradients;
+mod head;
 mod invariants;
 mod precision;
 mod quantised;
@@ -151,7 +153,9 @@ pub fn prove(
         progress("folded values against the source");
         checks.extend(folded::check(&subject)?);
     }
-    if subject.module.quantised.is_some() || subject.module.quantised_head.is_some() {
+    progress("the LM head against the source's");
+    checks.push(head::check(&subject)?);
+    if subject.module.quantised.is_some() {
         progress("quantised matrices against the source");
         checks.extend(quantised::check(&subject)?);
     }

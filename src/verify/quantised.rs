@@ -21,15 +21,11 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
         checks.push(matrices(subject, quantised));
         checks.extend(errors(subject)?);
     }
-    if let Some(head) = &subject.module.quantised_head {
-        let graph = &subject.module.graph;
-        checks.push(within_half("the LM head's matrix against the source's", head.furthest(graph)));
-    }
     Ok(checks)
 }
 
 /// A check of the largest error of matrices, in steps.
-fn within_half(name: impl Into<String>, furthest: Result<f64, String>) -> Check {
+pub(super) fn within_half(name: impl Into<String>, furthest: Result<f64, String>) -> Check {
     match furthest {
         Ok(steps) => Check {
             name: name.into(),

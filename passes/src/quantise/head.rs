@@ -31,8 +31,6 @@ const OPSET: i64 = 13;
 /// The head in 8 bits.
 #[derive(Clone, Debug)]
 pub struct QuantisedHead {
-    /// The matrix in floats, a constant or a cast of one.
-    pub matrix: ValueId,
     pub orientation: Orientation,
     /// In the order of the vocabulary.
     pub chunks: Vec<Chunk>,
@@ -41,26 +39,34 @@ pub struct QuantisedHead {
 }
 
 impl QuantisedHead {
-    /// How far an element is from its own in the source at most, in steps.
+    /// How far an element is from its own in a matrix in floats at most, in steps.
     ///
     /// # Errors
-    /// A graph that is not the one that this is of.
-    pub fn furthest(&self, graph: &Graph) -> Result<f64, String> {
+    /// A graph that this head does not belong to; a matrix of other sizes.
+    pub fn furthest(&self, graph: &Graph, (weight, lies): (&Weight, Orientation)) -> Result<f64, String> {
         let gone = || "the LM head's matrix is gone".to_owned();
-        let weight = constant(graph, self.matrix).ok_or_else(gone)?;
         let wanted = weight.to_f32().ok_or_else(gone)?;
+        weight.release();
         let &[rows, columns] = weight.dims() else { return Err(gone()) };
+        let [vocabulary, width] = if lies == Orientation::OutIn { [rows, columns] } else { [columns, rows] };
+        if self.chunks.iter().map(|c| c.count).sum::<usize>() != vocabulary {
+            return Err(gone());
+        }
+        let of_source = |token: usize, feature: usize| match lies {
+            Orientation::OutIn => wanted.get(token * width + feature),
+            Orientation::InOut => wanted.get(feature * vocabulary + token),
+        };
         let mut worst = 0.0_f64;
         for chunk in &self.chunks {
             let integers = graph.weight(chunk.integers).and_then(Weight::to_i64).ok_or_else(gone)?;
             let scales = graph.weight(chunk.scales).and_then(Weight::to_f32).ok_or_else(gone)?;
             for (i, integer) in integers.iter().enumerate() {
-                let (token, source) = match self.orientation {
-                    Orientation::OutIn => (i / columns, chunk.first * columns + i),
-                    Orientation::InOut => (i % chunk.count, i / chunk.count * columns + chunk.first + i % chunk.count),
+                let (token, feature) = match self.orientation {
+                    Orientation::OutIn => (i / width, i % width),
+                    Orientation::InOut => (i % chunk.count, i / chunk.count),
                 };
-                let (scale, wanted) = match (scales.get(token), wanted.get(source)) {
-                    (Some(scale), Some(wanted)) if source < rows * columns => (f64::from(*scale), f64::from(*wanted)),
+                let (scale, wanted) = match (scales.get(token), of_source(chunk.first + token, feature)) {
+                    (Some(scale), Some(wanted)) => (f64::from(*scale), f64::from(*wanted)),
                     _ => return Err(gone()),
                 };
                 let apart = (*integer as f64 * scale - wanted).abs() - f64::from(f32::MIN_POSITIVE) * 127.0;
@@ -69,7 +75,6 @@ impl QuantisedHead {
                 }
             }
         }
-        weight.release();
         Ok(if worst.is_nan() { f64::INFINITY } else { worst })
     }
 }
@@ -115,7 +120,7 @@ fn head(module: &mut Module) -> Result<QuantisedHead, String> {
         .filter(|(id, slot)| *slot == 1 && graph.node(*id).is("Gemm") && graph.node(*id).inputs.len() == 2)
         .map(|(id, _)| *id)
         .collect();
-    let weight = constant(graph, matrix).ok_or_else(not_there)?.clone();
+    let weight = module.head_constant().and_then(|v| graph.weight(v)).ok_or_else(not_there)?.clone();
     let floats = match module.store.sketches {
         true => Floats::sketch(&weight, orientation),
         false => Floats::read(&weight, orientation),
@@ -150,15 +155,7 @@ fn head(module: &mut Module) -> Result<QuantisedHead, String> {
     for id in readers {
         replace(&b, id, orientation, &chunks);
     }
-    Ok(QuantisedHead { matrix, orientation, chunks, bytes_before: weight.bytes().len() as u64, bytes_after })
-}
-
-/// The constant that a value is, or is a cast of.
-fn constant(graph: &Graph, value: ValueId) -> Option<&Weight> {
-    graph.weight(value).or_else(|| {
-        let node = graph.node(graph.producer_of(value)?.0);
-        graph.weight(node.input(0).filter(|_| node.is("Cast"))?)
-    })
+    Ok(QuantisedHead { orientation, chunks, bytes_before: weight.bytes().len() as u64, bytes_after })
 }
 
 /// Puts products with the chunks in the place of a product with the whole.
