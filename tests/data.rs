@@ -4,6 +4,10 @@
 mod batches;
 #[path = "data/files.rs"]
 mod files;
+#[path = "data/tables.rs"]
+mod tables;
+#[path = "data/tokenised.rs"]
+mod tokenised;
 #[path = "data/tokens.rs"]
 mod tokens;
 

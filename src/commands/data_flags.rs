@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::arguments::at_least;
 use super::set;
-use crate::data::{DataFormat, OnBadRow, Reading};
+use crate::data::{DataFormat, OnBadRow, Quoting, Reading};
 
 /// How data files are read, as flags. One that is not given leaves the configuration's value.
 #[derive(Debug, clap::Args)]
@@ -30,6 +30,10 @@ pub struct DataFlags {
     #[arg(long, value_enum, value_name = "FORM")]
     data_format: Option<DataFormat>,
 
+    /// What quotes in CSV and TSV mean [default: rfc4180 in CSV, none in TSV]
+    #[arg(long, value_enum, value_name = "STYLE")]
+    quoting: Option<Quoting>,
+
     /// Tokens of an input; longer ones are cut [default: 128]
     #[arg(long, value_name = "N", value_parser = at_least::<usize>(2))]
     max_source_length: Option<usize>,
@@ -53,6 +57,9 @@ impl DataFlags {
         set(&mut reading.on_bad_row, &self.on_bad_row);
         if self.data_format.is_some() {
             reading.format = self.data_format;
+        }
+        if self.quoting.is_some() {
+            reading.quoting = self.quoting;
         }
     }
 }

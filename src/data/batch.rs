@@ -3,6 +3,7 @@
 use anyhow::bail;
 use ndarray::{Array1, Array2};
 
+use super::corpus::token;
 use super::{Corpus, Example, SpecialTokens};
 
 /// The label of a position that does not count.
@@ -22,12 +23,12 @@ pub struct Batch {
     /// The examples' lines in their file. Rows that fill up a fixed batch have none, so there may be fewer than rows.
     pub rows: Vec<u64>,
     pub source: Array2<i64>,
-    /// 1 where `source` has a token, 0 where it is padded.
+    /// 1 where `source` has a token that counts, 0 where it is hidden or padded.
     pub source_mask: Array2<i64>,
     /// The start token, then the target without its last token.
     pub target_in: Array2<i64>,
     pub target_mask: Array2<i64>,
-    /// The target; [`IGNORED`] where it is padded.
+    /// The target; [`IGNORED`] where a label does not count, and where it is padded.
     pub labels: Array2<i64>,
     /// Labels that count.
     pub counted: usize,
@@ -43,7 +44,7 @@ impl Batch {
     /// No example, or examples that do not fit into a fixed shape.
     ///
     /// # Panics
-    /// For an index that is none of the corpus.
+    /// For an index that the corpus does not have.
     pub fn new(corpus: &Corpus, indices: &[u32], special: SpecialTokens, shape: &Fixed) -> anyhow::Result<Batch> {
         let examples: Vec<Example> = indices.iter().map(|index| corpus.example(*index as usize)).collect();
         let Some(first) = examples.first() else { bail!("a batch of no examples") };
@@ -59,14 +60,14 @@ impl Batch {
             target_in: padded(special.pad, target),
             target_mask: padded(0, target),
             labels: padded(IGNORED, target),
-            counted: examples.iter().map(|e| e.target.len()).sum(),
+            counted: examples.iter().map(|e| e.target.iter().filter(|word| token(**word).1).count()).sum(),
             tokens: examples.iter().map(|e| e.source.len() + e.target.len()).sum(),
         };
         for row in 0..batch {
             let example = examples.get(row).unwrap_or(first);
             made.fill(row, example, special.start);
             if row < examples.len() {
-                fill(&mut made.labels, row, example.target.iter().map(|id| i64::from(*id)));
+                fill(&mut made.labels, row, example.target.iter().map(|word| label(*word)));
             }
         }
         Ok(made)
@@ -82,13 +83,18 @@ impl Batch {
     }
 
     fn fill(&mut self, row: usize, example: &Example, start: i64) {
-        let ids = |ids: &[u32]| ids.iter().map(|id| i64::from(*id)).collect::<Vec<_>>();
         let before_last = example.target.len().saturating_sub(1);
-        fill(&mut self.source, row, ids(example.source));
-        fill(&mut self.source_mask, row, example.source.iter().map(|_| 1));
-        fill(&mut self.target_in, row, std::iter::once(start).chain(ids(&example.target[..before_last])));
+        let given = example.target[..before_last].iter().map(|word| token(*word).0);
+        fill(&mut self.source, row, example.source.iter().map(|word| token(*word).0));
+        fill(&mut self.source_mask, row, example.source.iter().map(|word| i64::from(token(*word).1)));
+        fill(&mut self.target_in, row, std::iter::once(start).chain(given));
         fill(&mut self.target_mask, row, example.target.iter().map(|_| 1));
     }
+}
+
+fn label(word: u32) -> i64 {
+    let (id, counts) = token(word);
+    if counts { id } else { IGNORED }
 }
 
 /// Puts values at the start of a row.

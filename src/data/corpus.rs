@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::intake::Intake;
 use super::rows::Rows;
+use super::tokenised::HIDDEN;
 use super::words::Words;
 use super::{Reading, SpecialTokens, Tokenizer};
 
@@ -21,10 +22,13 @@ pub struct Corpus {
     pub(super) index: Words,
     pub(super) skipped: Skipped,
     pub(super) truncated: (usize, usize),
+    pub(super) hides_source: bool,
+    pub(super) note: Option<String>,
     pub(super) sha256: String,
 }
 
-/// One tokenised row.
+/// One tokenised row. Of each token the highest bit says whether it is hidden: in the source from attention, in the target
+/// from the loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Example<'a> {
     /// Where it begins in the file, as a line from 1.
@@ -32,6 +36,18 @@ pub struct Example<'a> {
     pub source: &'a [u32],
     /// With the end token.
     pub target: &'a [u32],
+}
+
+/// A token's id, and whether it counts.
+pub(super) fn token(word: u32) -> (i64, bool) {
+    (i64::from(word & !HIDDEN), word & HIDDEN == 0)
+}
+
+impl Example<'_> {
+    /// The tokens of the target whose labels count.
+    pub fn labels(&self) -> Vec<u32> {
+        self.target.iter().copied().filter(|word| token(*word).1).collect()
+    }
 }
 
 /// Bad rows that were left out.
@@ -46,8 +62,8 @@ impl Corpus {
     /// Reads and tokenises a file. Its tokens go to a file without a name in the folder `scratch`; ids must be below
     /// `vocabulary`. `progress` is told the bytes read, and of how many.
     ///
-    /// Rows with token ids need no tokenizer: their ids are taken as they are, without padding at the end (-100 in `labels`,
-    /// the padding token in `input_ids`), and cut to the limits with their last token kept. An input that is blank is a bad
+    /// Rows with token ids need no tokenizer: their ids are taken without padding, and cut to the limits with their last token
+    /// kept. An input that is blank is a bad
     /// row unless a prefix stands before it; a blank target always is.
     ///
     /// # Errors
@@ -71,7 +87,7 @@ impl Corpus {
                 progress(read, of);
             }
         }
-        let corpus = intake.finish()?;
+        let corpus = Corpus { note: rows.note().map(str::to_owned), ..intake.finish()? };
         let (read, of) = rows.progress();
         progress(read, of);
         Ok(corpus)
@@ -126,17 +142,29 @@ impl Corpus {
         self.truncated
     }
 
+    /// Whether a source has hidden tokens between others: a model without a mask would read them.
+    pub fn hides_source(&self) -> bool {
+        self.hides_source
+    }
+
+    /// What of the rows is not read, though it might be.
+    pub fn note(&self) -> Option<&str> {
+        self.note.as_deref()
+    }
+
     /// Of the lengths and the ids of all examples, in order, in hexadecimal: whether two files, read in their ways, train
     /// the same.
     pub fn sha256(&self) -> &str {
         &self.sha256
     }
 
-    /// The distinct targets in ascending order; none where there are more than `at_most`.
+    /// The distinct targets in ascending order; none where there are more than `at_most`, or one has labels that do not count.
     pub fn targets(&self, at_most: usize) -> Option<Vec<Vec<u32>>> {
         let mut targets = BTreeSet::new();
         for index in 0..self.len() {
-            if targets.insert(self.example(index).target) && targets.len() > at_most {
+            let target = self.example(index).target;
+            let is_whole = target.iter().all(|word| token(*word).1);
+            if !is_whole || (targets.insert(target) && targets.len() > at_most) {
                 return None;
             }
         }

@@ -12,8 +12,8 @@ use super::rows::listed;
 
 pub struct Fields<'a> {
     object: &'a str,
-    names: [&'a str; 4],
-    values: [Option<Field>; 4],
+    names: &'a [&'a str],
+    values: Vec<Option<Field>>,
 }
 
 pub enum Field {
@@ -28,16 +28,16 @@ impl<'a> Fields<'a> {
     /// Reads the fields of these names; where a name comes twice, the last one.
     ///
     /// # Errors
-    /// Text that is no JSON object, with the column.
-    pub fn of(object: &'a str, names: [&'a str; 4]) -> Result<Fields<'a>, String> {
-        let mut fields = Fields { object, names, values: [const { None }; 4] };
+    /// Text that is not a JSON object, with the column.
+    pub fn of(object: &'a str, names: &'a [&'a str]) -> Result<Fields<'a>, String> {
+        let mut fields = Fields { object, names, values: names.iter().map(|_| None).collect() };
         let mut json = serde_json::Deserializer::from_str(object);
         json.deserialize_map(&mut fields).and_then(|()| json.end()).map_err(|error| {
             let text = error.to_string();
             // An object is parsed alone: serde_json's own line number is always 1.
             let what = text.split(" at line ").next().unwrap_or_default();
             match error.is_data() {
-                true => "it is JSON, but no object".to_owned(),
+                true => "it is JSON, but not an object".to_owned(),
                 false => format!("it is not JSON: {what} at column {}", error.column()),
             }
         })?;
@@ -63,12 +63,12 @@ impl<'a> Fields<'a> {
     }
 
     /// # Errors
-    /// A field that is missing or no array of integers.
+    /// A field that is missing or not an array of integers.
     pub fn ids(&self, name: &str) -> Result<Vec<i64>, String> {
         match self.get(name) {
             None => Err(self.missing(name)),
             Some(Field::Ids(ids)) => Ok(ids.clone()),
-            Some(_) => Err(format!("field `{name}` is no array of integers, as it is in the file's first row")),
+            Some(_) => Err(format!("field `{name}` is not an array of integers")),
         }
     }
 
@@ -89,7 +89,7 @@ impl<'de> Visitor<'de> for &mut Fields<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(slot) = map.next_key_seed(Slot(&self.names))? {
+        while let Some(slot) = map.next_key_seed(Slot(self.names))? {
             match slot {
                 Some(slot) => self.values[slot] = Some(map.next_value()?),
                 None => map.next_value::<IgnoredAny>().map(drop)?,

@@ -7,8 +7,9 @@ use sha2::{Digest, Sha256};
 
 use super::corpus::{Corpus, Skipped};
 use super::rows::{Content, Row};
+use super::tokenised::{HIDDEN, INPUT_IDS, LABELS, Tokenised};
 use super::words::WordsWriter;
-use super::{Encoded, IGNORED, OnBadRow, Reading, SpecialTokens, Tokenizer};
+use super::{Encoded, OnBadRow, Reading, SpecialTokens, Tokenizer};
 use crate::report::Hinted;
 
 /// Rows that are tokenised together, at most.
@@ -33,6 +34,7 @@ pub struct Intake<'a> {
     hash: Sha256,
     skipped: Skipped,
     truncated: (usize, usize),
+    hides_source: bool,
 }
 
 /// A row's source and target.
@@ -66,6 +68,7 @@ impl<'a> Intake<'a> {
             hash: Sha256::new(),
             skipped: Skipped::default(),
             truncated: (0, 0),
+            hides_source: false,
         })
     }
 
@@ -76,7 +79,7 @@ impl<'a> Intake<'a> {
     pub fn take(&mut self, row: Row) -> anyhow::Result<bool> {
         self.chunk_text += match &row.content {
             Ok(Content::Text { input, target }) => self.reading.prefix.len() + input.len() + target.len(),
-            Ok(Content::Ids { input, target }) => 8 * (input.len() + target.len()),
+            Ok(Content::Ids(row)) => 8 * row.len(),
             Err(why) => why.len(),
         };
         self.chunk.push(row);
@@ -105,6 +108,8 @@ impl<'a> Intake<'a> {
             index: self.index.finish().with_context(full)?,
             skipped: self.skipped,
             truncated: self.truncated,
+            hides_source: self.hides_source,
+            note: None,
             sha256: self.hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect(),
         })
     }
@@ -133,7 +138,7 @@ impl<'a> Intake<'a> {
                     texts.1.push(target);
                     Ok(None)
                 }
-                Ok(Content::Ids { input, target }) => self.taken(&input, &target).map(Some),
+                Ok(Content::Ids(row)) => self.taken(&row).map(Some),
                 Err(why) => Err(why),
             });
         }
@@ -194,21 +199,19 @@ impl<'a> Intake<'a> {
         Ok((source, target))
     }
 
-    /// Ids of a file that is tokenised already, without their padding, cut to the limits.
-    fn taken(&self, input: &[i64], target: &[i64]) -> Result<Pair, String> {
-        let SpecialTokens { pad, end, .. } = self.special;
-        let input = if pad == end { input } else { without_trailing(input, pad) };
-        let taken = |name: &str, values: &[i64], limit: usize| {
-            let taken = cut(ids(name, values)?, limit);
+    /// Ids of a file that is tokenised already, cut to the limits.
+    fn taken(&self, row: &Tokenised) -> Result<Pair, String> {
+        let taken = |name: &str, tokens: Vec<u32>, limit: usize| {
+            let taken = cut(tokens, limit);
             self.in_vocabulary(name, &taken).map(|()| taken)
         };
-        let source = taken("input_ids", input, self.reading.max_source_length)?;
-        Ok((source, taken("labels", without_trailing(target, IGNORED), self.reading.max_target_length)?))
+        let source = taken(INPUT_IDS, row.source(self.special)?, self.reading.max_source_length)?;
+        Ok((source, taken(LABELS, row.target(self.special)?, self.reading.max_target_length)?))
     }
 
     /// Whether the model has these tokens, which come from the field `name`.
     fn in_vocabulary(&self, name: &str, encoded: &Encoded) -> Result<(), String> {
-        match encoded.ids.iter().find(|id| **id >= self.vocabulary) {
+        match encoded.ids.iter().map(|id| id & !HIDDEN).find(|id| *id >= self.vocabulary) {
             None => Ok(()),
             Some(id) => {
                 let size = self.vocabulary;
@@ -229,6 +232,7 @@ impl<'a> Intake<'a> {
         for word in lengths.iter().chain(&source.ids).chain(&target.ids) {
             self.hash.update(word.to_le_bytes());
         }
+        self.hides_source |= source.ids.iter().any(|id| id & HIDDEN != 0);
         self.truncated.0 += usize::from(source.truncated);
         self.truncated.1 += usize::from(target.truncated);
         self.examples = self.examples.checked_add(1).with_context(|| {
@@ -252,23 +256,6 @@ impl<'a> Intake<'a> {
             }
         }
     }
-}
-
-fn without_trailing(ids: &[i64], padding: i64) -> &[i64] {
-    let kept = ids.iter().rposition(|id| *id != padding).map_or(0, |last| last + 1);
-    &ids[..kept]
-}
-
-fn ids(name: &str, ids: &[i64]) -> Result<Vec<u32>, String> {
-    if ids.is_empty() {
-        return Err(format!("field `{name}` is empty"));
-    }
-    let id = |(index, id): (usize, &i64)| match u32::try_from(*id) {
-        Ok(id) => Ok(id),
-        Err(_) if *id == IGNORED => Err(format!("field `{name}` has {id} at index {index}, before its end")),
-        Err(_) => Err(format!("field `{name}` has {id} at index {index}, which is no token")),
-    };
-    ids.iter().enumerate().map(id).collect()
 }
 
 /// At most `limit` tokens, of which the last stays the last.

@@ -15,6 +15,8 @@ use crate::report::Hinted;
 pub struct Reading {
     /// The form of the file; by its extension where there is none.
     pub format: Option<DataFormat>,
+    /// What quotes mean in a table; by its form where nothing is said.
+    pub quoting: Option<Quoting>,
     pub input_field: String,
     pub target_field: String,
     /// Put before every input.
@@ -30,6 +32,7 @@ impl Default for Reading {
     fn default() -> Reading {
         Reading {
             format: None,
+            quoting: None,
             input_field: "text".to_owned(),
             target_field: "label".to_owned(),
             prefix: String::new(),
@@ -76,6 +79,16 @@ pub enum OnBadRow {
     Skip,
 }
 
+/// What quotes mean in a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Quoting {
+    /// They are text, as in the TSV files of GLUE.
+    None,
+    /// A field that begins with one ends with one, and may hold delimiters and line ends; inside, a quote is doubled.
+    Rfc4180,
+}
+
 /// The form of a file of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -84,29 +97,33 @@ pub enum DataFormat {
     Jsonl,
     /// Comma-separated, with a header row.
     Csv,
-    /// Tab-separated, with a header row; quotes as in CSV.
+    /// Tab-separated, with a header row.
     Tsv,
 }
 
 impl DataFormat {
+    /// What quotes mean in a table of this form, where nobody says.
+    pub fn quoting(self) -> Quoting {
+        match self {
+            DataFormat::Csv => Quoting::Rfc4180,
+            DataFormat::Tsv | DataFormat::Jsonl => Quoting::None,
+        }
+    }
+
     /// The form that a file's extension names.
     ///
     /// # Errors
-    /// An extension that names none, or compression.
+    /// An extension that names none.
     pub fn of(path: &Path) -> anyhow::Result<DataFormat> {
         let extension = path.extension().and_then(OsStr::to_str).map(str::to_ascii_lowercase);
         match extension.as_deref() {
             Some("jsonl" | "json" | "ndjson") => Ok(DataFormat::Jsonl),
             Some("csv") => Ok(DataFormat::Csv),
             Some("tsv") => Ok(DataFormat::Tsv),
-            Some("gz" | "bz2" | "xz" | "zst" | "lz4" | "zip" | "7z") => {
-                let error = anyhow!("`{}` is compressed, and compressed files are not read", path.display());
-                Err(Hinted::new(error, "unpack it first").into())
-            }
             _ => {
-                let error = anyhow!("the extension of `{}` names no form of data that lstc reads", path.display());
-                let hint = "there are `.jsonl`, `.json` and `.ndjson` (one JSON object a line), `.csv` and `.tsv`; \
-                            --data-format jsonl, csv or tsv says it for other names";
+                let error = anyhow!("the extension of `{}` does not say which form of data it holds", path.display());
+                let hint = "lstc reads `.jsonl`, `.json` and `.ndjson` (one JSON object a line), `.csv` and `.tsv`; \
+                            for files with other names, pass --data-format jsonl, csv or tsv";
                 Err(Hinted::new(error, hint).into())
             }
         }

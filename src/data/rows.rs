@@ -2,12 +2,15 @@
 
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 
 use super::json_lines::JsonLines;
+use super::kind::Kind;
 use super::reading::{DataFormat, Reading};
 use super::source::Source;
 use super::table::Table;
+use super::tokenised::Tokenised;
+use crate::report::{Hinted, word};
 
 /// One row, or why it is a bad one.
 pub struct Row {
@@ -17,15 +20,8 @@ pub struct Row {
 }
 
 pub enum Content {
-    Text {
-        input: String,
-        target: String,
-    },
-    /// Token ids as the file has them: nothing of them is checked.
-    Ids {
-        input: Vec<i64>,
-        target: Vec<i64>,
-    },
+    Text { input: String, target: String },
+    Ids(Box<Tokenised>),
 }
 
 pub enum Rows {
@@ -35,15 +31,22 @@ pub enum Rows {
 
 impl Rows {
     /// # Errors
-    /// A file that cannot be read, a form that is not known, a column that is missing.
+    /// A file that cannot be read or does not hold text, a form that is not known, a column that is missing.
     pub fn open(path: &Path, reading: &Reading) -> anyhow::Result<Rows> {
+        if path.is_dir() {
+            return Err(folder(path));
+        }
+        let mut source = Source::open(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+        let start = source.fill().with_context(|| format!("cannot read `{}`", path.display()))?;
+        Kind::check(path, start)?;
         let format = match reading.format {
             Some(format) => format,
             None => DataFormat::of(path)?,
         };
-        let source = Source::open(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-        let table =
-            |source, delimiter| Table::open(source, delimiter, path, reading).map(|table| Rows::Table(Box::new(table)));
+        let quoting = reading.quoting.unwrap_or(format.quoting());
+        let table = |source, delimiter| {
+            Table::open(source, delimiter, quoting, path, reading).map(|table| Rows::Table(Box::new(table)))
+        };
         match format {
             DataFormat::Csv => table(source, b','),
             DataFormat::Tsv => table(source, b'\t'),
@@ -54,11 +57,19 @@ impl Rows {
     /// The next row; none at the end of the file.
     ///
     /// # Errors
-    /// From the file system.
+    /// From the file system; a file that is not of its form.
     pub fn next(&mut self) -> anyhow::Result<Option<Row>> {
         match self {
             Rows::JsonLines(lines) => lines.next(),
-            Rows::Table(table) => Ok(table.next()?),
+            Rows::Table(table) => table.next(),
+        }
+    }
+
+    /// What of the rows is not read, though it might be.
+    pub fn note(&self) -> Option<&str> {
+        match self {
+            Rows::JsonLines(lines) => lines.note.as_deref(),
+            Rows::Table(_) => None,
         }
     }
 
@@ -69,6 +80,19 @@ impl Rows {
             Rows::Table(table) => table.source.progress(),
         }
     }
+}
+
+fn folder(path: &Path) -> anyhow::Error {
+    let error = anyhow!("`{}` is a folder, where a file of rows is expected", path.display());
+    let hint = match path.join("dataset_dict.json").exists() || path.join("dataset_info.json").exists() {
+        false => "name one of its files".to_owned(),
+        true => format!(
+            "Hugging Face datasets write it as JSON lines; a split of several is chosen with ['train']:\n  python -c \"import \
+             sys, datasets; datasets.load_from_disk(sys.argv[1]).to_json('train.jsonl')\" {}",
+            word(&path.to_string_lossy())
+        ),
+    };
+    Hinted::new(error, hint).into()
 }
 
 /// Names as a message lists them; a few of many.

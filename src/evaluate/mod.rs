@@ -114,7 +114,7 @@ pub fn score(
             let example = corpus.example(*index as usize);
             scored[*index as usize] = Scored {
                 row: example.row,
-                target: example.target.to_vec(),
+                target: example.labels(),
                 likelihood: own[row],
                 labels: labels.iter().map(|l| l[row]).collect(),
                 generated: said.get_mut(row).map(std::mem::take),

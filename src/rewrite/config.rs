@@ -201,6 +201,11 @@ pub fn annotated(options: &Options, training: &Started) -> String {
     );
     line("data", String::new(), "how data files are read");
     line("  format", optional(d.format.map(|f| word(&f))), "jsonl | csv | tsv; null goes by the file's extension");
+    line(
+        "  quoting",
+        optional(d.quoting.map(|q| word(&q))),
+        "none | rfc4180: what quotes in tables mean; null is rfc4180 in CSV and none in TSV",
+    );
     line("  input_field", quoted(&d.input_field), "the field, or column, of the input");
     line("  target_field", quoted(&d.target_field), "the field, or column, of the target");
     line("  prefix", quoted(&d.prefix), "put before every input");
@@ -250,6 +255,7 @@ mod tests {
         training.train.schedule = crate::train::Schedule::Cosine;
         training.data.prefix = "gloss: ".to_owned();
         training.data.format = Some(crate::data::DataFormat::Tsv);
+        training.data.quoting = Some(crate::data::Quoting::None);
         let read: Config = serde_yaml::from_str(&annotated(&options, &training)).expect("it is a configuration");
         assert_eq!((read.options(), read.training()), (options, training));
     }

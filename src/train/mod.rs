@@ -214,7 +214,7 @@ fn lock(out: &Path) -> anyhow::Result<File> {
 /// Reads a data file for a model, whose fixed sizes are limits too.
 ///
 /// # Errors
-/// As [`Corpus::read`].
+/// As [`Corpus::read`]; tokens that are hidden from a model that would see them.
 pub fn read_corpus(
     opened: &Opened,
     reading: &Reading,
@@ -226,5 +226,15 @@ pub fn read_corpus(
     let vocabulary = u32::try_from(opened.record.model.vocabulary).unwrap_or(u32::MAX);
     let mut progress = |done, of| tell(Event::Reading { file, done, of });
     let reading = reading.within(&opened.fixed());
-    Corpus::read(file, &reading, tokenizer, opened.record.tokens, scratch, vocabulary, &mut progress)
+    let corpus = Corpus::read(file, &reading, tokenizer, opened.record.tokens, scratch, vocabulary, &mut progress)?;
+    if corpus.hides_source() && !opened.masks_source() {
+        let error = anyhow!("`{}` hides tokens between others, in `attention_mask`", file.display());
+        let hint =
+            "this model was exported without the encoder's attention_mask, and would read them: export it with one";
+        return Err(Hinted::new(error, hint).into());
+    }
+    if let Some(note) = corpus.note() {
+        tell(Event::Warning(&format!("`{}`: {note}", file.display())));
+    }
+    Ok(corpus)
 }
