@@ -1,10 +1,11 @@
 //! What an evaluation counts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::Serialize;
 
+use super::Guess;
 use crate::report;
 
 /// How well a model does on a file.
@@ -13,8 +14,13 @@ pub struct Metrics {
     pub examples: usize,
     /// Mean cross-entropy of a target token, in nats.
     pub loss: f64,
-    /// The share of examples whose target is the likeliest of the known labels; none where targets are no labels.
+    /// The share of examples whose target is the likeliest of the known labels; none where targets are not labels.
     pub accuracy: Option<f64>,
+    /// The mean F1 of the classes that occur, as a target or as a prediction: scikit-learn's `f1_score(..., average="macro")`.
+    /// A target that is not a known label is a class whose F1 is 0. None where targets are not labels.
+    pub macro_f1: Option<f64>,
+    /// What a guess without the input would reach, where targets are labels.
+    pub guess: Option<Guess>,
     /// The share of examples for which greedy generation gives the target, token by token; none where it was not asked for.
     pub generated: Option<f64>,
     /// By label, where targets are labels.
@@ -94,12 +100,19 @@ impl Metrics {
                 generated: said.map(|said| share(said.iter().filter(|s| **s).count(), mine.len())),
             }
         };
+        let classes: Vec<Class> = labels.iter().enumerate().map(class).collect();
+        let are_labels = !labels.is_empty();
+        let unknown: BTreeSet<&[u32]> = scored.iter().filter(|s| own(s).is_none()).map(|s| &s.target[..]).collect();
+        let occurring = classes.iter().filter(|c| c.examples > 0 || c.precision.is_some());
+        let (sum, count) = occurring.fold((0.0, unknown.len()), |(sum, count), c| (sum + c.f1, count + 1));
         Metrics {
             examples: scored.len(),
             loss: -likelihood / tokens.max(1) as f64,
-            accuracy: (!labels.is_empty()).then(|| share(hits, scored.len())),
+            accuracy: are_labels.then(|| share(hits, scored.len())),
+            macro_f1: are_labels.then(|| sum / count.max(1) as f64),
+            guess: are_labels.then(|| Guess::of(scored.iter().map(|s| &s.target[..]))),
             generated: said.map(|said| share(said.iter().filter(|s| **s).count(), said.len())),
-            classes: labels.iter().enumerate().map(class).collect(),
+            classes,
         }
     }
 }
@@ -113,8 +126,19 @@ impl fmt::Display for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "examples             {}", self.examples)?;
         writeln!(f, "loss                 {:.4}", self.loss)?;
+        if let Some(guess) = &self.guess {
+            let stands = if guess.is_reached_by(self.loss) { ", which this loss is not below" } else { "" };
+            writeln!(f, "loss of a guess      {:.4}{stands}", guess.loss)?;
+        }
         if let Some(accuracy) = self.accuracy {
             writeln!(f, "label by likelihood  {}", percent(accuracy))?;
+        }
+        if let (Some(accuracy), Some(guess)) = (self.accuracy, &self.guess) {
+            let stands = if accuracy <= guess.majority { ", which the accuracy is not above" } else { "" };
+            writeln!(f, "majority's share     {}{stands}", percent(guess.majority))?;
+        }
+        if let Some(f1) = self.macro_f1 {
+            writeln!(f, "macro F1             {f1:.4}")?;
         }
         if let Some(generated) = self.generated {
             writeln!(f, "greedy generation    {}", percent(generated))?;
@@ -158,6 +182,46 @@ mod tests {
         assert_eq!((b.recall, b.precision), (1.0, Some(2.0 / 3.0)));
         assert!((a.f1 - 2.0 / 3.0).abs() < 1e-12 && (b.f1 - 0.8).abs() < 1e-12);
         assert_eq!((a.generated, b.generated), (Some(0.5), Some(0.5)));
+    }
+
+    /// Examples whose targets and predictions are these letters; the labels are `a` to `d`.
+    fn lettered(targets: &str, predictions: &str) -> Metrics {
+        let token = |letter: char| letter as u32;
+        let known: Vec<(Vec<u32>, String)> = ('a'..='d').map(|c| (vec![token(c), 1], c.to_string())).collect();
+        let one = |(target, predicted): (char, char)| Scored {
+            target: vec![token(target), 1],
+            labels: ('a'..='d').map(|label| if label == predicted { -0.5 } else { -2.0 }).collect(),
+            ..Scored::default()
+        };
+        Metrics::of(&targets.chars().zip(predictions.chars()).map(one).collect::<Vec<_>>(), &known)
+    }
+
+    /// Expected values from scikit-learn 1.9:
+    ///
+    /// ```text
+    /// python -c "from sklearn.metrics import f1_score
+    /// print(f1_score(list('aaaaabbbccd'), list('aabcaabbcac'), average='macro'))
+    /// print(f1_score(list('aabbx'), list('aabba'), average='macro'))"
+    /// ```
+    #[test]
+    fn macro_f1_is_scikit_learns() {
+        let m = lettered("aaaaabbbccd", "aabcaabbcac");
+        assert!(m.macro_f1.is_some_and(|f1| (f1 - 0.416_666_666_666_666_63).abs() < 1e-12), "{:?}", m.macro_f1);
+        assert_eq!(m.guess.map(|g| g.majority), Some(5.0 / 11.0));
+        // `c` and `d` do not occur and do not count; `x` is not a label, and has no F1.
+        let m = lettered("aabbx", "aabba");
+        assert!(m.macro_f1.is_some_and(|f1| (f1 - 0.6).abs() < 1e-12), "{:?}", m.macro_f1);
+    }
+
+    #[test]
+    fn a_report_says_what_a_guess_reaches() {
+        let told = lettered("aabb", "aaaa").to_string();
+        assert!(told.contains("majority's share     50.0 %, which the accuracy is not above\n"), "{told}");
+        let told = lettered("aabb", "aaab").to_string();
+        assert!(
+            told.contains("majority's share     50.0 %\n") && told.contains("macro F1             0.7333\n"),
+            "{told}"
+        );
     }
 
     #[test]

@@ -3,10 +3,12 @@
 //! The inference graph is run in two halves ([`Scorer`]): the source of a batch is read once, and then every label is
 //! scored, and every token generated, by the other half alone.
 
+mod guess;
 mod metrics;
 mod predictions;
 mod scorer;
 
+pub use guess::Guess;
 pub use metrics::{Class, Metrics, Scored, percent};
 pub use predictions::write_predictions;
 pub use scorer::{Encoded, Parameter, Scorer};
