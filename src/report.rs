@@ -146,6 +146,11 @@ fn explain(error: &anyhow::Error) -> String {
     text
 }
 
+/// So many of something: `1 epoch`, `2 epochs`. `one` is the word for one, whose plural ends with an s.
+pub fn count(number: u64, one: &str) -> String {
+    if number == 1 { format!("1 {one}") } else { format!("{number} {one}s") }
+}
+
 /// Text as one word of a shell.
 pub fn word(text: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "/._-+:,=@%".contains(c);

@@ -172,7 +172,7 @@ fn ctrl_c_saves_and_tells_how_to_go_on() {
     let done = tuned.resume("parts");
     succeeded(&done);
     let said = String::from_utf8_lossy(&done.stderr);
-    assert!(said.contains(&format!("going on after step {stopped_at}")), "{said}");
+    assert!(said.contains(&format!("continuing after step {stopped_at}")), "{said}");
     assert_eq!(tuned.losses("whole"), tuned.losses("parts"));
 }
 
@@ -408,7 +408,7 @@ fn what_cannot_be_done_is_told() {
     succeeded(&tuned.train("run", &["--epochs", "1"]));
     refused(&tuned.train("run", &["--epochs", "1"]), &["there is a run in", "--resume"]);
     let other = tuned.command("run", &["--resume", "--lr", "0.5", "--seed", "3"]).output().expect("lstc runs");
-    refused(&other, &["lr was 0.003 and is now 0.5", "seed was 0 and is now 3"]);
+    refused(&other, &["lr was 0.003 and is now 0.5", "seed was 12 and is now 3"]);
     tuned.write("train.jsonl", 91);
     refused(&tuned.resume("run"), &["the training data, the tokenizer or how they are read has changed"]);
 
@@ -547,4 +547,164 @@ fn options_may_stand_in_the_file() {
     let done = tuned.command("run", &["--config", text(&config), "--epochs", "1"]).output().expect("lstc runs");
     succeeded(&done);
     assert_eq!(tuned.losses("run").len(), 10, "a flag goes before the file, the file before the default");
+}
+
+/// The label of each row of a file of [`Tuned::write`], by its line from 1.
+fn labels(path: &Path) -> Vec<String> {
+    let text = fs::read_to_string(path).expect("data");
+    text.lines().map(|l| l.split("\"labels\": ").nth(1).unwrap_or_default().to_owned()).collect()
+}
+
+/// What `lstc eval` says of each row that a run held out.
+fn held_out(tuned: &Tuned, run: &str) -> Vec<u64> {
+    let file = tuned.path("held-out.jsonl");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lstc"));
+    command.args(["eval", text(&tuned.directory()), "--side", text(&tuned.path(run)), "--no-generation"]);
+    let done = command.args(["--predictions", text(&file)]).output().expect("lstc runs");
+    succeeded(&done);
+    assert!(String::from_utf8_lossy(&done.stdout).contains("held out of training"));
+    let rows = fs::read_to_string(&file).expect("predictions");
+    fs::remove_file(&file).expect("a file");
+    let row = |line: &str| serde_json::from_str::<serde_json::Value>(line).expect("JSON")["row"].as_u64();
+    rows.lines().filter_map(row).collect()
+}
+
+#[test]
+fn a_share_of_each_label_is_held_out() {
+    let tuned = Tuned::new("relu_torchscript", |_| ());
+    let done = tuned.train("run", &["--epochs", "2", "--eval", "0.2", "--seed", "3"]);
+    succeeded(&done);
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(said.contains("72 examples, 18 to evaluate on, held out of the training data, 3 labels"), "{said}");
+    let rows = held_out(&tuned, "run");
+    assert_eq!(rows.len(), 18);
+    let all = labels(&tuned.path("train.jsonl"));
+    let mut counts = std::collections::BTreeMap::<&str, (usize, usize)>::new();
+    for (at, label) in all.iter().enumerate() {
+        let count = counts.entry(label).or_default();
+        count.0 += 1;
+        count.1 += usize::from(rows.contains(&(at as u64 + 1)));
+    }
+    for (label, (all, held)) in counts {
+        assert!((held as f64 - 0.2 * all as f64).abs() < 1.0, "{label}: {held} of {all}");
+    }
+    // No row that was evaluated was trained on: every step names its rows when it fails, and 72 rows make 18 batches.
+    assert_eq!(tuned.losses("run").len(), 2 * (72 / 4 + 1));
+
+    // The same share by the same seed, however it is said; another by another.
+    succeeded(&tuned.train("again", &["--epochs", "2", "--eval-fraction", "0.2", "--seed", "3"]));
+    assert_eq!(held_out(&tuned, "again"), rows);
+    assert_eq!(tuned.losses("again"), tuned.losses("run"));
+    succeeded(&tuned.train("other", &["--epochs", "1", "--eval", "0.2", "--seed", "4"]));
+    assert_ne!(held_out(&tuned, "other"), rows);
+
+    // A run that was stopped goes on with the same share.
+    let flags = ["--epochs", "2", "--eval", "0.2", "--seed", "3", "--save-every", "3"];
+    assert_eq!(stopped(&tuned, "parts", &flags, 8, "-KILL"), None);
+    succeeded(&tuned.resume("parts"));
+    assert_eq!(tuned.losses("parts"), tuned.losses("run"));
+    let other = tuned.command("parts", &["--resume", "--eval", "0.3"]).output().expect("lstc runs");
+    refused(&other, &["eval_fraction was 0.2 and is now 0.3"]);
+    for (share, told) in [("1.5", "between 0 and 1"), ("0", "between 0 and 1"), ("-0.1", "between 0 and 1")] {
+        refused(&tuned.train("bad", &["--eval", share]), &[told]);
+        refused(&tuned.train("bad", &["--eval-fraction", share]), &[told]);
+    }
+}
+
+#[test]
+fn a_run_stops_when_it_is_out_of_patience() {
+    let tuned = Tuned::new("relu_torchscript", |_| ());
+    let eval = tuned.path("eval.jsonl");
+    // A rate at which nothing moves: only the first evaluation is a better one.
+    let flags = ["--epochs", "9", "--eval", text(&eval), "--lr", "1e-30", "--schedule", "constant", "--patience", "2"];
+    let done = tuned.train("run", &[&flags[..], &["--format", "json"]].concat());
+    succeeded(&done);
+    let summary: serde_json::Value = serde_json::from_slice(&done.stdout).expect("JSON on stdout");
+    assert_eq!((summary["epochs"].as_u64(), summary["best"]["epoch"].as_u64()), (Some(3), Some(1)));
+    assert_eq!(summary["out_of_patience"].as_u64(), Some(2));
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(said.contains("stopped: 2 evaluations without a better one"), "{said}");
+    // It stays stopped, and goes on with more patience.
+    let before = tuned.losses("run");
+    succeeded(&tuned.resume("run"));
+    assert_eq!(tuned.losses("run"), before);
+    let on = tuned.command("run", &["--resume", "--patience", "4", "--format", "json"]).output().expect("lstc runs");
+    succeeded(&on);
+    let summary: serde_json::Value = serde_json::from_slice(&on.stdout).expect("JSON on stdout");
+    assert_eq!(summary["epochs"].as_u64(), Some(5));
+    // Killed and resumed, it stops where it would have.
+    assert_eq!(stopped(&tuned, "parts", &flags, 30, "-KILL"), None);
+    succeeded(&tuned.resume("parts"));
+    assert_eq!(tuned.losses("parts"), before);
+    refused(&tuned.train("bad", &["--patience", "2"]), &["train.patience counts evaluations"]);
+    refused(&tuned.train("bad", &["--patience", "0", "--eval", "0.1"]), &["must be at least 1"]);
+}
+
+#[test]
+fn training_goes_on_from_a_finished_run() {
+    let tuned = Tuned::new("gated_dynamo", |_| ());
+    let eval = tuned.path("eval.jsonl");
+    succeeded(&tuned.train("run", &["--epochs", "4", "--lr", "1e-2", "--eval", text(&eval), "--seed", "5"]));
+    let losses = |run: &str| -> Vec<f64> {
+        let lines = fs::read_to_string(tuned.path(run).join("metrics.jsonl")).expect("a log");
+        let loss = |l: &str| serde_json::from_str::<serde_json::Value>(l).expect("JSON")["loss"].as_f64();
+        lines.lines().filter_map(loss).collect()
+    };
+    let run = tuned.path("run");
+    let further = |out: &str, from: &Path| {
+        let done = tuned.command(out, &["--from", text(from), "--epochs", "2"]).output().expect("lstc runs");
+        succeeded(&done);
+        fs::read_to_string(tuned.path(out).join("train.yaml")).expect("a record")
+    };
+    let record = further("on", &run);
+    for kept in ["seed: 5", "lr: 0.01", "batch_size: 4", "epochs: 2", "eval.jsonl", "from: "] {
+        assert!(record.contains(kept), "{kept}: {record}");
+    }
+    let (first, on) = (losses("run"), losses("on"));
+    let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+    assert_eq!(on.len(), 2 * 23);
+    assert!(mean(&on[..23]) < 0.8 * mean(&first[..23]), "{} {}", mean(&on[..23]), mean(&first[..23]));
+    // The same from the file of the same side network.
+    further("file", &run.join("best.safetensors"));
+    assert_eq!(losses("file"), on);
+
+    let more = tuned.command("run", &["--resume", "--epochs", "6"]).output().expect("lstc runs");
+    refused(&more, &["epochs was 4 and is now 6", "the run is finished", "--from", "--epochs N --out DIR"]);
+    let same = tuned.command("run", &["--from", text(&run), "--epochs", "2"]).output().expect("lstc runs");
+    refused(&same, &["there is a run in", "--out DIR"]);
+    let mut nothing = tuned.command("none", &["--from", text(&tuned.path("nowhere")), "--train", text(&eval)]);
+    refused(&nothing.output().expect("lstc runs"), &["nowhere"]);
+}
+
+#[test]
+fn one_seed_serves_the_rewrite_and_the_run() {
+    let tuned = Tuned::new("relu_torchscript", |o| o.method.seed = 7);
+    succeeded(&tuned.train("run", &["--epochs", "1"]));
+    succeeded(&tuned.train("seven", &["--epochs", "1", "--seed", "7"]));
+    succeeded(&tuned.train("other", &["--epochs", "1", "--seed", "0"]));
+    assert!(fs::read_to_string(tuned.path("run/train.yaml")).expect("a record").contains("seed: 7"));
+    assert_eq!(tuned.losses("run"), tuned.losses("seven"));
+    assert_ne!(tuned.losses("run"), tuned.losses("other"));
+}
+
+#[test]
+fn training_says_what_a_guess_reaches() {
+    let tuned = Tuned::new("relu_torchscript", |_| ());
+    // Two labels, as frequent as one another, that nothing in the input tells apart.
+    let row = |row: usize| format!("{{\"input_ids\": [4, 1], \"labels\": [{}, 1]}}\n", 5 + row % 2);
+    fs::write(tuned.path("train.jsonl"), (0..40).map(row).collect::<String>()).expect("a temporary folder");
+    let data = tuned.path("train.jsonl");
+    let done = tuned.train("run", &["--epochs", "20", "--lr", "1e-2", "--eval", text(&data)]);
+    succeeded(&done);
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(said.contains("without the input: majority 50.0 %, loss of a guess 0.3466"), "{said}");
+    let last = said.lines().rfind(|l| l.starts_with("epoch 20/20")).unwrap_or_default();
+    assert!(last.contains("not better than the majority (50.0 %), loss of a guess (0.3466)"), "{said}");
+    // What learns is not told so.
+    let learnt = Tuned::new("gated_dynamo", |_| ());
+    let eval = learnt.path("eval.jsonl");
+    let done = learnt.train("run", &["--epochs", "12", "--lr", "1e-2", "--eval", text(&eval)]);
+    let said = String::from_utf8_lossy(&done.stderr);
+    let last = said.lines().rfind(|l| l.starts_with("epoch 12/12")).unwrap_or_default();
+    assert!(!last.is_empty() && !last.contains("not better"), "{said}");
 }

@@ -3,19 +3,19 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context, anyhow, bail};
 use serde::Serialize;
 
 use super::data_flags::DataFlags;
 use super::running_flags::RunningFlags;
 use super::train::Talk;
 use crate::data::Tokenizer;
-use crate::evaluate::{self, Metrics, Request, write_predictions};
+use crate::evaluate::{self, Metrics, Request, percent, write_predictions};
 use crate::report::{self, Exit, Format, Hinted};
 use crate::rewrite::manifest;
-use crate::rewrite::opened::{Opened, side_file};
+use crate::rewrite::opened::{Opened, run_of, side_file};
 use crate::runtime::{Runtime, find};
-use crate::train::{Event, read_corpus};
+use crate::train::{Data, Event, read_corpus};
 
 /// Evaluate a side network on labelled text
 #[derive(Debug, clap::Args)]
@@ -37,7 +37,7 @@ pub struct Eval {
     /// Directory that `lstc rewrite` wrote
     directory: PathBuf,
 
-    /// Labelled text to evaluate on [default: what the run evaluated on]
+    /// Labelled text to evaluate on [default: what the run evaluated on, held out or a file]
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
 
@@ -75,14 +75,11 @@ impl Eval {
         }
         let opened = Opened::new(&self.directory)?;
         let side = side_file(&self.directory, self.side.as_deref())?;
-        let mut started = match opened.run_of(&side) {
+        let mut started = match run_of(&side) {
             Some(started) => started,
             None => manifest::read(&self.directory)?.training(),
         };
         self.reading.apply(&mut started.data);
-        let data = self.data.clone().or(started.train.eval.clone()).ok_or_else(|| {
-            Hinted::new(anyhow!("no data is given"), "--data FILE, with an input and a target in each row")
-        })?;
         self.running.apply(&mut started.train);
         let options = &started.train;
         let runtime = Runtime::load(&find(options.device)?)?;
@@ -91,7 +88,17 @@ impl Eval {
         let mut talk = Talk::default();
         let scratch = std::env::temp_dir();
         let mut tell = |event: Event| talk.hear(&event);
-        let corpus = read_corpus(&opened, &started.data, tokenizer.as_ref(), &data, &scratch, &mut tell)?;
+        let held_out = options.eval_fraction.filter(|_| self.data.is_none());
+        let data =
+            self.data.as_ref().or(options.eval.as_ref()).or(options.data.as_ref().filter(|_| held_out.is_some()));
+        let data = data.ok_or_else(|| {
+            Hinted::new(anyhow!("no data is given"), "--data FILE, with an input and a target in each row")
+        })?;
+        let corpus = match held_out {
+            Some(_) => Data::read(&opened, &started, tokenizer.as_ref(), &scratch, &mut tell)?.eval,
+            None => Some(read_corpus(&opened, &started.data, tokenizer.as_ref(), data, &scratch, &mut tell)?),
+        };
+        let corpus = corpus.context("a share of the data is held out")?;
 
         let labels = match (&self.labels[..], &tokenizer) {
             ([], _) => evaluate::labels(&[&corpus], tokenizer.as_ref())?,
@@ -111,7 +118,7 @@ impl Eval {
         }
         let skipped = corpus.skipped().count;
         let metrics = Metrics::of(&scored, &request.labels);
-        report::data(&Evaluation { side: &side, data: &data, skipped, metrics }, self.format)?;
+        report::data(&Evaluation { side: &side, data, held_out, skipped, metrics }, self.format)?;
         Ok(Exit::Done)
     }
 }
@@ -137,6 +144,9 @@ fn known(given: &[String], tokenizer: &Tokenizer, limit: usize) -> anyhow::Resul
 struct Evaluation<'e> {
     side: &'e Path,
     data: &'e Path,
+    /// The share of the data that was evaluated, where it was held out of training.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held_out: Option<f64>,
     /// Bad rows that were left out.
     skipped: usize,
     #[serde(flatten)]
@@ -145,7 +155,9 @@ struct Evaluation<'e> {
 
 impl fmt::Display for Evaluation<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} on {}", self.side.display(), self.data.display())?;
+        let held_out =
+            self.held_out.map_or_else(String::new, |share| format!(", the {} held out of training", percent(share)));
+        writeln!(f, "{} on {}{held_out}", self.side.display(), self.data.display())?;
         if self.skipped > 0 {
             writeln!(f, "bad rows left out    {}", self.skipped)?;
         }

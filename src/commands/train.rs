@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use anyhow::{Context, bail};
 use serde::Serialize;
@@ -10,10 +11,11 @@ use super::arguments::at_least;
 use super::data_flags::DataFlags;
 use super::set;
 use crate::cache::{Element, Size};
-use crate::evaluate::percent;
+use crate::evaluate::{Guess, percent};
 use crate::memory::Sizes;
-use crate::report::{self, Bytes, Clock, Exit, Format, ProgressLine};
+use crate::report::{self, Bytes, Clock, Exit, Format, ProgressLine, count};
 use crate::rewrite::config::Config;
+use crate::rewrite::opened::run_of;
 use crate::rewrite::{RUN, manifest};
 use crate::runtime::{Device, Runtime, find};
 use crate::train::{
@@ -37,6 +39,16 @@ What is written to the run's folder, `run` in the directory unless --out says ot
 The best evaluation is the one with the highest accuracy where the targets are labels (at most 100 different ones), else \
 with the lowest loss. Without --eval it is the last.
 
+--eval 0.1 holds a tenth of the training data out to evaluate on, so that no other file selects the best: each label has its \
+share of both parts where targets are labels, and --seed draws which examples they are.
+
+Where targets are labels, training says what a guess reaches that knows how often each label occurs, and nothing of the input: \
+the accuracy of always giving the most frequent one (the majority), and the least loss. An evaluation that is no better says so.
+
+--from RUN starts another run, from the best side network of RUN or from a side network's file, with RUN's options where flags \
+say nothing else. AdamW's moments start at zero, and the schedule starts again: the learning rate warms up to --lr and falls to \
+the end of --epochs. With --patience the schedule is that of all --epochs, too.
+
 With --cache the taps of each example, which are the same in every epoch, are computed once and kept on the disk: \
 `lstc cache --help` tells when that pays.
 
@@ -44,7 +56,9 @@ Ctrl-C finishes the step and saves. On the CPU a run that was stopped or killed,
 for bit, as one that was not.",
     after_long_help = "\
 Examples:
-  lstc train tuned/ --train train.jsonl --eval test.jsonl
+  lstc train tuned/ --train train.jsonl --eval 0.1      a tenth of the rows evaluates
+  lstc train tuned/ --train train.jsonl --eval validation.jsonl --epochs 20 --patience 3
+  lstc train tuned/ --from tuned/run --epochs 3 --lr 1e-3 --out tuned/run-2     train on from a finished run
   lstc train tuned/ --train sst2.tsv --input-field sentence --prefix \"sst2 sentence: \"
   lstc train tuned/ --train a.jsonl --batch-size 8 --accumulate 4     steps of 32 examples
   lstc train tuned/ --resume     go on where a run was stopped
@@ -59,17 +73,25 @@ pub struct Train {
     #[arg(long, value_name = "FILE")]
     train: Option<PathBuf>,
 
-    /// Labelled text to evaluate on after each epoch
-    #[arg(long, value_name = "FILE")]
-    eval: Option<PathBuf>,
+    /// What to evaluate on after each epoch: a file of labelled text, or a share of the training data to hold out, as in 0.1
+    #[arg(long, value_name = "FILE|SHARE")]
+    eval: Option<EvaluateOn>,
+
+    /// The share of the training data to hold out and evaluate on, as in 0.1: the same as --eval with a number
+    #[arg(long, value_name = "SHARE", conflicts_with = "eval", value_parser = share)]
+    eval_fraction: Option<f64>,
 
     /// Folder of the run [default: run in the directory]
     #[arg(short, long, value_name = "DIR")]
     out: Option<PathBuf>,
 
-    /// Go on from the run's checkpoint, as it was begun
+    /// Continue the run from its checkpoint, as it was started
     #[arg(long)]
     resume: bool,
+
+    /// Start a new run from the best side network of this one, with its options, or from a side network's file
+    #[arg(long, value_name = "RUN", conflicts_with = "resume")]
+    from: Option<PathBuf>,
 
     /// Options from a YAML file; flags go before it [default: the directory's lst.yaml]
     #[arg(long, value_name = "FILE", conflicts_with = "resume")]
@@ -114,7 +136,11 @@ struct TrainFlags {
     #[arg(long, value_name = "N", value_parser = at_least::<u64>(0))]
     warmup_steps: Option<u64>,
 
-    /// Seed of the order of the examples [default: 0]
+    /// Stop after N evaluations without a better one [default: never]
+    #[arg(long, value_name = "N", value_parser = at_least::<u64>(1))]
+    patience: Option<u64>,
+
+    /// Seed of the order of the examples, and of what --eval holds out [default: that of `lstc rewrite`]
     #[arg(long, value_name = "N", value_parser = at_least::<u64>(0))]
     seed: Option<u64>,
 
@@ -192,6 +218,9 @@ impl Train {
         talk.line.clear();
         report::data(&Outcome { directory: &self.directory, summary: &summary }, self.format)?;
         let is_own = summary.out == self.directory.join(RUN);
+        if let Some(waited) = summary.out_of_patience {
+            report::note(format!("stopped: {} without a better one", count(waited, "evaluation")));
+        }
         if summary.interrupted {
             let path = |path: &Path| report::word(&path.to_string_lossy());
             let out = if is_own { String::new() } else { format!(" --out {}", path(&summary.out)) };
@@ -214,6 +243,10 @@ impl Train {
         };
         let mut started = config.training();
         let out = self.out.clone().or_else(|| started.train.out.clone());
+        if let Some(from) = &self.from {
+            started = run_of(from).unwrap_or(started);
+            started.train.seed = started.train.seed.or(Some(config.method.seed));
+        }
         if self.resume {
             started = Started::read(&out.clone().unwrap_or_else(|| self.directory.join(RUN)))?;
         }
@@ -231,9 +264,21 @@ impl Train {
         }
         self.data.apply(&mut started.data);
         let train = &mut started.train;
+        let (eval, share) = match &self.eval {
+            Some(EvaluateOn::File(file)) => (Some(file.clone()), None),
+            Some(EvaluateOn::Share(share)) => (None, Some(*share)),
+            None => (None, self.eval_fraction),
+        };
+        // One replaces the other.
+        if eval.is_some() {
+            train.eval_fraction = None;
+        } else if share.is_some() {
+            (train.eval, train.eval_fraction) = (None, share);
+        }
         for (target, flag) in [
             (&mut train.data, &self.train),
-            (&mut train.eval, &self.eval),
+            (&mut train.eval, &eval),
+            (&mut train.from, &self.from),
             (&mut train.tokenizer, &self.data.tokenizer),
             (&mut train.cache, &self.flags.cache),
         ] {
@@ -246,6 +291,33 @@ impl Train {
             }
         }
         Ok(started)
+    }
+}
+
+/// What a run evaluates on.
+#[derive(Clone, Debug)]
+enum EvaluateOn {
+    File(PathBuf),
+    /// A share of the training data.
+    Share(f64),
+}
+
+impl FromStr for EvaluateOn {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<EvaluateOn, String> {
+        match text.parse::<f64>() {
+            Ok(_) => share(text).map(EvaluateOn::Share).map_err(|e| format!("{e}; a file of this name is `./{text}`")),
+            Err(_) => Ok(EvaluateOn::File(text.into())),
+        }
+    }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if share > 0.0 && share < 1.0 => Ok(share),
+        Ok(_) => Err("out of range: a share lies between 0 and 1, as in 0.1".to_owned()),
+        Err(_) => Err("it is not a number".to_owned()),
     }
 }
 
@@ -264,7 +336,8 @@ impl TrainFlags {
         set(&mut train.accumulate, &self.accumulate);
         set(&mut train.lr, &self.lr);
         set(&mut train.schedule, &self.schedule);
-        set(&mut train.seed, &self.seed);
+        train.seed = self.seed.or(train.seed);
+        train.patience = self.patience.or(train.patience);
         set(&mut train.device, &self.device);
         set(&mut train.tf32, &self.tf32);
         set(&mut train.map_weights, &self.map_weights);
@@ -312,12 +385,14 @@ impl Talk {
             Event::Evaluating { done, of } => {
                 self.line.bar("evaluating", *done as u64, *of as u64, format!("{done}/{of}"));
             }
-            Event::Evaluated { line, is_best } => {
+            Event::Evaluated { line, is_best, guess } => {
                 self.line.clear();
                 let accuracy = line.eval_accuracy.map_or_else(String::new, |a| format!(", accuracy {}", percent(a)));
                 let best = if *is_best { "  best so far" } else { "" };
+                let short =
+                    guess.map_or_else(String::new, |guess| guess.falls_short(line.eval_loss, line.eval_accuracy));
                 let (epoch, loss) = (line.epoch, line.eval_loss);
-                report::note(format!("epoch {epoch}/{}: loss {loss:.4}{accuracy}{best}", self.epochs));
+                report::note(format!("epoch {epoch}/{}: loss {loss:.4}{accuracy}{best}{short}", self.epochs));
             }
             Event::Warning(text) => {
                 self.line.clear();
@@ -328,10 +403,18 @@ impl Talk {
 }
 
 fn tell_plan(plan: &Plan) {
-    let eval = plan.eval_examples.map_or_else(String::new, |n| format!(", {n} to evaluate on"));
-    let labels = if plan.labels > 0 { format!(", {} labels", plan.labels) } else { String::new() };
-    let done = if plan.done > 0 { format!(", going on after step {}", plan.done) } else { String::new() };
-    report::note(format!("{} examples{eval}{labels}; {} steps{done}", plan.examples, plan.steps));
+    let held_out = if plan.holds_out { ", held out of the training data" } else { "" };
+    let eval = plan.eval_examples.map_or_else(String::new, |n| format!(", {n} to evaluate on{held_out}"));
+    let labels = match plan.labels {
+        0 => String::new(),
+        labels => format!(", {}", count(labels as u64, "label")),
+    };
+    let done = if plan.done > 0 { format!(", continuing after step {}", plan.done) } else { String::new() };
+    let (examples, steps) = (count(plan.examples as u64, "example"), count(plan.steps, "step"));
+    report::note(format!("{examples}{eval}{labels}; {steps}{done}"));
+    if let Some(Guess { majority, loss }) = plan.guess {
+        report::note(format!("without the input: majority {}, loss of a guess {loss:.4}", percent(majority)));
+    }
     if let Some(Forecast { sizes: Sizes { batch, source_length, target_length }, bytes, .. }) = &plan.forecast {
         let sizes = format!("{batch} examples, {source_length} tokens in, {target_length} out");
         report::note(format!("predicted memory {} ({sizes})", Bytes(*bytes)));
@@ -364,7 +447,8 @@ struct Outcome<'o> {
 impl fmt::Display for Outcome<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let s = self.summary;
-        writeln!(f, "{}: {} steps, {} epochs", s.out.display(), s.steps, s.epochs)?;
+        let (steps, epochs) = (count(s.steps, "step"), count(s.epochs, "epoch"));
+        writeln!(f, "{}: {steps}, {epochs}", s.out.display())?;
         if let Some(best) = &s.best {
             let accuracy = best.accuracy.map_or_else(String::new, |a| format!(", accuracy {}", percent(a)));
             writeln!(f, "  best   epoch {}: loss {:.4}{accuracy}", best.epoch, best.loss)?;

@@ -2,6 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
 
 use super::intake::Intake;
 use super::rows::Rows;
@@ -18,7 +21,7 @@ pub(super) const ENTRY: usize = 6;
 /// **Invariant:** there is at least one; sources and targets hold at least one token each, and only ids of the vocabulary.
 #[derive(Debug)]
 pub struct Corpus {
-    pub(super) tokens: Words,
+    pub(super) tokens: Arc<Words>,
     pub(super) index: Words,
     pub(super) skipped: Skipped,
     pub(super) truncated: (usize, usize),
@@ -56,6 +59,21 @@ pub struct Skipped {
     pub count: usize,
     /// Why the first few were, with file, line and field.
     pub first: Vec<String>,
+}
+
+/// The SHA-256 of the lengths and the ids of examples, as they are added.
+#[derive(Default)]
+pub(super) struct Fingerprint(Sha256);
+
+impl Fingerprint {
+    pub(super) fn add(&mut self, source: &[u32], target: &[u32]) {
+        let lengths = [source.len() as u32, target.len() as u32];
+        lengths.iter().chain(source).chain(target).for_each(|word| self.0.update(word.to_le_bytes()));
+    }
+
+    pub(super) fn finish(self) -> String {
+        self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
 }
 
 impl Corpus {
@@ -156,6 +174,11 @@ impl Corpus {
     /// the same.
     pub fn sha256(&self) -> &str {
         &self.sha256
+    }
+
+    /// The target of each example.
+    pub fn all_targets(&self) -> impl Iterator<Item = &[u32]> {
+        (0..self.len()).map(|index| self.example(index).target)
     }
 
     /// The distinct targets in ascending order; none where there are more than `at_most`, or one has labels that do not count.

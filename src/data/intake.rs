@@ -3,9 +3,8 @@
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
-use sha2::{Digest, Sha256};
 
-use super::corpus::{Corpus, Skipped};
+use super::corpus::{Corpus, Fingerprint, Skipped};
 use super::rows::{Content, Row};
 use super::tokenised::{HIDDEN, INPUT_IDS, LABELS, Tokenised};
 use super::words::WordsWriter;
@@ -31,7 +30,7 @@ pub struct Intake<'a> {
     tokens: WordsWriter,
     index: WordsWriter,
     examples: u32,
-    hash: Sha256,
+    fingerprint: Fingerprint,
     skipped: Skipped,
     truncated: (usize, usize),
     hides_source: bool,
@@ -65,7 +64,7 @@ impl<'a> Intake<'a> {
             tokens: words()?,
             index: words()?,
             examples: 0,
-            hash: Sha256::new(),
+            fingerprint: Fingerprint::default(),
             skipped: Skipped::default(),
             truncated: (0, 0),
             hides_source: false,
@@ -104,13 +103,13 @@ impl<'a> Intake<'a> {
         }
         let full = || format!("cannot write the tokenised examples to `{}`", self.scratch.display());
         Ok(Corpus {
-            tokens: self.tokens.finish().with_context(full)?,
+            tokens: self.tokens.finish().with_context(full)?.into(),
             index: self.index.finish().with_context(full)?,
             skipped: self.skipped,
             truncated: self.truncated,
             hides_source: self.hides_source,
             note: None,
-            sha256: self.hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect(),
+            sha256: self.fingerprint.finish(),
         })
     }
 
@@ -229,10 +228,8 @@ impl<'a> Intake<'a> {
             .and_then(|()| self.tokens.push(&target.ids))
             .and_then(|()| self.index.push(&entry))
             .with_context(|| format!("cannot write the tokenised examples to `{}`", self.scratch.display()))?;
-        for word in lengths.iter().chain(&source.ids).chain(&target.ids) {
-            self.hash.update(word.to_le_bytes());
-        }
         self.hides_source |= source.ids.iter().any(|id| id & HIDDEN != 0);
+        self.fingerprint.add(&source.ids, &target.ids);
         self.truncated.0 += usize::from(source.truncated);
         self.truncated.1 += usize::from(target.truncated);
         self.examples = self.examples.checked_add(1).with_context(|| {

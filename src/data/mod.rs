@@ -22,6 +22,7 @@ mod reading;
 mod records;
 mod rows;
 mod source;
+mod split;
 mod table;
 mod tokenised;
 mod tokenizer;

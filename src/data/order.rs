@@ -88,7 +88,7 @@ fn all(corpus: &Corpus) -> Vec<u32> {
 }
 
 /// ChaCha with the seed and the epoch as its key, so that epochs are independent of one another.
-fn random(seed: u64, epoch: u64) -> ChaCha8Rng {
+pub(super) fn random(seed: u64, epoch: u64) -> ChaCha8Rng {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
     key[8..16].copy_from_slice(&epoch.to_le_bytes());
@@ -96,7 +96,7 @@ fn random(seed: u64, epoch: u64) -> ChaCha8Rng {
 }
 
 /// Fisher and Yates. Written out, as a library's may change from version to version.
-fn shuffle(values: &mut [u32], random: &mut ChaCha8Rng) {
+pub(super) fn shuffle(values: &mut [u32], random: &mut ChaCha8Rng) {
     for last in (1..values.len()).rev() {
         let drawn = (u128::from(random.next_u64()) * (last as u128 + 1)) >> 64;
         values.swap(last, drawn as usize);

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::percent;
+
 /// How well the targets of some examples can be guessed without their inputs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Guess {
@@ -41,6 +43,20 @@ impl Guess {
     /// Whether a model with this loss knows no more than the guess does: within a hundredth of its loss, or above it.
     pub fn is_reached_by(&self, loss: f64) -> bool {
         loss >= self.loss * (1.0 - NEAR)
+    }
+
+    /// What to say of an evaluation that does no better than the guess; empty where it does.
+    pub fn falls_short(&self, loss: f64, accuracy: Option<f64>) -> String {
+        let accuracy = accuracy.filter(|accuracy| *accuracy <= self.majority);
+        let loss = self.is_reached_by(loss).then_some(self.loss);
+        match (accuracy, loss) {
+            (Some(_), Some(loss)) => {
+                format!("  not better than the majority ({}), loss of a guess ({loss:.4})", percent(self.majority))
+            }
+            (Some(_), None) => format!("  not better than the majority ({})", percent(self.majority)),
+            (None, Some(loss)) => format!("  loss of a guess ({loss:.4})"),
+            (None, None) => String::new(),
+        }
     }
 }
 

@@ -118,7 +118,11 @@ pub fn annotated(options: &Options, training: &Started) -> String {
     line("  bias", m.bias.to_string(), "biases on the down- and up-projections");
     line("  dropout", number(m.dropout), "dropout rate inside the side network, in training only");
     line("  init", m.init.to_string(), "magnitude | magnitude-consistent | random");
-    line("  seed", m.seed.to_string(), "of the initial values and of dropout");
+    line(
+        "  seed",
+        m.seed.to_string(),
+        "of the initial values, of dropout, and of training where it has no seed of its own",
+    );
     line("sizes", String::new(), "what is fixed in the graphs, whose shape arithmetic is then folded");
     for ((name, size), comment) in sizes.named().into_iter().zip([
         "examples that are run at once; null leaves it free",
@@ -170,6 +174,17 @@ pub fn annotated(options: &Options, training: &Started) -> String {
     line("train", String::new(), "what `lstc train` does where its flags say nothing else");
     line("  data", path(&t.data), "labelled text to train on");
     line("  eval", path(&t.eval), "labelled text to evaluate on after each epoch");
+    line(
+        "  eval_fraction",
+        optional(t.eval_fraction.map(|x| format!("{x:?}"))),
+        "instead of a file: the share of the training data to hold out, e.g. 0.1",
+    );
+    line(
+        "  patience",
+        optional(t.patience.map(|n| n.to_string())),
+        "stop after so many evaluations without a better one; null never does",
+    );
+    line("  from", path(&t.from), "a run, or a side network's file, to begin with; null is the rewrite's own");
     line("  tokenizer", path(&t.tokenizer), "tokenizer.json; null takes the one that lay beside the model");
     line("  epochs", t.epochs.to_string(), "how often every example is seen");
     line("  batch_size", t.batch_size.to_string(), "examples that are run at once");
@@ -177,7 +192,11 @@ pub fn annotated(options: &Options, training: &Started) -> String {
     line("  lr", format!("{:?}", t.lr), "the highest learning rate");
     line("  schedule", word(&t.schedule), "linear | cosine | constant: how it falls after the warm-up");
     line("  warmup_steps", optional(t.warmup_steps.map(|n| n.to_string())), "null is a tenth of all, at most 500");
-    line("  seed", t.seed.to_string(), "of the order of the examples");
+    line(
+        "  seed",
+        optional(t.seed.map(|n| n.to_string())),
+        "of the order of the examples, and of what is held out; null is the method's seed",
+    );
     line("  threads", optional(t.threads.map(|n| n.to_string())), "null takes as many as there are cores");
     line("  device", t.device.to_string(), "cpu | cuda | cuda:1");
     line("  tf32", t.tf32.to_string(), "on CUDA, the backbone's products in TF32: faster, with 10 bits of mantissa");
@@ -253,6 +272,9 @@ mod tests {
         let mut training = Started::default();
         training.train.data = Some("a #: \"b\".jsonl".into());
         training.train.schedule = crate::train::Schedule::Cosine;
+        training.train.eval_fraction = Some(0.1);
+        (training.train.patience, training.train.seed) = (Some(3), Some(7));
+        training.train.from = Some("tuned/run".into());
         training.data.prefix = "gloss: ".to_owned();
         training.data.format = Some(crate::data::DataFormat::Tsv);
         training.data.quoting = Some(crate::data::Quoting::None);

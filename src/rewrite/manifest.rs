@@ -413,6 +413,8 @@ pub struct Record {
     pub taps: Vec<TapSummary>,
     pub cut: Vec<String>,
     pub quantised: Option<Quantised>,
+    /// The method's options that concern a run.
+    pub method: Method,
 }
 
 /// The point of the tap that distillation reads.

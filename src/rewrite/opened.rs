@@ -181,11 +181,6 @@ impl Opened {
         side::load_parameters(path, self.record.parameters.iter().map(|p| (p.name.as_str(), p.shape.as_slice())))
     }
 
-    /// How the run was started that a side network's file is of.
-    pub fn run_of(&self, side: &Path) -> Option<Started> {
-        Started::read(side.parent()?).ok()
-    }
-
     /// The tokenizer: the one that is given, or else the directory's own, if it has one.
     ///
     /// # Errors
@@ -291,6 +286,12 @@ pub(super) fn cast(array: &Array2<i64>, dtype: DType) -> Tensor {
         DType::Bool => array.mapv(|v| v != 0).into(),
         _ => array.clone().into(),
     }
+}
+
+/// How the run was started whose folder this is, or whose side network's file.
+pub fn run_of(path: &Path) -> Option<Started> {
+    let folder = if path.is_dir() { path } else { path.parent()? };
+    Started::read(folder).ok()
 }
 
 /// The file of a side network: the one that is given, or the best one in the folder that is given, or of the

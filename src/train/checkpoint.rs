@@ -59,6 +59,9 @@ pub struct Identity {
     pub model: String,
     pub data: String,
     pub eval: Option<String>,
+    /// The share of the training file that is evaluated on, where it is one.
+    #[serde(default)]
+    pub eval_fraction: Option<f64>,
     pub epochs: u64,
     pub batch_size: usize,
     pub accumulate: usize,
@@ -76,7 +79,9 @@ impl Identity {
             _ => serde_json::Map::new(),
         };
         let (mine, theirs) = (fields(self), fields(other));
-        let differs = mine.iter().filter(|(name, value)| theirs.get(*name) != Some(value));
+        let is_other_share = self.eval_fraction != other.eval_fraction;
+        let follows = |name: &str| is_other_share && (name == "data" || name == "eval");
+        let differs = mine.iter().filter(|(name, value)| theirs.get(*name) != Some(value) && !follows(name));
         differs
             .map(|(name, value)| match (name.as_str(), theirs.get(name)) {
                 ("model", _) => "the model was rewritten since".to_owned(),

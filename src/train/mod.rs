@@ -38,6 +38,7 @@ pub use stepper::{Outcome, Pending, Stepper};
 
 use crate::cache::Holding;
 use crate::data::{Corpus, Reading, Tokenizer};
+use crate::evaluate::{self, Guess};
 use crate::report::Hinted;
 use crate::rewrite::RUN;
 use crate::rewrite::opened::Opened;
@@ -119,6 +120,8 @@ pub enum Event<'e> {
     Evaluated {
         line: &'e EvalLine,
         is_best: bool,
+        /// What a guess without the input reaches on the same examples, where targets are labels.
+        guess: Option<Guess>,
     },
     /// Something that the user should know, and that does not stop the run.
     Warning(&'e str),
@@ -129,6 +132,8 @@ pub enum Event<'e> {
 pub struct Plan {
     pub examples: usize,
     pub eval_examples: Option<usize>,
+    /// Whether these were held out of the training data.
+    pub holds_out: bool,
     /// Bad rows that are left out, with why the first of them are.
     pub skipped: usize,
     pub skipped_first: Vec<String>,
@@ -136,6 +141,8 @@ pub struct Plan {
     pub truncated: (usize, usize),
     /// Known labels, where targets are labels.
     pub labels: usize,
+    /// What a guess without the input reaches on the training data, where targets are labels.
+    pub guess: Option<Guess>,
     pub epochs: u64,
     pub steps: u64,
     /// Steps made before.
@@ -171,6 +178,9 @@ pub struct Summary {
     pub cache: Option<Holding>,
     /// The user asked to stop before the end.
     pub interrupted: bool,
+    /// So many evaluations without a better one ended the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub out_of_patience: Option<u64>,
 }
 
 /// Trains the side network of a rewritten directory.
@@ -181,13 +191,14 @@ pub struct Summary {
 pub fn train(request: &Request, mut tell: impl FnMut(Event)) -> anyhow::Result<Summary> {
     let problems = request.train.problems();
     if !problems.is_empty() {
-        bail!("the options make no sense\n  {}", problems.join("\n  "));
+        bail!("invalid training options\n  {}", problems.join("\n  "));
     }
     let opened = Opened::new(request.directory)?;
     let out = request.out();
     if !request.resume && out.join(CHECKPOINT).exists() {
         let error = anyhow!("there is a run in `{}` already", out.display());
-        return Err(Hinted::new(error, "--resume goes on with it; --out DIR begins another").into());
+        let hint = "--resume continues it; --out DIR starts another; with --from, DIR is the folder of the new run";
+        return Err(Hinted::new(error, hint).into());
     }
     fs::create_dir_all(&out).with_context(|| format!("cannot create `{}`", out.display()))?;
     let lock = lock(&out)?;
@@ -208,6 +219,42 @@ fn lock(out: &Path) -> anyhow::Result<File> {
         Ok(()) => Ok(folder),
         Err(TryLockError::WouldBlock) => bail!("another process trains in `{}`", out.display()),
         Err(TryLockError::Error(error)) => Err(error).with_context(context),
+    }
+}
+
+/// The data of a run: what it trains on, and what it evaluates on, from a file of its own or held out of the other.
+pub struct Data {
+    pub train: Corpus,
+    pub eval: Option<Corpus>,
+    /// The known labels, as token ids with their texts; empty where targets are not labels.
+    pub labels: Vec<(Vec<u32>, String)>,
+}
+
+impl Data {
+    /// Reads what a run is started with.
+    ///
+    /// # Errors
+    /// No training data; as [`Corpus::read`] and [`Corpus::split`].
+    pub fn read(
+        opened: &Opened,
+        started: &Started,
+        tokenizer: Option<&Tokenizer>,
+        scratch: &Path,
+        tell: &mut impl FnMut(Event),
+    ) -> anyhow::Result<Data> {
+        let options = &started.train;
+        let data = options.data.as_deref().ok_or_else(|| {
+            Hinted::new(anyhow!("no training data is given"), "--train FILE, or `train: {data: FILE}` in lst.yaml")
+        })?;
+        let mut read = |file: &Path| read_corpus(opened, &started.data, tokenizer, file, scratch, tell);
+        let train = read(data)?;
+        let eval = options.eval.as_deref().map(&mut read).transpose()?;
+        let corpora: Vec<&Corpus> = [Some(&train), eval.as_ref()].into_iter().flatten().collect();
+        let labels = evaluate::labels(&corpora, tokenizer)?;
+        let Some(share) = options.eval_fraction else { return Ok(Data { train, eval, labels }) };
+        let seed = options.seed.unwrap_or(opened.record.method.seed);
+        let (train, held_out) = train.split(share, seed, !labels.is_empty(), scratch)?;
+        Ok(Data { train, eval: Some(held_out), labels })
     }
 }
 

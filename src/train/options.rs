@@ -18,6 +18,15 @@ pub struct TrainOptions {
     pub data: Option<PathBuf>,
     /// Labelled text to evaluate on after each epoch.
     pub eval: Option<PathBuf>,
+    /// Instead of a file to evaluate on: the share of the training data that is held out for it, by `seed`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_fraction: Option<f64>,
+    /// Stop after so many evaluations without a better one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patience: Option<u64>,
+    /// The side network to begin with, or the folder of the run whose best it is; the rewrite's own where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<PathBuf>,
     /// The rewritten directory's own where there is none.
     pub tokenizer: Option<PathBuf>,
     pub epochs: u64,
@@ -30,8 +39,8 @@ pub struct TrainOptions {
     pub schedule: Schedule,
     /// Steps in which the learning rate rises to `lr`; a tenth of all steps, but at most 500, where there is no number.
     pub warmup_steps: Option<u64>,
-    /// Of the order of the examples.
-    pub seed: u64,
+    /// Of the order of the examples, and of what is held out; the rewrite's where there is no number.
+    pub seed: Option<u64>,
     /// Of one operator; as many as there are cores where there is no number.
     pub threads: Option<usize>,
     pub device: Device,
@@ -67,6 +76,9 @@ impl Default for TrainOptions {
         TrainOptions {
             data: None,
             eval: None,
+            eval_fraction: None,
+            patience: None,
+            from: None,
             tokenizer: None,
             epochs: 5,
             batch_size: 16,
@@ -74,7 +86,7 @@ impl Default for TrainOptions {
             lr: 3e-3,
             schedule: Schedule::Linear,
             warmup_steps: None,
-            seed: 0,
+            seed: None,
             threads: None,
             device: Device::Cpu,
             tf32: false,
@@ -96,7 +108,7 @@ impl Default for TrainOptions {
 const MOST_THREADS: usize = 1024;
 
 impl TrainOptions {
-    /// Everything that makes no sense.
+    /// Every option that is not valid.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let mut check = |holds: bool, problem: String| {
@@ -107,6 +119,20 @@ impl TrainOptions {
         check(self.epochs > 0, "train.epochs is 0: at least one is needed".to_owned());
         check(self.batch_size > 0, "train.batch_size is 0: a batch holds at least one example".to_owned());
         check(self.accumulate > 0, "train.accumulate is 0: a step needs at least one batch".to_owned());
+        if let Some(share) = self.eval_fraction {
+            let is_share = share > 0.0 && share < 1.0;
+            check(is_share, format!("train.eval_fraction is {share}, but must lie between 0 and 1, as in 0.1"));
+            let both = "train.eval and train.eval_fraction are both given: evaluate on a file or on a share".to_owned();
+            check(self.eval.is_none(), both);
+        }
+        if let Some(patience) = self.patience {
+            check(patience > 0, "train.patience is 0, but must be at least 1".to_owned());
+            let evaluates = self.eval.is_some() || self.eval_fraction.is_some();
+            check(
+                evaluates,
+                "train.patience counts evaluations: give train.eval or train.eval_fraction too".to_owned(),
+            );
+        }
         let is_rate = (self.lr as f32).is_finite() && self.lr > 0.0;
         check(is_rate, format!("train.lr is {}, but must be positive, and a number in single precision", self.lr));
         let threads = self.threads.unwrap_or(1);

@@ -21,14 +21,14 @@ use super::log::{Log, METRICS, StepLine};
 use super::options::{CudaGraphs, LearningRate, TrainOptions};
 use super::source::TapSource;
 use super::stepper::{Outcome, Pending, Stepper};
-use super::{BEST, Event, Plan, Request, Started, Summary, interrupt, read_corpus};
+use super::{BEST, Data, Event, Plan, Request, Started, Summary, interrupt};
 use crate::cache::{self, Cache};
 use crate::data::{Batch, Batches, Corpus, epoch_batches};
-use crate::evaluate;
+use crate::evaluate::Guess;
 use crate::hash::sha256;
-use crate::report::Hinted;
+use crate::report::{self, Hinted};
 use crate::rewrite::INTEGERS_ON_CUDA;
-use crate::rewrite::opened::{Execution, Opened};
+use crate::rewrite::opened::{Execution, Opened, side_file};
 use crate::runtime::{Device, Resident};
 use crate::side::Side;
 use pace::Clock;
@@ -57,18 +57,10 @@ impl<'r> Run<'r> {
         tell: &mut impl FnMut(Event),
     ) -> anyhow::Result<Run<'r>> {
         let options = &request.train;
-        let data = options.data.as_deref().ok_or_else(|| {
-            Hinted::new(anyhow!("no training data is given"), "--train FILE, or `train: {data: FILE}` in lst.yaml")
-        })?;
         let tokenizer = opened.tokenizer(options.tokenizer.as_deref())?;
-        let mut read = |file: &Path| read_corpus(opened, &request.reading, tokenizer.as_ref(), file, &out, tell);
-        let corpus = read(data)?;
-        let eval = options.eval.as_deref().map(&mut read).transpose()?;
-        let corpora: Vec<&Corpus> = [Some(&corpus), eval.as_ref()].into_iter().flatten().collect();
-        let labels = match eval {
-            Some(_) => evaluate::labels(&corpora, tokenizer.as_ref())?,
-            None => Vec::new(),
-        };
+        let started = Started { train: options.clone(), data: request.reading.clone() };
+        let data = Data::read(opened, &started, tokenizer.as_ref(), &out, tell)?;
+        let Data { train: corpus, eval, labels } = data;
         let batch_size = opened.fixed().batch.unwrap_or(options.batch_size);
         if batch_size != options.batch_size && options.batch_size != TrainOptions::default().batch_size {
             bail!("the model's batch is fixed at {batch_size}: --batch-size cannot be {}", options.batch_size);
@@ -81,13 +73,14 @@ impl<'r> Run<'r> {
             model: sha256(&mut model)?,
             data: corpus.sha256().to_owned(),
             eval: eval.as_ref().map(|e| e.sha256().to_owned()),
+            eval_fraction: options.eval_fraction,
             epochs: options.epochs,
             batch_size,
             accumulate: options.accumulate,
             lr: options.lr,
             schedule: options.schedule,
             warmup_steps: options.warmup_steps,
-            seed: options.seed,
+            seed: options.seed.unwrap_or(opened.record.method.seed),
         };
         let execution = options.execution(request.runtime);
         let rate = LearningRate::new(options, total);
@@ -122,20 +115,47 @@ impl<'r> Run<'r> {
             let (state, progress) = checkpoint::load(&path)?;
             let differences = progress.identity.differences(&self.identity);
             if !differences.is_empty() {
-                let error = anyhow!("the run in `{}` was another\n  {}", self.out.display(), differences.join("\n  "));
-                return Err(Hinted::new(error, "give no flags but --resume to go on with it as it was begun").into());
+                let out = self.out.display();
+                let error = anyhow!("--resume cannot change the run in `{out}`\n  {}", differences.join("\n  "));
+                let hint = match progress.epochs >= progress.identity.epochs {
+                    true => self.further(),
+                    false => "--resume without other flags continues it as it was started".to_owned(),
+                };
+                return Err(Hinted::new(error, hint).into());
             }
             return Ok((state, progress));
         }
         let (threads, cache_dtype) = (Some(self.execution.threads), cache.map(Cache::element));
-        let train = TrainOptions { threads, cache_dtype, ..self.request.train.clone() };
+        let seed = Some(self.identity.seed);
+        let train = TrainOptions { threads, cache_dtype, seed, ..self.request.train.clone() };
         Started { train, data: self.request.reading.clone() }.write(&self.out)?;
         // Of a run that came to nothing.
         for stale in [BEST, METRICS].map(|name| self.out.join(name)).iter().filter(|path| path.exists()) {
             fs::remove_file(stale).with_context(|| format!("cannot remove `{}`", stale.display()))?;
         }
         let progress = Progress { step: 0, epochs: 0, best: None, identity: self.identity.clone() };
-        Ok((self.opened.initial()?, progress))
+        let begins = match &self.request.train.from {
+            Some(from) => self.opened.side(&side_file(&self.opened.directory, Some(from))?)?,
+            None => self.opened.initial()?,
+        };
+        Ok((begins, progress))
+    }
+
+    /// How to train on where a run has come to its end.
+    fn further(&self) -> String {
+        let path = |path: &Path| report::word(&path.to_string_lossy());
+        let (directory, run) = (path(&self.opened.directory), path(&self.out));
+        format!(
+            "the run is finished, and its learning rate has come to its end; to train on from its best side network, in a run of \
+             its own: `lstc train {directory} --from {run} --epochs N --out DIR`"
+        )
+    }
+
+    /// So many evaluations without a better one, where that is as many as the run has patience for.
+    fn out_of_patience(&self, progress: &Progress) -> Option<u64> {
+        let patience = self.request.train.patience?;
+        let waited = progress.epochs.saturating_sub(progress.best?.epoch);
+        (waited >= patience).then_some(waited)
     }
 
     /// The cache of the run's taps, where it has one.
@@ -195,8 +215,14 @@ impl<'r> Run<'r> {
         let mut begun =
             Begun { clock: Clock::default(), started: 0, steps: VecDeque::new(), loss: None, largest: None };
         let mut is_told = !self.execution.captures;
+        if self.request.resume && progress.epochs >= options.epochs {
+            tell(Event::Warning(&self.further()));
+        }
         for epoch in progress.epochs..options.epochs {
-            let batches = epoch_batches(&self.corpus, self.identity.batch_size, options.seed, epoch);
+            if self.out_of_patience(&progress).is_some() {
+                break;
+            }
+            let batches = epoch_batches(&self.corpus, self.identity.batch_size, self.identity.seed, epoch);
             let end = (epoch + 1) * self.steps_an_epoch;
             let first = (progress.step % self.steps_an_epoch) as usize * self.identity.accumulate;
             let lent = &mut source;
@@ -259,6 +285,7 @@ impl<'r> Run<'r> {
             predicted: Some(forecast),
             cache: source.holding(),
             interrupted,
+            out_of_patience: self.out_of_patience(&progress).filter(|_| progress.epochs < options.epochs),
         })
     }
 
@@ -274,10 +301,12 @@ impl<'r> Run<'r> {
         Plan {
             examples: self.corpus.len(),
             eval_examples: self.eval.as_ref().map(Corpus::len),
+            holds_out: self.identity.eval_fraction.is_some(),
             skipped: skipped.count,
             skipped_first: skipped.first.clone(),
             truncated: self.corpus.truncated(),
             labels: self.labels.len(),
+            guess: (!self.labels.is_empty()).then(|| Guess::of(self.corpus.all_targets())),
             epochs: self.request.train.epochs,
             steps: self.total,
             done,

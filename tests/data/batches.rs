@@ -138,3 +138,37 @@ fn what_does_not_fit_a_fixed_shape_is_refused() {
     insta::assert_snapshot!(two(Fixed { target: Some(2), ..Fixed::default() }), @"3 target tokens do not fit the model, whose shape is fixed at 2");
     insta::assert_snapshot!(told(&[], Fixed::default()), @"a batch of no examples");
 }
+
+#[test]
+fn a_corpus_is_split_into_what_is_trained_on_and_what_is_held_out() {
+    let rows = |corpus: &Corpus| (0..corpus.len()).map(|i| corpus.example(i).row).collect::<Vec<_>>();
+    for (examples, share) in [(2, 0.01), (10, 0.5), (1000, 0.1), (1001, 0.37), (500, 0.99)] {
+        let split = |seed| {
+            let folder = tempfile::tempdir().expect("a temporary folder");
+            corpus(examples).split(share, seed, false, folder.path()).expect("two parts")
+        };
+        let (rest, held_out) = split(1);
+        assert_eq!(held_out.len(), ((examples as f64 * share).round() as usize).clamp(1, examples - 1));
+        let mut all = [rows(&rest), rows(&held_out)].concat();
+        assert!(rows(&rest).is_sorted() && rows(&held_out).is_sorted());
+        all.sort_unstable();
+        assert_eq!(all, (1..=examples as u64).collect::<Vec<_>>(), "each row once, in one of the two");
+        let whole = corpus(examples);
+        for part in [&rest, &held_out] {
+            for example in (0..part.len()).map(|at| part.example(at)) {
+                assert_eq!(example, whole.example(example.row as usize - 1));
+            }
+        }
+        let (again, other) = (split(1), split(2));
+        assert_eq!((again.0.sha256(), again.1.sha256()), (rest.sha256(), held_out.sha256()));
+        assert!(examples < 100 || rows(&other.1) != rows(&held_out));
+    }
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let one = corpus(1).split(0.5, 0, false, folder.path()).expect_err("one row cannot be in both");
+    assert!(one.to_string().contains("too few"), "{one}");
+    // Each target is there once: none can be in both.
+    let text = (0..8).map(|n| format!("{{\"input_ids\": [3, 1], \"labels\": [{}, 1]}}\n", 5 + n)).collect::<String>();
+    let each = file("a.jsonl", text).read_with(&Reading::default(), None).expect("rows");
+    let each = each.split(0.5, 0, true, folder.path()).expect_err("no label can be split");
+    assert!(each.to_string().contains("a target of its own"), "{each}");
+}

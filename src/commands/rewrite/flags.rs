@@ -66,7 +66,7 @@ pub struct MethodFlags {
     #[arg(long, value_parser = yaml::<Init>)]
     init: Option<Init>,
 
-    /// Seed of the initial values and of dropout [default: 0]
+    /// Seed of the initial values and of dropout, and the default of `lstc train --seed` [default: 0]
     #[arg(long, value_parser = at_least::<u64>(0))]
     seed: Option<u64>,
 

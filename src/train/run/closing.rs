@@ -42,7 +42,7 @@ impl Run<'_> {
                     progress.best = Some(here);
                     self.save_best(stepper, step)?;
                 }
-                tell(Event::Evaluated { line: &line, is_best });
+                tell(Event::Evaluated { line: &line, is_best, guess: metrics.guess });
             }
             None => self.save_best(stepper, step)?,
         }
