@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::arguments::at_least;
 use super::set;
-use crate::data::{DataFormat, OnBadRow, Quoting, Reading};
+use crate::data::{DataFormat, OnBadRow, Quoting, Reading, Template};
 
 /// How data files are read, as flags. One that is not given leaves the configuration's value.
 #[derive(Debug, clap::Args)]
@@ -14,9 +14,14 @@ pub struct DataFlags {
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
 
-    /// Field or column of the input [default: text]
-    #[arg(long, value_name = "NAME")]
+    /// Field or column of the input; of several, as in sentence1,sentence2, the input is "sentence1: ... sentence2: ..."
+    /// [default: text]
+    #[arg(long, value_name = "NAMES")]
     input_field: Option<String>,
+
+    /// The input as text with fields in braces, as in "mrpc sentence1: {sentence1} sentence2: {sentence2}"; {{ and }} are braces
+    #[arg(long, value_name = "TEXT", conflicts_with = "input_field", value_parser = template)]
+    template: Option<String>,
 
     /// Field or column of the target [default: label]
     #[arg(long, value_name = "NAME")]
@@ -47,9 +52,17 @@ pub struct DataFlags {
     on_bad_row: Option<OnBadRow>,
 }
 
+fn template(text: &str) -> Result<String, String> {
+    Template::parse(text).map(|_| text.to_owned())
+}
+
 impl DataFlags {
     pub fn apply(&self, reading: &mut Reading) {
         set(&mut reading.input_field, &self.input_field);
+        // One replaces the other.
+        if self.template.is_some() || self.input_field.is_some() {
+            reading.template.clone_from(&self.template);
+        }
         set(&mut reading.target_field, &self.target_field);
         set(&mut reading.prefix, &self.prefix);
         set(&mut reading.max_source_length, &self.max_source_length);

@@ -5,8 +5,9 @@ use std::path::Path;
 use anyhow::{Context, anyhow, bail};
 
 use super::corpus::{Corpus, Fingerprint, Skipped};
+use super::reading::Targets;
 use super::rows::{Content, Row};
-use super::tokenised::{HIDDEN, INPUT_IDS, LABELS, Tokenised};
+use super::tokenised::{HIDDEN, Tokenised};
 use super::words::WordsWriter;
 use super::{Encoded, OnBadRow, Reading, SpecialTokens, Tokenizer};
 use crate::report::Hinted;
@@ -21,6 +22,9 @@ const REASONS: usize = 5;
 pub struct Intake<'a> {
     path: &'a Path,
     reading: &'a Reading,
+    /// The fields of input and target, as a message names them.
+    input: String,
+    target: String,
     tokenizer: Option<&'a Tokenizer>,
     special: SpecialTokens,
     vocabulary: u32,
@@ -55,6 +59,8 @@ impl<'a> Intake<'a> {
         Ok(Intake {
             path,
             reading,
+            input: reading.input()?.named(),
+            target: format!("`{}`", reading.target_field),
             tokenizer,
             special,
             vocabulary,
@@ -151,12 +157,12 @@ impl<'a> Intake<'a> {
 
     fn without_blanks(&self, content: Content) -> Result<Content, String> {
         if let Content::Text { input, target } = &content {
-            let blank = |name: &str| Err(format!("field `{name}` is empty"));
-            if target.trim().is_empty() {
-                return blank(&self.reading.target_field);
+            let blank = |name: &str| Err(format!("field {name} is empty"));
+            if self.reading.targets == Targets::Read && target.trim().is_empty() {
+                return blank(&self.target);
             }
             if input.trim().is_empty() && self.reading.prefix.trim().is_empty() {
-                return blank(&self.reading.input_field);
+                return blank(&self.input);
             }
         }
         Ok(content)
@@ -174,14 +180,17 @@ impl<'a> Intake<'a> {
         // One text without tokens fails a whole batch: then each row is tried alone.
         let retry = (inputs.clone(), targets.clone());
         let sources = tokenizer.encode_all(inputs, reading.max_source_length);
-        let targets = tokenizer.encode_all(targets, reading.max_target_length);
+        let targets = match reading.targets {
+            Targets::Read => tokenizer.encode_all(targets, reading.max_target_length),
+            Targets::Absent => targets.iter().map(|_| self.no_target()).collect(),
+        };
         let encoded: Vec<Result<Pair, String>> = match (sources, targets) {
             (Ok(sources), Ok(targets)) => sources.into_iter().zip(targets).map(Ok).collect(),
             _ => retry.0.iter().zip(&retry.1).map(|(i, t)| self.encoded_alone(tokenizer, i, t)).collect(),
         };
         for (source, target) in encoded.iter().flatten() {
-            let fits = self.in_vocabulary(&reading.input_field, source);
-            if let Err(reason) = fits.and_then(|()| self.in_vocabulary(&reading.target_field, target)) {
+            let fits = self.in_vocabulary(&self.input, source);
+            if let Err(reason) = fits.and_then(|()| self.in_vocabulary(&self.target, target)) {
                 // No fault of the row's: with another model's tokenizer, none would mean what it says.
                 let error = anyhow!("`{}`: {reason}: the tokenizer is not the model's", self.path.display());
                 return Err(Hinted::new(error, "--tokenizer takes the model's `tokenizer.json`").into());
@@ -192,10 +201,19 @@ impl<'a> Intake<'a> {
 
     fn encoded_alone(&self, tokenizer: &Tokenizer, input: &str, target: &str) -> Result<Pair, String> {
         let reading = self.reading;
-        let told = |name: &str, error: anyhow::Error| format!("field `{name}` has no tokens: {error:#}");
-        let source = tokenizer.encode(input, reading.max_source_length).map_err(|e| told(&reading.input_field, e))?;
-        let target = tokenizer.encode(target, reading.max_target_length).map_err(|e| told(&reading.target_field, e))?;
-        Ok((source, target))
+        let told = |name: &str, error: anyhow::Error| format!("field {name} has no tokens: {error:#}");
+        let source = tokenizer.encode(input, reading.max_source_length).map_err(|e| told(&self.input, e))?;
+        let target = match reading.targets {
+            Targets::Read => tokenizer.encode(target, reading.max_target_length),
+            Targets::Absent => self.no_target(),
+        };
+        Ok((source, target.map_err(|e| told(&self.target, e))?))
+    }
+
+    /// The end token alone.
+    fn no_target(&self) -> anyhow::Result<Encoded> {
+        let end = u32::try_from(self.special.end).context("the end token is not a token id")?;
+        Ok(Encoded { ids: vec![end], truncated: false })
     }
 
     /// Ids of a file that is tokenised already, cut to the limits.
@@ -204,17 +222,21 @@ impl<'a> Intake<'a> {
             let taken = cut(tokens, limit);
             self.in_vocabulary(name, &taken).map(|()| taken)
         };
-        let source = taken(INPUT_IDS, row.source(self.special)?, self.reading.max_source_length)?;
-        Ok((source, taken(LABELS, row.target(self.special)?, self.reading.max_target_length)?))
+        let source = taken("`input_ids`", row.source(self.special)?, self.reading.max_source_length)?;
+        let target = match self.reading.targets {
+            Targets::Read => taken("`labels`", row.target(self.special)?, self.reading.max_target_length)?,
+            Targets::Absent => self.no_target().map_err(|error| error.to_string())?,
+        };
+        Ok((source, target))
     }
 
-    /// Whether the model has these tokens, which come from the field `name`.
+    /// Whether the model has these tokens, which come from the fields `name`.
     fn in_vocabulary(&self, name: &str, encoded: &Encoded) -> Result<(), String> {
         match encoded.ids.iter().map(|id| id & !HIDDEN).find(|id| *id >= self.vocabulary) {
             None => Ok(()),
             Some(id) => {
                 let size = self.vocabulary;
-                Err(format!("field `{name}` gives token {id}, and the model's vocabulary has {size} tokens"))
+                Err(format!("field {name} gives token {id}, and the model's vocabulary has {size} tokens"))
             }
         }
     }

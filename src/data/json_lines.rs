@@ -6,9 +6,10 @@
 use anyhow::anyhow;
 
 use super::fields::{Field, Fields};
-use super::reading::Reading;
+use super::reading::{Reading, Targets};
 use super::rows::{Content, Row};
 use super::source::{Line, Source};
+use super::template::Template;
 use super::tokenised::{self, INPUT_IDS, LABELS, Tokenised};
 use crate::report::Hinted;
 
@@ -16,8 +17,9 @@ pub struct JsonLines {
     pub source: Source,
     line: Vec<u8>,
     number: u64,
-    input_field: String,
+    input: Template,
     target_field: String,
+    targets: Targets,
     form: Option<Form>,
     /// What of the rows is not read, though it might be.
     pub note: Option<String>,
@@ -31,9 +33,11 @@ enum Form {
 }
 
 impl JsonLines {
-    pub fn new(source: Source, reading: &Reading) -> JsonLines {
-        let (input_field, target_field) = (reading.input_field.clone(), reading.target_field.clone());
-        JsonLines { source, line: Vec::new(), number: 0, input_field, target_field, form: None, note: None }
+    /// # Errors
+    /// A template that is not well-formed.
+    pub fn new(source: Source, reading: &Reading) -> anyhow::Result<JsonLines> {
+        let (input, target_field, targets) = (reading.input()?, reading.target_field.clone(), reading.targets);
+        Ok(JsonLines { source, line: Vec::new(), number: 0, input, target_field, targets, form: None, note: None })
     }
 
     pub fn next(&mut self) -> anyhow::Result<Option<Row>> {
@@ -58,18 +62,25 @@ impl JsonLines {
             let byte = error.valid_up_to() + 1;
             format!("byte {byte} of the line is not UTF-8; `iconv -f LATIN1 -t UTF-8` converts Latin-1")
         })?;
-        let mut names = vec![self.input_field.as_str(), &self.target_field];
+        let mut names: Vec<&str> = self.input.fields().iter().map(String::as_str).collect();
+        names.push(&self.target_field);
         names.extend(tokenised::FIELDS);
         names.extend(tokenised::UNSUPPORTED);
         let fields = Fields::of(line, &names)?;
         if self.form.is_none() {
-            self.form = Some(form(&fields, &self.input_field));
-            self.note = beside(&fields, &self.input_field);
+            self.form = Some(form(&fields, &self.input));
+            self.note = beside(&fields, &self.input);
         }
         match self.form {
-            Some(Form::Ids) => Tokenised::of(&fields).map(|row| Content::Ids(Box::new(row))),
+            Some(Form::Ids) => Tokenised::of(&fields, self.targets).map(|row| Content::Ids(Box::new(row))),
             Some(Form::Text) | None => {
-                Ok(Content::Text { input: fields.text(&self.input_field)?, target: fields.text(&self.target_field)? })
+                let texts: Vec<String> =
+                    self.input.fields().iter().map(|name| fields.text(name)).collect::<Result<_, _>>()?;
+                let target = match self.targets {
+                    Targets::Read => fields.text(&self.target_field)?,
+                    Targets::Absent => String::new(),
+                };
+                Ok(Content::Text { input: self.input.filled(&texts), target })
             }
         }
     }
@@ -79,26 +90,26 @@ fn is_ids(fields: &Fields, name: &str) -> bool {
     matches!(fields.get(name), Some(Field::Ids(_)))
 }
 
-fn is_text(fields: &Fields, name: &str) -> bool {
-    matches!(fields.get(name), Some(Field::Text(_) | Field::Integer(_)))
+fn has_text(fields: &Fields, input: &Template) -> bool {
+    let is_text = |name: &String| matches!(fields.get(name), Some(Field::Text(_) | Field::Integer(_)));
+    input.fields().iter().any(is_text)
 }
 
-fn form(fields: &Fields, input_field: &str) -> Form {
+fn form(fields: &Fields, input: &Template) -> Form {
     let has_ids = is_ids(fields, INPUT_IDS);
-    match has_ids && (is_ids(fields, LABELS) || !is_text(fields, input_field)) {
+    match has_ids && (is_ids(fields, LABELS) || !has_text(fields, input)) {
         true => Form::Ids,
         false => Form::Text,
     }
 }
 
 /// Which of text and token ids counts, where a row has both.
-fn beside(fields: &Fields, input_field: &str) -> Option<String> {
-    let has_both = is_ids(fields, INPUT_IDS) && is_text(fields, input_field);
-    has_both.then(|| match form(fields, input_field) {
-        Form::Ids => format!("its rows have `{INPUT_IDS}` and `{LABELS}`: `{input_field}` beside them is not read"),
-        Form::Text => {
-            format!("its rows have `{input_field}`, and no `{LABELS}` of token ids: `{INPUT_IDS}` is not read")
-        }
+fn beside(fields: &Fields, input: &Template) -> Option<String> {
+    let has_both = is_ids(fields, INPUT_IDS) && has_text(fields, input);
+    let text = input.named();
+    has_both.then(|| match form(fields, input) {
+        Form::Ids => format!("its rows have `{INPUT_IDS}` and `{LABELS}`: {text} beside them is not read"),
+        Form::Text => format!("its rows have {text}, and no `{LABELS}` of token ids: `{INPUT_IDS}` is not read"),
     })
 }
 

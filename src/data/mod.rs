@@ -14,6 +14,7 @@
 mod batch;
 mod corpus;
 mod fields;
+mod inputs;
 mod intake;
 mod json_lines;
 mod kind;
@@ -24,6 +25,7 @@ mod rows;
 mod source;
 mod split;
 mod table;
+mod template;
 mod tokenised;
 mod tokenizer;
 mod words;
@@ -32,7 +34,9 @@ pub use lstc_models::SpecialTokens;
 
 pub use batch::{Batch, Fixed, IGNORED};
 pub use corpus::{Corpus, Example, Skipped};
+pub use inputs::{Input, Inputs};
 pub use order::{Batches, Order, epoch_batches, sequential_batches};
-pub use reading::{DataFormat, OnBadRow, Quoting, Reading};
+pub use reading::{DataFormat, OnBadRow, Quoting, Reading, Targets};
 pub use source::LONGEST_ROW;
+pub use template::Template;
 pub use tokenizer::{Encoded, Tokenizer};

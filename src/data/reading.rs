@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{anyhow, bail};
 use serde::{Deserialize, Serialize};
 
+use super::Template;
 use super::batch::Fixed;
 use crate::report::Hinted;
 
@@ -17,7 +18,11 @@ pub struct Reading {
     pub format: Option<DataFormat>,
     /// What quotes mean in a table; by its form where nothing is said.
     pub quoting: Option<Quoting>,
+    /// Of several, whose names are separated by commas, the input is `name: text` of each.
     pub input_field: String,
+    /// The input where it is more than a field: text with `{field}`s in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
     pub target_field: String,
     /// Put before every input.
     pub prefix: String,
@@ -26,6 +31,18 @@ pub struct Reading {
     /// In tokens, with the end token.
     pub max_target_length: usize,
     pub on_bad_row: OnBadRow,
+    /// Set by what is done with the rows, and no option.
+    #[serde(skip)]
+    pub targets: Targets,
+}
+
+/// Whether rows have targets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Targets {
+    #[default]
+    Read,
+    /// What may stand there is not read: each target is the end token alone.
+    Absent,
 }
 
 impl Default for Reading {
@@ -34,11 +51,13 @@ impl Default for Reading {
             format: None,
             quoting: None,
             input_field: "text".to_owned(),
+            template: None,
             target_field: "label".to_owned(),
             prefix: String::new(),
             max_source_length: 128,
             max_target_length: 32,
             on_bad_row: OnBadRow::Fail,
+            targets: Targets::Read,
         }
     }
 }
@@ -51,6 +70,17 @@ impl Reading {
             max_source_length: at_most(self.max_source_length, fixed.source),
             max_target_length: at_most(self.max_target_length, fixed.target),
             ..self.clone()
+        }
+    }
+
+    /// How the input is made of a row's fields.
+    ///
+    /// # Errors
+    /// A template that is not well-formed.
+    pub fn input(&self) -> anyhow::Result<Template> {
+        match &self.template {
+            Some(text) => Template::parse(text).map_err(|problem| anyhow!("the template is not valid: {problem}")),
+            None => Ok(Template::of_fields(&self.input_field)),
         }
     }
 

@@ -50,7 +50,7 @@ impl Rows {
         match format {
             DataFormat::Csv => table(source, b','),
             DataFormat::Tsv => table(source, b'\t'),
-            DataFormat::Jsonl => Ok(Rows::JsonLines(JsonLines::new(source, reading))),
+            DataFormat::Jsonl => JsonLines::new(source, reading).map(Rows::JsonLines),
         }
     }
 

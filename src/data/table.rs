@@ -7,18 +7,21 @@ use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
 
-use super::reading::{Quoting, Reading};
+use super::reading::{Quoting, Reading, Targets};
 use super::records::{MOST_COLUMNS, Record, Records};
 use super::rows::{Content, Row, listed};
 use super::source::Source;
+use super::template::Template;
 use crate::report::{Hinted, word};
 
 pub struct Table {
     pub source: Source,
     records: Records,
     columns: usize,
-    input: (usize, String),
-    target: (usize, String),
+    template: Template,
+    inputs: Vec<(usize, String)>,
+    /// None where targets are not read.
+    target: Option<(usize, String)>,
 }
 
 impl Table {
@@ -52,8 +55,13 @@ impl Table {
                 }
             }
         };
-        let (input, target) = (column(&reading.input_field)?, column(&reading.target_field)?);
-        Ok(Table { source, columns: names.len(), input, target, records })
+        let template = reading.input()?;
+        let inputs = template.fields().iter().map(|name| column(name)).collect::<anyhow::Result<_>>()?;
+        let target = match reading.targets {
+            Targets::Read => Some(column(&reading.target_field)?),
+            Targets::Absent => None,
+        };
+        Ok(Table { source, columns: names.len(), template, inputs, target, records })
     }
 
     /// # Errors
@@ -81,7 +89,9 @@ impl Table {
             Ok(text) => Ok(text.to_owned()),
             Err(_) => Err(format!("field `{name}` is not UTF-8; `iconv -f LATIN1 -t UTF-8` converts Latin-1")),
         };
-        Ok(Content::Text { input: text(&self.input)?, target: text(&self.target)? })
+        let inputs: Vec<String> = self.inputs.iter().map(text).collect::<Result<_, _>>()?;
+        let target = self.target.as_ref().map(text).transpose()?.unwrap_or_default();
+        Ok(Content::Text { input: self.template.filled(&inputs), target })
     }
 }
 

@@ -9,6 +9,7 @@
 //! * `decoder_attention_mask` and `token_type_ids` must say what a model of this kind does by itself.
 
 use super::fields::{Field, Fields};
+use super::reading::Targets;
 use super::{IGNORED, SpecialTokens};
 
 pub const INPUT_IDS: &str = "input_ids";
@@ -51,20 +52,30 @@ pub struct Tokenised {
 impl Tokenised {
     /// # Errors
     /// A field that is missing, not an array of integers, or not supported.
-    pub fn of(fields: &Fields) -> Result<Tokenised, String> {
+    pub fn of(fields: &Fields, targets: Targets) -> Result<Tokenised, String> {
         let is_given = |name: &&&str| !matches!(fields.get(name), None | Some(Field::Null));
         if let Some(name) = UNSUPPORTED.iter().find(is_given) {
             return Err(format!("field `{name}` is not supported"));
         }
         let optional = |name: &str| is_given(&&name).then(|| fields.ids(name)).transpose();
+        let of_target = |name: &str| match (targets, name) {
+            (Targets::Absent, _) => Ok(None),
+            (Targets::Read, LABELS) => fields.ids(name).map(Some),
+            (Targets::Read, _) => optional(name),
+        };
         Ok(Tokenised {
             input: fields.ids(INPUT_IDS)?,
-            labels: fields.ids(LABELS)?,
+            labels: of_target(LABELS)?.unwrap_or_default(),
             mask: optional(ATTENTION_MASK)?,
-            decoder_input: optional(DECODER_INPUT_IDS)?,
-            decoder_mask: optional(DECODER_ATTENTION_MASK)?,
+            decoder_input: of_target(DECODER_INPUT_IDS)?,
+            decoder_mask: of_target(DECODER_ATTENTION_MASK)?,
             token_types: optional(TOKEN_TYPE_IDS)?,
         })
+    }
+
+    /// The ids of the input, as the file has them.
+    pub fn into_input(self) -> Vec<i64> {
+        self.input
     }
 
     /// How many ids there are.

@@ -225,7 +225,12 @@ pub fn annotated(options: &Options, training: &Started) -> String {
         optional(d.quoting.map(|q| word(&q))),
         "none | rfc4180: what quotes in tables mean; null is rfc4180 in CSV and none in TSV",
     );
-    line("  input_field", quoted(&d.input_field), "the field, or column, of the input");
+    line("  input_field", quoted(&d.input_field), "the field, or column, of the input; `a,b` is `a: ... b: ...`");
+    line(
+        "  template",
+        optional(d.template.as_deref().map(quoted)),
+        "the input as text with fields, e.g. \"mrpc sentence1: {sentence1} sentence2: {sentence2}\"; null goes by input_field",
+    );
     line("  target_field", quoted(&d.target_field), "the field, or column, of the target");
     line("  prefix", quoted(&d.prefix), "put before every input");
     line("  max_source_length", d.max_source_length.to_string(), "tokens; longer inputs are cut");
@@ -276,6 +281,7 @@ mod tests {
         (training.train.patience, training.train.seed) = (Some(3), Some(7));
         training.train.from = Some("tuned/run".into());
         training.data.prefix = "gloss: ".to_owned();
+        training.data.template = Some("a: {b} {{\"#".to_owned());
         training.data.format = Some(crate::data::DataFormat::Tsv);
         training.data.quoting = Some(crate::data::Quoting::None);
         let read: Config = serde_yaml::from_str(&annotated(&options, &training)).expect("it is a configuration");

@@ -1,6 +1,6 @@
 //! Every form of file, what is tolerated in it, and what is refused.
 
-use lstc::data::{Corpus, DataFormat, LONGEST_ROW, OnBadRow, Reading};
+use lstc::data::{Corpus, DataFormat, LONGEST_ROW, OnBadRow, Reading, Targets};
 use proptest::prelude::*;
 
 use super::{File, SPECIAL, VOCABULARY, file, nano, texts};
@@ -80,6 +80,61 @@ fn fields_are_named_and_inputs_prefixed() {
     assert_eq!(corpus.example(0).source, nano().encode("classify: a dog", 128).expect("tokens").ids);
     let blank = file("a.jsonl", r#"{"sentence": "", "3": "animal"}"#);
     assert_eq!(rows(&blank.read(&reading).expect("the prefix stands there"))[0].0, "classify: ");
+}
+
+#[test]
+fn an_input_may_be_made_of_several_fields() {
+    let template = |text: &str| Reading { template: Some(text.to_owned()), ..Reading::default() };
+    let fields =
+        |names: &str| Reading { input_field: names.to_owned(), prefix: "mrpc ".to_owned(), ..Reading::default() };
+    let json = r#"{"sentence1": "a {dog}", "sentence2": 7, "label": "animal"}"#;
+    let table = "label,sentence2,sentence1\nanimal,7,a {dog}\n";
+    let ids = |text: &str| nano().encode(text, 128).expect("tokens").ids;
+    for (reading, text) in [
+        (template("mrpc sentence1: {sentence1} sentence2: {sentence2}"), "mrpc sentence1: a {dog} sentence2: 7"),
+        (template("{{{sentence2}}} {sentence1}{sentence2}"), "{7} a {dog}7"),
+        (fields("sentence1,sentence2"), "mrpc sentence1: a {dog} sentence2: 7"),
+        (fields("sentence2"), "mrpc 7"),
+    ] {
+        for (name, content) in [("a.jsonl", json), ("a.csv", table)] {
+            assert_eq!(
+                file(name, content).read(&reading).expect("a row").example(0).source,
+                ids(text),
+                "{name}: {text}"
+            );
+        }
+    }
+    // A field that is not there is named, with those that are.
+    let unknown = template("{sentence1} {premise}");
+    let told = file("a.csv", table).refusal(&unknown);
+    assert!(told.contains("no column `premise`; it has `label`, `sentence2`, `sentence1`"), "{told}");
+    let told = file("a.jsonl", json).refusal(&unknown);
+    assert!(told.contains("no field `premise`; it has `label`, `sentence1`, `sentence2`"), "{told}");
+    let told = file("a.csv", table).refusal(&template("{sentence1} {sentence2"));
+    assert!(told.contains("a `{` is not closed"), "{told}");
+    let blank = file("a.csv", "sentence1,sentence2,label\n ,,animal\n").refusal(&template("{sentence1}{sentence2}"));
+    assert!(blank.contains("field `sentence1`, `sentence2` is empty"), "{blank}");
+}
+
+#[test]
+fn rows_may_have_no_target() {
+    let reading = Reading { targets: Targets::Absent, ..Reading::default() };
+    for (name, content) in [
+        ("a.jsonl", "{\"text\": \"a small dog\"}\n{\"text\": \"a tall tree\", \"label\": null}\n"),
+        ("a.csv", "text,other\na small dog,1\na tall tree,2\n"),
+        ("a.tsv", "label\ttext\n\ta small dog\nplant\ta tall tree\n"),
+    ] {
+        let corpus = file(name, content).read(&reading).expect("two rows");
+        let texts: Vec<String> = rows(&corpus).into_iter().map(|(input, _)| input).collect();
+        assert_eq!(texts, ["a small dog", "a tall tree"], "{name}");
+        assert_eq!(corpus.example(1).target, [1], "the end token alone");
+        assert!(
+            file(name, content).read(&Reading::default()).is_err(),
+            "{name}: targets are missed where they are read"
+        );
+    }
+    let ids = file("a.jsonl", "{\"input_ids\": [4, 9, 1, 0]}\n").read_with(&reading, None).expect("a row");
+    assert_eq!((ids.example(0).source, ids.example(0).target), (&[4, 9, 1][..], &[1][..]));
 }
 
 #[test]
