@@ -24,8 +24,9 @@ import sys
 from pathlib import Path
 
 from lstc import Lstc, tell
+from runs import measured
 from table import markdown
-from watch import Unmeasured, watch
+from watch import Unmeasured
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = [ROOT / "models/t5-nano/model.onnx", ROOT.parent / "shared/t5-mini/model.torchscript.onnx"]
@@ -44,6 +45,7 @@ TASKS = {
 
 def write_task(task, folder):
     """The files to train on and to evaluate on."""
+    folder.mkdir(parents=True, exist_ok=True)
     files = []
     for split in ("train", "test"):
         rows = [json.loads(line) for line in (ROOT / f"examples/glosses.{split}.jsonl").read_text().splitlines()]
@@ -62,31 +64,15 @@ def kept(model, backbone, task, args):
 def measure(build, model, backbone, task, seed, args):
     """Accuracy and seconds of one run, from its folder where it was measured before."""
     folder = args.scratch / f"{model.parent.name}-{backbone}-{task}-{seed}"
-    cached = ["--cache", taps] if (taps := kept(model, backbone, task, args)) else []
-    asked = {"settings": [*REWRITE, *SETTINGS, args.epochs, *cached[:1]], "model": model.stat().st_size}
-    results = folder / "results.json"
-    if results.is_file():
-        found = json.loads(results.read_text())
-        if found["asked"] == asked:
-            return found, False
     precision = []
     if backbone != "fp32":
         build.offers("rewrite", "--backbone")
         kind, _, most = backbone.partition(":")
         precision = ["--backbone", kind, *(["--max-tap-error", most] if most else [])]
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    training, test = write_task(task, folder)
-    tuned = folder / "tuned"
-    run = lambda *command: json.loads(watch([build.binary, *command, "--format", "json"]).stdout)
-    run("rewrite", model, "-o", tuned, "--seed", seed, *REWRITE, *precision)
-    options = ["--epochs", args.epochs, "--seed", seed, "--threads", args.threads, *SETTINGS, *cached]
-    trained = run("train", tuned, "--train", training, *options)
-    metrics = run("eval", tuned, "--data", test)
-    shutil.rmtree(tuned)
-    found = {"asked": asked, "accuracy": metrics["accuracy"], "generated": metrics["generated"], "seconds": trained["seconds"]}
-    results.write_text(json.dumps(found) + "\n")
-    return found, True
+    training, test = write_task(task, args.scratch)
+    cached = ["--cache", taps] if (taps := kept(model, backbone, task, args)) else []
+    options = ["--epochs", args.epochs, "--seed", seed, *SETTINGS, *cached]
+    return measured(build, folder, [model, "--seed", seed, *REWRITE, *precision], [training, *options], test)
 
 
 def measure_all(build, args, problems):

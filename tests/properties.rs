@@ -89,33 +89,38 @@ struct Drawn {
 fn drawn() -> impl Strategy<Value = Drawn> {
     let gate = prop_oneof![Just(Gate::Learnable), Just(Gate::Fixed), Just(Gate::None)];
     let init = prop_oneof![Just(Init::Magnitude), Just(Init::MagnitudeConsistent), Just(Init::Random)];
+    let start = prop_oneof![Just("aligned"), Just("uniform"), Just("normal:0.01"), Just("aligned,normal:0.1")];
+    let start = start.prop_map(|text| text.parse().expect("a start for projections"));
     let loss = prop_oneof![Just((1.0_f32, 0.0_f32)), Just((0.7, 0.2)), Just((0.0, 1.0))];
     let place = (0..cases::with("expected.safetensors", 15).len(), any::<[u8; 2]>(), any::<u64>());
     let mixing = (gate, 0.05_f32..2.0, -0.2_f32..0.2, any::<bool>());
-    (place, mixing, (1_usize..=8, any::<bool>(), init), loss).prop_map(|(place, mixing, rest, loss)| {
-        let (case, kept, seed) = place;
-        let (gate, temperature, alpha, merge_last) = mixing;
-        let (reduction, bias, init) = rest;
-        let blocks = BTreeMap::new();
-        Drawn {
-            case,
-            kept: kept.map(usize::from),
-            method: Method {
-                reduction,
-                blocks,
-                keep_blocks: None,
-                gate,
-                temperature,
-                alpha,
-                merge_last,
-                bias,
-                dropout: 0.0,
-                init,
-                seed,
-            },
-            loss: LossOptions { label: loss.0, distill: loss.1 },
-        }
-    })
+    (place, mixing, (1_usize..=8, any::<bool>(), init, proptest::option::of(start)), loss).prop_map(
+        |(place, mixing, rest, loss)| {
+            let (case, kept, seed) = place;
+            let (gate, temperature, alpha, merge_last) = mixing;
+            let (reduction, bias, init, init_projections) = rest;
+            let blocks = BTreeMap::new();
+            Drawn {
+                case,
+                kept: kept.map(usize::from),
+                method: Method {
+                    reduction,
+                    blocks,
+                    keep_blocks: None,
+                    gate,
+                    temperature,
+                    alpha,
+                    merge_last,
+                    bias,
+                    dropout: 0.0,
+                    init,
+                    init_projections,
+                    seed,
+                },
+                loss: LossOptions { label: loss.0, distill: loss.1 },
+            }
+        },
+    )
 }
 
 impl Drawn {

@@ -24,6 +24,7 @@ pub mod options;
 mod parts;
 pub mod pipeline;
 pub mod plan;
+pub mod projections;
 mod provider;
 pub mod prune;
 pub mod quantise;

@@ -7,6 +7,8 @@ use std::str::FromStr;
 use lstc_models::TowerKind;
 use serde::{Deserialize, Serialize};
 
+pub use crate::projections::{Projection, Projections};
+
 /// Everything that decides what the compiler makes of a model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -41,6 +43,9 @@ pub struct Method {
     /// Dropout rate in the side network, in training only.
     pub dropout: f32,
     pub init: Init,
+    /// How the down- and up-projections start; [`Projections::default_of`] the initialisation where nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_projections: Option<Projections>,
     /// Seed of the initial values and of dropout.
     pub seed: u64,
 }
@@ -58,12 +63,23 @@ impl Default for Method {
             bias: true,
             dropout: 0.0,
             init: Init::Magnitude,
+            init_projections: None,
             seed: 0,
         }
     }
 }
 
 impl Method {
+    pub fn projections(&self) -> Projections {
+        self.init_projections.unwrap_or(Projections::default_of(self.init))
+    }
+
+    /// The method with initial values for which no weight is read: for what goes by shapes alone.
+    #[must_use]
+    pub fn by_shape(self) -> Method {
+        Method { init: Init::Random, init_projections: None, ..self }
+    }
+
     pub fn kept(&self, tower: TowerKind) -> Option<&[usize]> {
         self.blocks.get(&TowerName::from(tower)).map(Vec::as_slice)
     }
@@ -427,6 +443,8 @@ impl Options {
             b.precision == Precision::Int4 || b.in_8_bits.as_ref().is_none_or(Vec::is_empty),
             format!("backbone.in_8_bits is of an int4 backbone, and this one is {}", b.precision),
         );
+        let projections = m.init_projections.and_then(|projections| projections.problem());
+        check(projections.is_none(), projections.unwrap_or_default());
         check(m.alpha.is_finite(), format!("method.alpha is {}", m.alpha));
         check((0.0..1.0).contains(&m.dropout), format!("method.dropout is {}, but must be in [0, 1)", m.dropout));
         check(

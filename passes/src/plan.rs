@@ -37,9 +37,8 @@ impl Group {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Start {
     Constant(f32),
-    Normal {
-        deviation: f32,
-    },
+    /// Of a projection between the residual stream at a place and the side network.
+    Projection(Stream),
     /// Cut from the backbone.
     Cut(Cut),
 }
@@ -62,6 +61,22 @@ pub enum Part {
     Outer { block: usize, sublayer: usize },
     PositionTable { block: usize },
     FinalNorm,
+}
+
+/// A tower's residual stream at a place: where a projection begins or ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stream {
+    pub tower: usize,
+    pub at: At,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
+    Embedding,
+    /// Where a side block begins.
+    Block(usize),
+    /// Where the up-projection puts the side network's output.
+    Output,
 }
 
 /// A trainable tensor to be.
@@ -106,9 +121,6 @@ pub(crate) fn table_owner(tower: &Tower, kept: &[usize], block: usize) -> usize 
     let table = |b: usize| Some(&tower.blocks[b].attention(AttentionKind::SelfAttention)?.relative()?.table);
     kept.iter().copied().find(|b| table(*b) == table(block)).unwrap_or(block)
 }
-
-/// Deviation of the down- and up-projections' initial values.
-const PROJECTION_DEVIATION: f32 = 0.01;
 
 impl Plan {
     /// Plans the side network of a model. Reads weights only where blocks are chosen by importance.
@@ -199,7 +211,8 @@ fn parameters(anatomy: &Anatomy, towers: &[SideTower], options: &Options) -> Vec
     }
     let last = towers.last().expect("a model has towers");
     let d = anatomy.last().width;
-    projection(&mut list, "side_final_upsample", d, last.width, Group::Upsample, method.bias);
+    let end = Stream { tower: last.tower, at: At::Output };
+    projection(&mut list, "side_final_upsample", [d, last.width], end, method.bias);
     // The reference's merge has a gate of its own, whatever the ladder's.
     if method.merge_last {
         list.push(PlannedParameter {
@@ -212,12 +225,13 @@ fn parameters(anatomy: &Anatomy, towers: &[SideTower], options: &Options) -> Vec
     list
 }
 
-fn projection(list: &mut Vec<PlannedParameter>, name: &str, out: usize, inputs: usize, group: Group, bias: bool) {
+fn projection(list: &mut Vec<PlannedParameter>, name: &str, [out, inputs]: [usize; 2], stream: Stream, bias: bool) {
+    let group = if stream.at == At::Output { Group::Upsample } else { Group::Downsample };
     list.push(PlannedParameter {
         name: format!("{name}.weight"),
         dims: vec![out, inputs],
         group,
-        start: Start::Normal { deviation: PROJECTION_DEVIATION },
+        start: Start::Projection(stream),
     });
     if bias {
         list.push(PlannedParameter {
@@ -239,9 +253,12 @@ fn tower_parameters(
     let tower = &anatomy.towers[side.tower];
     let (method, kind, names) = (&options.method, tower.kind, &family.names);
     let (w, inner) = (side.width, side.heads * side.head_width);
-    projection(list, &format!("{kind}.side_first_downsample"), w, tower.width, Group::Downsample, method.bias);
+    let down = |list: &mut Vec<PlannedParameter>, name: String, at: At| {
+        projection(list, &name, [w, tower.width], Stream { tower: side.tower, at }, method.bias);
+    };
+    down(list, format!("{kind}.side_first_downsample"), At::Embedding);
     for &block in &side.kept {
-        projection(list, &format!("{kind}.side_downsamples.{block}"), w, tower.width, Group::Downsample, method.bias);
+        down(list, format!("{kind}.side_downsamples.{block}"), At::Block(block));
         if method.gate == Gate::Learnable {
             list.push(PlannedParameter {
                 name: format!("{kind}.side_gate_params.{block}"),

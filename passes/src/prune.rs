@@ -17,6 +17,10 @@
 //! its largest group of matrices.
 //!
 //! `magnitude-consistent` keeps one K for the whole of a tower's residual stream, and an equal share of each head.
+//!
+//! An aligned projection selects the K of the place where it reads the residual stream, or puts it back: of `magnitude` the K
+//! with which a block begins, of `magnitude-consistent` the tower's. `random` blocks were cut from nothing; theirs select
+//! the features that `magnitude-consistent` would keep.
 
 use std::collections::HashMap;
 
@@ -25,12 +29,12 @@ use lstc_models::{Anatomy, Attention, AttentionKind, FeedForward, Linear, Orient
 use ndarray::ArrayD;
 
 use crate::importance::{Importance, Magnitude};
-use crate::initial::Initial;
+use crate::initial::{Drawn, Initial};
 use crate::matrix::{Matrix, vector};
 use crate::module::Module;
-use crate::options::Init;
+use crate::options::{Init, Projection, Projections};
 use crate::pipeline::Pass;
-use crate::plan::{Cut, Part, PlannedParameter, Start};
+use crate::plan::{At, Cut, Part, PlannedParameter, Start, Stream};
 
 pub struct Prune;
 
@@ -41,14 +45,16 @@ impl Pass for Prune {
 
     fn run(&self, module: &mut Module) -> Result<(), Vec<String>> {
         let source = Source { graph: &module.graph, anatomy: &module.anatomy, importance: &Magnitude };
-        let reduction = module.options.method.reduction;
-        let mut cuts = match module.options.method.init {
+        let method = &module.options.method;
+        let (reduction, projections) = (method.reduction, method.projections());
+        let (cuts, streams) = match method.init {
             Init::Magnitude => source.chain(reduction),
             Init::MagnitudeConsistent => source.consistent(reduction),
-            Init::Random => HashMap::new(),
+            Init::Random if projections.select() => (Cuts::new(), source.streams(reduction)),
+            Init::Random => (Cuts::new(), Vec::new()),
         };
-        let seed = module.options.method.seed;
-        let initial: Vec<Initial> = module.planned().map(|p| start(p, &mut cuts, seed)).collect();
+        let mut starting = Starting { cuts, streams, projections, seed: method.seed };
+        let initial: Vec<Initial> = module.planned().map(|p| starting.value(p)).collect();
         let misfit = |(planned, value): (&PlannedParameter, &Initial)| {
             let (found, wanted) = (value.dims(), &planned.dims);
             (found != wanted).then(|| format!("`{}` would start as {found:?}, not {wanted:?}", planned.name))
@@ -62,25 +68,78 @@ impl Pass for Prune {
     }
 }
 
-/// The initial value of one parameter.
-fn start(planned: &PlannedParameter, cuts: &mut Cuts, seed: u64) -> Initial {
-    let dims = || planned.dims.clone();
-    match &planned.start {
-        Start::Constant(value) => Initial::Constant { dims: dims(), value: *value },
-        Start::Normal { deviation } => drawn(planned, *deviation, seed),
-        Start::Cut(cut) => match (cuts.remove(cut), &planned.dims[..]) {
-            (Some(value), _) => Initial::Given(value),
-            (None, [_, fan_in]) => drawn(planned, (*fan_in as f32).sqrt().recip(), seed),
-            (None, _) => Initial::Constant { dims: dims(), value: 1.0 },
-        },
+/// What initial values are made of.
+struct Starting {
+    cuts: Cuts,
+    /// By tower; empty where no projection selects.
+    streams: Vec<KeptStream>,
+    projections: Projections,
+    seed: u64,
+}
+
+impl Starting {
+    /// The initial value of one parameter.
+    fn value(&mut self, planned: &PlannedParameter) -> Initial {
+        let dims = || planned.dims.clone();
+        match &planned.start {
+            Start::Constant(value) => Initial::Constant { dims: dims(), value: *value },
+            Start::Projection(stream) => self.projection(planned, *stream),
+            Start::Cut(cut) => match self.cuts.remove(cut) {
+                Some(value) => Initial::Given(value),
+                None if planned.dims.len() == 2 => {
+                    self.drawn(planned, Drawn::Normal { deviation: fan_in(planned).recip() })
+                }
+                None => Initial::Constant { dims: dims(), value: 1.0 },
+            },
+        }
+    }
+
+    fn projection(&self, planned: &PlannedParameter, stream: Stream) -> Initial {
+        let up = stream.at == At::Output;
+        match if up { self.projections.up } else { self.projections.down } {
+            Projection::Normal(deviation) => self.drawn(planned, Drawn::Normal { deviation }),
+            Projection::Uniform => self.drawn(planned, Drawn::Uniform { bound: fan_in(planned).recip() }),
+            Projection::Aligned => {
+                let kept = self.streams[stream.tower].kept(stream.at).iter().enumerate();
+                let ones = kept.map(|(side, full)| if up { [*full, side] } else { [side, *full] });
+                Initial::Selection { dims: planned.dims.clone(), ones: ones.collect() }
+            }
+        }
+    }
+
+    /// From a stream of the parameter's own: what else is drawn does not matter.
+    fn drawn(&self, planned: &PlannedParameter, from: Drawn) -> Initial {
+        let bytes = planned.name.bytes();
+        let name = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+        Initial::Drawn { dims: planned.dims.clone(), from, stream: self.seed ^ name }
     }
 }
 
-/// Normal(0, deviation), from a stream of the parameter's own: what else is drawn does not matter.
-fn drawn(planned: &PlannedParameter, deviation: f32, seed: u64) -> Initial {
-    let name =
-        planned.name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
-    Initial::Drawn { dims: planned.dims.clone(), deviation, stream: seed ^ name }
+/// The root of the number of inputs of a matrix `[out, in]`.
+fn fan_in(planned: &PlannedParameter) -> f32 {
+    planned.dims.last().map_or(1.0, |inputs| (*inputs as f32).sqrt())
+}
+
+/// The features of one tower's residual stream that are kept, ascending.
+struct KeptStream {
+    embedding: Vec<usize>,
+    /// Where each block begins; empty where they are the same everywhere.
+    blocks: Vec<Vec<usize>>,
+    output: Vec<usize>,
+}
+
+impl KeptStream {
+    fn same(kept: Vec<usize>) -> KeptStream {
+        KeptStream { embedding: kept.clone(), blocks: Vec::new(), output: kept }
+    }
+
+    fn kept(&self, at: At) -> &[usize] {
+        match at {
+            At::Embedding => &self.embedding,
+            At::Block(block) => self.blocks.get(block).unwrap_or(&self.embedding),
+            At::Output => &self.output,
+        }
+    }
 }
 
 /// The kept indices at one step of the chain; see [`kept_by_magnitude`].
@@ -158,21 +217,24 @@ impl<'s> Source<'s> {
         scores
     }
 
-    fn chain(&self, reduction: usize) -> Cuts {
+    fn chain(&self, reduction: usize) -> (Cuts, Vec<KeptStream>) {
         let mut cuts = Cuts::new();
-        self.walk(reduction, &mut cuts, |_, _| ());
-        cuts
+        let streams = self.walk(reduction, &mut cuts, |_, _| ());
+        (cuts, streams)
     }
 
-    /// Runs the reference's chain, filling `cuts` and showing each kept set.
-    fn walk(&self, r: usize, cuts: &mut Cuts, mut show: impl FnMut(String, &[usize])) {
+    /// Runs the reference's chain, filling `cuts` and showing each kept set. Returns those of the residual streams, by tower.
+    fn walk(&self, r: usize, cuts: &mut Cuts, mut show: impl FnMut(String, &[usize])) -> Vec<KeptStream> {
+        let mut streams = Vec::new();
         let mut k = largest(&self.table_scores(&self.anatomy.towers[0]), self.anatomy.towers[0].width / r);
         show("shared".to_owned(), &k);
         for (index, tower) in self.anatomy.towers.iter().enumerate() {
             let mut put = |part, array| {
                 cuts.insert(Cut { tower: index, part }, array);
             };
+            let (embedding, mut blocks) = (k.clone(), Vec::new());
             for (block, layers) in tower.blocks.iter().enumerate() {
+                blocks.push(k.clone());
                 for (sublayer, layer) in layers.sublayers.iter().enumerate() {
                     let norm = self.graph.weight(layer.norm.weight).expect("a norm's weight is a constant");
                     put(Part::Norm { block, sublayer }, vector(norm, &k));
@@ -209,7 +271,9 @@ impl<'s> Source<'s> {
             }
             let norm = self.graph.weight(tower.final_norm.weight).expect("a norm's weight is a constant");
             put(Part::FinalNorm, vector(norm, &k));
+            streams.push(KeptStream { embedding, blocks, output: k.clone() });
         }
+        streams
     }
 
     fn position_table(&self, attention: &Attention, block: usize, put: &mut impl FnMut(Part, ArrayD<f32>)) {
@@ -221,12 +285,11 @@ impl<'s> Source<'s> {
     }
 
     /// Cuts that keep one set of features for each residual stream, and an equal share of every head.
-    fn consistent(&self, r: usize) -> Cuts {
+    fn consistent(&self, r: usize) -> (Cuts, Vec<KeptStream>) {
         let mut cuts = Cuts::new();
-        let streams: Vec<Vec<usize>> =
-            self.anatomy.towers.iter().map(|t| largest(&self.stream_scores(t), t.width / r)).collect();
+        let streams = self.streams(r);
         for (index, tower) in self.anatomy.towers.iter().enumerate() {
-            let k = &streams[index];
+            let k = &streams[index].embedding;
             let mut put = |part, array| {
                 cuts.insert(Cut { tower: index, part }, array);
             };
@@ -238,7 +301,7 @@ impl<'s> Source<'s> {
                         SublayerKind::Attention(a) => {
                             // Keys and values are made of the stream that is attended to.
                             let cross = a.kind == AttentionKind::Cross;
-                            let context = if cross { &streams[index - 1] } else { k };
+                            let context = if cross { &streams[index - 1].embedding } else { k };
                             let (qk, vo) = self.head_shares(a, r, k, context);
                             put(Part::Q { block, sublayer }, self.matrix(&a.q).cut(&qk, k));
                             put(Part::K { block, sublayer }, self.matrix(&a.k).cut(&qk, context));
@@ -261,7 +324,13 @@ impl<'s> Source<'s> {
             let norm = self.graph.weight(tower.final_norm.weight).expect("a norm's weight is a constant");
             put(Part::FinalNorm, vector(norm, k));
         }
-        cuts
+        (cuts, streams)
+    }
+
+    /// One set of features for each tower's residual stream.
+    fn streams(&self, r: usize) -> Vec<KeptStream> {
+        let kept = |tower: &Tower| largest(&self.stream_scores(tower), tower.width / r);
+        self.anatomy.towers.iter().map(kept).map(KeptStream::same).collect()
     }
 
     /// Scores of a residual stream's features: the shares that they have of every matrix which reads or writes it.

@@ -11,7 +11,7 @@ use std::process::Command;
 
 use anyhow::{Context, bail};
 use lstc_passes::Options;
-use lstc_passes::options::{Init, Precision};
+use lstc_passes::options::Precision;
 use serde::{Deserialize, Serialize};
 
 use crate::report::{self, Bytes};
@@ -146,7 +146,7 @@ pub fn bench(
         if let Some(precision) = precision {
             progress(&format!("rewriting, backbone {precision}"));
             let mut options = Options::default();
-            options.method.init = Init::Random;
+            options.method = options.method.by_shape();
             options.backbone.precision = precision;
             let model = SourceModel::find(model)?;
             rewrite(

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 
 use lstc_graph::{Graph, ValueId};
 use lstc_models::recognise;
-use lstc_passes::options::Init;
 use lstc_passes::{Module, Options, artifacts, ladder_side_tuning};
 use serde::Serialize;
 
@@ -85,7 +84,7 @@ impl ModelReport {
                 let compiled = REDUCTIONS.iter().find_map(|r| {
                     let mut options = Options::default();
                     options.method.reduction = *r;
-                    options.method.init = Init::Random; // reads no weight
+                    options.method = options.method.by_shape();
                     Module::new(graph.clone(), anatomy.clone(), options).ok()
                 });
                 if let Some(mut module) = compiled {

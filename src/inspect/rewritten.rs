@@ -8,7 +8,6 @@ use anyhow::Context;
 use lstc_graph::{Graph, load};
 use lstc_passes::artifacts;
 use lstc_passes::is_backbone;
-use lstc_passes::options::Init;
 use serde::Serialize;
 
 use super::gates::{Alphas, State};
@@ -121,7 +120,7 @@ fn predict(config: &Config, recorded: &manifest::Record, sizes: Sizes) -> Predic
         }
     }
     let mut options = config.options();
-    options.method.init = Init::Random;
+    options.method = options.method.by_shape();
     if options.method.keep_blocks.take().is_some() {
         options.method.blocks.clear();
         for tap in &recorded.taps {

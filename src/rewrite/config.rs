@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use lstc_passes::Options;
-use lstc_passes::options::{BackboneOptions, BackwardOptions, LossOptions, Method, OptimizerOptions, Sizes};
+use lstc_passes::options::{
+    BackboneOptions, BackwardOptions, LossOptions, Method, OptimizerOptions, Projections, Sizes,
+};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -73,13 +75,22 @@ impl Config {
         self.lstc.as_deref()
     }
 
+    /// A manifest from before `init_projections` was recorded is of a side network that started as the reference's.
+    fn method(&self) -> Method {
+        let recorded = self.lstc.is_some() && self.method.init_projections.is_none();
+        Method {
+            init_projections: recorded.then_some(Projections::REFERENCE).or(self.method.init_projections),
+            ..self.method.clone()
+        }
+    }
+
     pub fn training(&self) -> Started {
         Started { train: self.train.clone(), data: self.data.clone() }
     }
 
     pub fn options(&self) -> Options {
         Options {
-            method: self.method.clone(),
+            method: self.method(),
             sizes: self.sizes,
             backbone: self.backbone.clone(),
             loss: self.loss.clone(),
@@ -118,6 +129,11 @@ pub fn annotated(options: &Options, training: &Started) -> String {
     line("  bias", m.bias.to_string(), "biases on the down- and up-projections");
     line("  dropout", number(m.dropout), "dropout rate inside the side network, in training only");
     line("  init", m.init.to_string(), "magnitude | magnitude-consistent | random");
+    line(
+        "  init_projections",
+        optional(m.init_projections.map(|p| quoted(&p.to_string()))),
+        "aligned | uniform | normal:S, or two, down and up; null is what learns best with init",
+    );
     line(
         "  seed",
         m.seed.to_string(),
@@ -264,6 +280,7 @@ mod tests {
     fn what_is_printed_reads_back() {
         let mut options = Options::default();
         options.method.alpha = 0.05;
+        options.method.init_projections = Some("normal:0.01,uniform".parse().expect("projections"));
         options.method.blocks.insert(TowerName::Encoder, vec![1, 2]);
         options.method.keep_blocks = Some(KeepBlocks::ByTower([(TowerName::Decoder, 3)].into()));
         options.sizes.source_length = Some(128);
@@ -286,6 +303,13 @@ mod tests {
         training.data.quoting = Some(crate::data::Quoting::None);
         let read: Config = serde_yaml::from_str(&annotated(&options, &training)).expect("it is a configuration");
         assert_eq!((read.options(), read.training()), (options, training));
+    }
+
+    #[test]
+    fn a_manifest_without_projections_started_as_the_reference() {
+        let read = |text: &str| serde_yaml::from_str::<Config>(text).expect("a configuration").options().method;
+        assert_eq!(read("lstc: 0.1.0\nmethod: {init: random}\n").projections(), Projections::REFERENCE);
+        assert_eq!(read("method: {init: random}\n").init_projections, None);
     }
 
     #[test]

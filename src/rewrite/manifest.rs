@@ -336,7 +336,7 @@ impl Manifest {
             cut,
             lstc: env!("CARGO_PKG_VERSION"),
             source,
-            method: options.method,
+            method: Method { init_projections: Some(options.method.projections()), ..options.method },
             sizes: options.sizes,
             backbone: options.backbone,
             loss: options.loss,

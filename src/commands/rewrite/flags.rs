@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use lstc_passes::Options;
-use lstc_passes::options::{BackboneOptions, Gate, Init, Int8Weights, KeepBlocks, Precision, Sizes, TowerName};
+use lstc_passes::options::{
+    BackboneOptions, Gate, Init, Int8Weights, KeepBlocks, Precision, Projections, Sizes, TowerName,
+};
 
 use crate::commands::arguments::at_least;
 use crate::commands::set;
@@ -65,6 +67,15 @@ pub struct MethodFlags {
     /// Initial weights: magnitude, magnitude-consistent or random [default: magnitude]
     #[arg(long, value_parser = yaml::<Init>)]
     init: Option<Init>,
+
+    /// How the down- and up-projections start: aligned, uniform, normal:S, or one for each, as in normal:0.01,uniform
+    /// [default: aligned with magnitude-consistent, uniform with the others]
+    ///
+    /// aligned: a down-projection selects the features of the residual stream that the blocks were cut for, and the
+    /// up-projection puts them back. uniform: U(-1/sqrt(n), 1/sqrt(n)) of n inputs. normal:0.01 is how the reference
+    /// implementation starts, which waits for hundreds of steps before it learns.
+    #[arg(long, value_name = "START")]
+    init_projections: Option<Projections>,
 
     /// Seed of the initial values and of dropout, and the default of `lstc train --seed` [default: 0]
     #[arg(long, value_parser = at_least::<u64>(0))]
@@ -255,6 +266,9 @@ impl MethodFlags {
         set(&mut m.bias, &self.bias);
         set(&mut m.dropout, &self.dropout);
         set(&mut m.init, &self.init);
+        // Those of a configuration belong to its initialisation.
+        let others = m.init_projections.filter(|_| self.init.is_none());
+        m.init_projections = self.init_projections.or(others);
         set(&mut m.seed, &self.seed);
         self.shapes.apply(&mut options.sizes);
         self.backbone.apply(&mut options.backbone);
