@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -16,6 +16,7 @@ use libloading::os::unix::{Library, RTLD_NOW, Symbol};
 use ort::value::DynValue;
 
 use super::error::{Error, Result};
+use super::loaded::nvidia;
 use super::places::address;
 
 /// The CUDA runtime that ONNX Runtime's provider is linked with.
@@ -139,8 +140,7 @@ impl Cuda {
     /// # Errors
     /// No CUDA runtime; no such device, or one that cannot be used.
     pub(super) fn open(directory: &Path, index: u32) -> Result<Cuda> {
-        let beside = directory.join(CUDART);
-        let name = if beside.exists() { beside.into_os_string() } else { CUDART.into() };
+        let name = nvidia(directory, CUDART).map_or_else(|| CUDART.into(), PathBuf::into_os_string);
         let missing = |source: libloading::Error| Error::Cuda {
             index,
             missing: Some(CUDART.to_owned()),

@@ -10,6 +10,7 @@ use std::iter;
 use std::mem;
 use std::path::{self, Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::ptr;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -153,7 +154,8 @@ pub fn find(device: Device) -> Result<Library> {
 /// Looks for a library that serves `device` and stops at the first.
 ///
 /// In this order: the file that `ORT_DYLIB_PATH` names, and then no other; the user's cache directory; the `onnxruntime`
-/// package of the active Python environment; `LD_LIBRARY_PATH` and the directories of the system.
+/// package of the Python environment that lstc itself is installed in, then of the active one; `LD_LIBRARY_PATH` and the
+/// directories of the system.
 pub fn search(device: Device) -> Search {
     let mut search = Search { device, library: None, looked: Vec::new() };
     if let Some(path) = variable(VARIABLE) {
@@ -191,21 +193,32 @@ fn places(device: Device) -> impl Iterator<Item = (Origin, PathBuf)> {
     installed.chain(python).chain(system)
 }
 
-/// The `capi` directory of the `onnxruntime` package of the active environment, or of the `python3` that would run.
+/// The `capi` directories of the `onnxruntime` package: of the environment that lstc was installed into with pip, and of the
+/// active one, or of the `python3` that would run.
 fn python_packages() -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for prefix in ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(variable) {
-        let Ok(versions) = fs::read_dir(prefix.join("lib")) else { continue };
-        let packages = versions
-            .flatten()
-            .filter(|entry| entry.file_name().to_string_lossy().starts_with("python3"))
-            .map(|entry| entry.path().join("site-packages/onnxruntime/capi"));
-        found.extend(packages);
-    }
-    if found.is_empty() {
+    let own = env::current_exe().ok().and_then(|file| Some(file.parent()?.parent()?.to_owned()));
+    // Of a prefix such as /usr/local, only what is there is worth a word.
+    let mut found: Vec<PathBuf> = own.iter().flat_map(|prefix| capi(prefix)).filter(|place| place.is_dir()).collect();
+    let active: Vec<PathBuf> =
+        ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(variable).flat_map(|prefix| capi(&prefix)).collect();
+    if found.is_empty() && active.is_empty() {
         found.extend(ask_python().map(|package| package.join("capi")));
     }
+    found.extend(active);
+    found.dedup();
     found
+}
+
+/// Where the library of the package `onnxruntime` lies, or would lie, below an environment's prefix.
+fn capi(prefix: &Path) -> Vec<PathBuf> {
+    let Ok(versions) = fs::read_dir(prefix.join("lib")) else { return Vec::new() };
+    let python = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with("python3");
+    let package = |version: fs::DirEntry| {
+        // The second is what Debian calls it in its own Python.
+        let packages = ["site-packages", "dist-packages"].map(|name| version.path().join(name));
+        packages.into_iter().find(|folder| folder.is_dir()).map(|folder| folder.join("onnxruntime/capi"))
+    };
+    versions.flatten().filter(python).filter_map(package).collect()
 }
 
 /// Asks `python3` where its `onnxruntime` lies or would lie, without importing it. The working directory is no source of
@@ -280,7 +293,11 @@ fn examine(path: &Path, device: Device, origin: Origin) -> Outcome {
         Err(reason) => Outcome::Broken(reason),
         Ok(version) if version < OLDEST => Outcome::TooOld(version),
         // A library that the user names may find its provider elsewhere.
-        Ok(version) if device != Device::Cpu && origin != Origin::Variable && !has_cuda_beside(path) => {
+        Ok(version)
+            if device != Device::Cpu
+                && origin != Origin::Variable
+                && !(has_cuda_beside(path) && offers_cuda(path).unwrap_or(false)) =>
+        {
             Outcome::WithoutCuda(version)
         }
         Ok(version) => Outcome::Usable(version),
@@ -289,6 +306,28 @@ fn examine(path: &Path, device: Device, origin: Origin) -> Outcome {
 
 fn has_cuda_beside(path: &Path) -> bool {
     path.with_file_name("libonnxruntime_providers_cuda.so").is_file()
+}
+
+/// Whether a library was built with CUDA. The packages `onnxruntime` and `onnxruntime-gpu` share a folder, and the first one's
+/// library then has the second one's provider beside it, but cannot load it.
+fn offers_cuda(path: &Path) -> Option<bool> {
+    // SAFETY: it was loaded before, to ask its version.
+    let library = mem::ManuallyDrop::new(unsafe { libloading::Library::new(path) }.ok()?);
+    // SAFETY: the signatures are those of the C API of the version that is asked for, which the library has: its version is no
+    // older. The list is the library's, which takes it back.
+    unsafe {
+        let base = library.get::<unsafe extern "C" fn() -> *const ort::sys::OrtApiBase>(b"OrtGetApiBase").ok()?;
+        let api = ((*base()).GetApi)(ort::sys::ORT_API_VERSION).as_ref()?;
+        let (mut names, mut count) = (ptr::null_mut(), 0);
+        let refused = (api.GetAvailableProviders)(&raw mut names, &raw mut count);
+        if !refused.0.is_null() {
+            return None;
+        }
+        let name = |index: usize| CStr::from_ptr(*names.add(index)).to_bytes() == b"CUDAExecutionProvider";
+        let offers = (0..usize::try_from(count).ok()?).any(name);
+        let _ = (api.ReleaseAvailableProviders)(names, count);
+        Some(offers)
+    }
 }
 
 /// Loads a library to ask its version. It stays loaded: unloading C++ is the greater risk, and the one that is found is

@@ -2,7 +2,7 @@
 
 use std::env;
 use std::ffi::{CStr, CString};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -129,16 +129,22 @@ impl Runtime {
     }
 }
 
-/// Loads NVIDIA's libraries from beside ONNX Runtime's, each after those that it needs: the provider asks for them by
-/// name, and the loader then finds them loaded. What is not there is left to the system's search path.
+/// Loads NVIDIA's libraries, each after those that it needs: the provider asks for them by name, and the loader then finds
+/// them loaded. What is not there is left to the system's search path.
 fn preload(directory: &Path) {
     for name in ep::cuda::CUDA_DYLIBS.iter().chain(ep::cuda::CUDNN_DYLIBS) {
-        let file = directory.join(name);
-        if file.exists() {
+        if let Some(file) = nvidia(directory, name) {
             // A failure shows, with its name, when the provider needs the library.
             let _ = ort::util::preload_dylib(file);
         }
     }
+}
+
+/// A library of NVIDIA's: beside ONNX Runtime's, or where NVIDIA's own Python packages have it, beside the package `onnxruntime`.
+pub(super) fn nvidia(directory: &Path, name: &str) -> Option<PathBuf> {
+    let packages = directory.join("../../nvidia");
+    let folders = [directory.to_owned(), packages.join("cu13/lib"), packages.join("cudnn/lib")];
+    folders.into_iter().map(|folder| folder.join(name)).find(|file| file.exists())
 }
 
 /// Asks ONNX Runtime for no telemetry, before it begins.
