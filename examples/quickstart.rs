@@ -128,7 +128,8 @@ fn evaluated(
     let tokenizer = opened.tokenizer(None)?;
     let corpus = train::read_corpus(&opened, &started.data, tokenizer.as_ref(), data, directory, &mut tell)?;
     let labels = evaluate::labels(&[&corpus], tokenizer.as_ref())?;
-    let request = evaluate::Request { labels, generate: Some(8), batch_size: started.train.batch_size };
+    let request =
+        evaluate::Request { labels, generate: Some(8), batch_size: started.train.batch_size, ..Default::default() };
     let of = corpus.len();
     let network = opened.side(&directory.join(side))?;
     let progress = |done| tell(Event::Evaluating { done, of });

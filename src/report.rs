@@ -65,6 +65,16 @@ pub fn text(text: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Writes data to stdout as it is made.
+///
+/// # Errors
+/// From `write`; a stdout that is closed or full.
+pub fn stream(write: impl FnOnce(&mut dyn Write) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let mut stdout = io::BufWriter::new(io::stdout().lock());
+    write(&mut stdout)?;
+    Ok(stdout.flush()?)
+}
+
 /// A table for a text report, as wide as the terminal allows.
 pub fn table<const COLUMNS: usize>(
     header: [&str; COLUMNS],

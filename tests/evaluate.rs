@@ -2,7 +2,11 @@
 
 #[path = "matrix/archive.rs"]
 mod archive;
+#[path = "common/cli.rs"]
+mod cli;
 mod common;
+#[path = "evaluate/predict.rs"]
+mod predict;
 
 use std::collections::HashSet;
 use std::fs;

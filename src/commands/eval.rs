@@ -3,14 +3,14 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use serde::Serialize;
 
 use super::data_flags::DataFlags;
 use super::running_flags::RunningFlags;
 use super::train::Talk;
-use crate::data::Tokenizer;
-use crate::evaluate::{self, Metrics, Request, percent, write_predictions};
+use crate::data::Targets;
+use crate::evaluate::{self, Metrics, Request, named_labels, percent, write_predictions};
 use crate::report::{self, Exit, Format, Hinted};
 use crate::rewrite::manifest;
 use crate::rewrite::opened::{Opened, run_of, side_file};
@@ -100,14 +100,13 @@ impl Eval {
         };
         let corpus = corpus.context("a share of the data is held out")?;
 
-        let labels = match (&self.labels[..], &tokenizer) {
-            ([], _) => evaluate::labels(&[&corpus], tokenizer.as_ref())?,
-            (_, None) => return Err(Hinted::new(anyhow!("--labels needs a tokenizer"), "--tokenizer FILE").into()),
-            (given, Some(tokenizer)) => known(given, tokenizer, started.data.max_target_length)?,
+        let labels = match &self.labels[..] {
+            [] => evaluate::labels(&[&corpus], tokenizer.as_ref())?,
+            given => named_labels(given, tokenizer.as_ref(), started.data.max_target_length)?,
         };
         let execution = options.execution(runtime);
         let generate = (!self.no_generation).then_some(started.data.max_target_length);
-        let request = Request { labels, generate, batch_size: options.batch_size };
+        let request = Request { labels, generate, batch_size: options.batch_size, targets: Targets::Read };
         let of = corpus.len();
         let progress = |done| tell(Event::Evaluating { done, of });
         let network = opened.side(&side)?;
@@ -121,22 +120,6 @@ impl Eval {
         report::data(&Evaluation { side: &side, data, held_out, skipped, metrics }, self.format)?;
         Ok(Exit::Done)
     }
-}
-
-/// The labels that are named, each once.
-fn known(given: &[String], tokenizer: &Tokenizer, limit: usize) -> anyhow::Result<Vec<(Vec<u32>, String)>> {
-    let mut labels: Vec<(Vec<u32>, String)> = Vec::new();
-    for label in given {
-        if label.trim().is_empty() {
-            bail!("--labels names an empty label");
-        }
-        let ids = tokenizer.encode(label, limit)?.ids;
-        if labels.iter().any(|(other, _)| *other == ids) {
-            bail!("--labels names `{label}` twice");
-        }
-        labels.push((ids, label.clone()));
-    }
-    Ok(labels)
 }
 
 /// An evaluation, for the report.

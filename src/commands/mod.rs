@@ -8,6 +8,7 @@ mod eval;
 mod export;
 mod import;
 mod inspect;
+mod predict;
 mod rewrite;
 mod running_flags;
 mod runtime;
@@ -36,6 +37,7 @@ Examples:
   lstc cache build tuned/ --data a.jsonl --cache taps/
                                        the backbone's part of training, once for all epochs
   lstc eval tuned/ --data b.jsonl      loss, accuracy, a table by label
+  lstc predict tuned/ --data c.jsonl   labels, or text, for rows without a target
   lstc export tuned/ -o tuned.onnx     one inference model for any ONNX Runtime
   lstc import tuned/ --side FILE       start from a side network that was trained elsewhere
   lstc verify tuned/                   proof that the rewrite is right
@@ -61,6 +63,7 @@ enum Command {
     Train(Box<train::Train>),
     Cache(cache::CacheCommand),
     Eval(Box<eval::Eval>),
+    Predict(Box<predict::Predict>),
     Export(export::Export),
     Import(import::Import),
     Verify(verify::Verify),
@@ -81,6 +84,7 @@ pub fn main() -> Exit {
         Command::Train(train) => train.run(),
         Command::Cache(cache) => cache.run(),
         Command::Eval(eval) => eval.run(),
+        Command::Predict(predict) => predict.run(),
         Command::Export(export) => export.run(),
         Command::Import(import) => import.run(),
         Command::Verify(verify) => verify.run(),

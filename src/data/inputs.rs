@@ -1,5 +1,6 @@
 //! The inputs of a file, once more, as people wrote them.
 
+use std::fmt;
 use std::path::Path;
 
 use anyhow::Context;
@@ -14,6 +15,16 @@ use super::rows::{Content, Rows};
 pub enum Input {
     Text(String),
     Ids(Vec<i64>),
+}
+
+/// Ids are separated by blanks.
+impl fmt::Display for Input {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Input::Text(text) => f.write_str(text),
+            Input::Ids(ids) => f.write_str(&ids.iter().map(i64::to_string).collect::<Vec<_>>().join(" ")),
+        }
+    }
 }
 
 /// Reads the inputs of a file in its order.

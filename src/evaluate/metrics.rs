@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::Guess;
+use super::{Guess, Label};
 use crate::report;
 
 /// How well a model does on a file.
@@ -68,6 +68,21 @@ impl Scored {
         best
     }
 
+    /// The probability of each label, if it is one of them: what the softmax makes of their log-likelihoods.
+    pub fn probabilities(&self) -> Vec<f64> {
+        let largest = self.labels.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let shares: Vec<f64> = self.labels.iter().map(|l| (l - largest).exp()).collect();
+        let sum: f64 = shares.iter().sum();
+        shares.into_iter().map(|share| share / sum).collect()
+    }
+
+    /// By how much the log-likelihood of the likeliest label is above that of the next; none of fewer than two labels.
+    pub fn margin(&self) -> Option<f64> {
+        let mut falling = self.labels.clone();
+        falling.sort_by(|a, b| b.total_cmp(a));
+        Some(falling.first()? - falling.get(1)?)
+    }
+
     /// Whether generation gave the target; its end token is not among what was generated.
     pub fn said_it(&self) -> Option<bool> {
         let wanted = self.target.split_last().map_or(&[][..], |(_, before)| before);
@@ -77,7 +92,7 @@ impl Scored {
 
 impl Metrics {
     /// Counts what was scored. `labels` are the known ones, with their texts.
-    pub fn of(scored: &[Scored], labels: &[(Vec<u32>, String)]) -> Metrics {
+    pub fn of(scored: &[Scored], labels: &[Label]) -> Metrics {
         let tokens: usize = scored.iter().map(|s| s.target.len()).sum();
         let likelihood: f64 = scored.iter().map(|s| s.likelihood).sum();
         let share = |hits: usize, of: usize| hits as f64 / of.max(1) as f64;
@@ -85,7 +100,7 @@ impl Metrics {
         let place: BTreeMap<&[u32], usize> = labels.iter().enumerate().map(|(i, (ids, _))| (&ids[..], i)).collect();
         let own = |s: &Scored| place.get(&s.target[..]).copied();
         let hits = scored.iter().filter(|s| s.best().is_some() && s.best() == own(s)).count();
-        let class = |(place, (_, label)): (usize, &(Vec<u32>, String))| {
+        let class = |(place, (_, label)): (usize, &Label)| {
             let mine: Vec<&Scored> = scored.iter().filter(|s| own(s) == Some(place)).collect();
             let found = mine.iter().filter(|s| s.best() == Some(place)).count();
             let taken = scored.iter().filter(|s| s.best() == Some(place)).count();

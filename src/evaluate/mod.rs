@@ -3,34 +3,34 @@
 //! The inference graph is run in two halves ([`Scorer`]): the source of a batch is read once, and then every label is
 //! scored, and every token generated, by the other half alone.
 
+mod answers;
 mod guess;
+mod labels;
 mod metrics;
 mod predictions;
 mod scorer;
 
+pub use answers::{AnswerForm, write_answers};
 pub use guess::Guess;
+pub use labels::{Label, labels, named_labels, record, recorded_labels};
 pub use metrics::{Class, Metrics, Scored, percent};
 pub use predictions::write_predictions;
 pub use scorer::{Encoded, Parameter, Scorer};
 
-use crate::data::{Batch, Corpus, Order, Tokenizer, sequential_batches};
+use crate::data::{Batch, Corpus, Order, Targets, Tokenizer, sequential_batches};
 use crate::rewrite::opened::{Execution, Opened};
 use crate::side::Side;
 
-/// Targets are labels, of which each example has one, where there are at most this many.
-pub const MOST_LABELS: usize = 100;
-
-/// So few different targets are labels, however few examples there are.
-const FEW_LABELS: usize = 10;
-
-/// What is evaluated, besides the loss.
+/// What is evaluated.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
-    /// The known labels as token ids with their texts; empty where targets are no labels.
-    pub labels: Vec<(Vec<u32>, String)>,
+    /// The known labels; empty where targets are not labels.
+    pub labels: Vec<Label>,
     /// Generate, up to so many tokens.
     pub generate: Option<usize>,
     pub batch_size: usize,
+    /// Whether examples have targets, whose likelihood is wanted.
+    pub targets: Targets,
 }
 
 /// Token ids as people read them: their text, or the ids where there is no tokenizer.
@@ -39,26 +39,6 @@ pub fn text(ids: &[u32], tokenizer: Option<&Tokenizer>) -> anyhow::Result<String
         Some(tokenizer) => tokenizer.decode(ids),
         None => Ok(ids.iter().map(u32::to_string).collect::<Vec<_>>().join(" ")),
     }
-}
-
-/// The labels of a corpus, if its targets are labels: few, or with two examples each.
-///
-/// # Errors
-/// A label that the tokenizer cannot turn into text.
-pub fn labels(corpora: &[&Corpus], tokenizer: Option<&Tokenizer>) -> anyhow::Result<Vec<(Vec<u32>, String)>> {
-    let mut all: Vec<Vec<u32>> = Vec::new();
-    for corpus in corpora {
-        let Some(targets) = corpus.targets(MOST_LABELS) else { return Ok(Vec::new()) };
-        all.extend(targets);
-    }
-    all.sort_unstable();
-    all.dedup();
-    let examples: usize = corpora.iter().map(|c| c.len()).sum();
-    let are_few = all.len() <= FEW_LABELS || all.len() * 2 <= examples;
-    if all.len() > MOST_LABELS || !are_few {
-        return Ok(Vec::new());
-    }
-    all.into_iter().map(|ids| Ok((ids.clone(), text(&ids, tokenizer)?))).collect()
 }
 
 /// Scores every example of a corpus with a side network on the host, in its order. `progress` hears how many are done.
@@ -102,7 +82,10 @@ pub fn score(
     for indices in sequential_batches(corpus, batch_size, Order::Length).iter() {
         let batch = Batch::new(corpus, indices, tokens, &fixed)?;
         let encoded = scorer.encode(&batch, side)?;
-        let own = scorer.own(&encoded, side)?;
+        let own = match request.targets {
+            Targets::Read => scorer.own(&encoded, side)?,
+            Targets::Absent => vec![0.0; indices.len()],
+        };
         let labels = request
             .labels
             .iter()

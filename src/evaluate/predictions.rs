@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Context;
 use serde::Serialize;
 
-use super::{Scored, text};
+use super::{Label, Scored, text};
 use crate::data::Tokenizer;
 
 /// What was predicted for one row of a data file.
@@ -35,7 +35,7 @@ struct Prediction<'p> {
 pub fn write_predictions(
     path: &Path,
     scored: &[Scored],
-    labels: &[(Vec<u32>, String)],
+    labels: &[Label],
     tokenizer: Option<&Tokenizer>,
 ) -> anyhow::Result<()> {
     crate::files::replace(path, |file| {

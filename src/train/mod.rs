@@ -38,7 +38,7 @@ pub use stepper::{Outcome, Pending, Stepper};
 
 use crate::cache::Holding;
 use crate::data::{Corpus, Reading, Tokenizer};
-use crate::evaluate::{self, Guess};
+use crate::evaluate::{self, Guess, Label};
 use crate::report::Hinted;
 use crate::rewrite::RUN;
 use crate::rewrite::opened::Opened;
@@ -226,8 +226,8 @@ fn lock(out: &Path) -> anyhow::Result<File> {
 pub struct Data {
     pub train: Corpus,
     pub eval: Option<Corpus>,
-    /// The known labels, as token ids with their texts; empty where targets are not labels.
-    pub labels: Vec<(Vec<u32>, String)>,
+    /// The known labels; empty where targets are not labels.
+    pub labels: Vec<Label>,
 }
 
 impl Data {

@@ -24,7 +24,7 @@ use super::stepper::{Outcome, Pending, Stepper};
 use super::{BEST, Data, Event, Plan, Request, Started, Summary, interrupt};
 use crate::cache::{self, Cache};
 use crate::data::{Batch, Batches, Corpus, epoch_batches};
-use crate::evaluate::Guess;
+use crate::evaluate::{Guess, Label};
 use crate::hash::sha256;
 use crate::report::{self, Hinted};
 use crate::rewrite::INTEGERS_ON_CUDA;
@@ -41,7 +41,7 @@ pub(super) struct Run<'r> {
     out: PathBuf,
     corpus: Corpus,
     eval: Option<Corpus>,
-    labels: Vec<(Vec<u32>, String)>,
+    labels: Vec<Label>,
     identity: Identity,
     rate: LearningRate,
     buckets: Buckets,

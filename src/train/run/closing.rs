@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::Run;
-use crate::data::Corpus;
+use crate::data::{Corpus, Targets};
 use crate::evaluate::{self, Metrics, Scorer};
 use crate::rewrite::opened::Execution;
 use crate::side;
@@ -60,7 +60,8 @@ impl Run<'_> {
         let mut scorer = Scorer::open(self.opened, &Execution { mapped: true, ..self.execution })
             .map_err(|error| self.explained_evaluation(error))?;
         let batch_size = self.identity.batch_size;
-        let request = evaluate::Request { labels: self.labels.clone(), generate: None, batch_size };
+        let request =
+            evaluate::Request { labels: self.labels.clone(), generate: None, batch_size, targets: Targets::Read };
         let of = eval.len();
         let progress = |done| {
             tell(Event::Evaluating { done, of });
@@ -75,8 +76,10 @@ impl Run<'_> {
         checkpoint::save(&self.out.join(CHECKPOINT), stepper.all(), progress)
     }
 
-    /// Writes the side network alone.
+    /// Writes the side network alone, with the labels that it was trained on.
     fn save_best(&self, stepper: &Stepper, step: u64) -> anyhow::Result<()> {
-        side::save_on_device(&self.out.join(BEST), stepper.parameters(), &[("lstc.step", step.to_string())])
+        let mut metadata = vec![("lstc.step", step.to_string())];
+        metadata.extend(evaluate::record(&self.labels)?);
+        side::save_on_device(&self.out.join(BEST), stepper.parameters(), &metadata)
     }
 }

@@ -1,0 +1,163 @@
+//! `lstc predict`: what a side network answers to rows without a target.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::anyhow;
+
+use super::data_flags::DataFlags;
+use super::running_flags::RunningFlags;
+use super::train::Talk;
+use crate::data::{Inputs, Reading, Targets, Tokenizer};
+use crate::evaluate::{self, AnswerForm, Label, Request, Scored, named_labels, recorded_labels, write_answers};
+use crate::report::{self, Exit, Hinted, count};
+use crate::rewrite::manifest;
+use crate::rewrite::opened::{Opened, run_of, side_file};
+use crate::runtime::{Runtime, find};
+use crate::train::{Event, read_corpus};
+
+/// Predict labels, or generate text, for rows without a target
+#[derive(Debug, clap::Args)]
+#[command(
+    long_about = "\
+Predicts labels for rows without a target, or generates text. Targets that the rows may have are not read.
+
+The answer to a row is the likeliest of the labels, with its probability among them, its margin (by how much its log-likelihood \
+is above the next one's, in nats) and the probability of each label. The labels are those that --labels or --labels-from names, \
+or else those of the data that the side network was trained on, which its file records. Where there are none, or with \
+--generate, the answer is the text that the model writes, always taking the likeliest next token.
+
+Each row of the output has the number of its line in the data, and its input. Data is read as the run read its own.",
+    after_long_help = "\
+Examples:
+  lstc predict tuned/ --data new.jsonl > answers.jsonl
+  lstc predict tuned/ --data new.csv --format csv -o answers.csv
+  lstc predict tuned/ --data new.jsonl --labels positive,negative
+  lstc predict tuned/ --data new.jsonl --side tuned/side.safetensors --labels-from train.jsonl     before training
+  lstc predict tuned/ --data new.jsonl --generate"
+)]
+pub struct Predict {
+    /// Directory that `lstc rewrite` wrote
+    directory: PathBuf,
+
+    /// Rows with an input, as for `lstc train`; a target is not needed
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+
+    /// File to write [default: stdout]
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+
+    /// Form of the answers
+    #[arg(long, value_enum, default_value_t)]
+    format: AnswerForm,
+
+    /// Side network, or the folder of a run [default: best.safetensors of the directory's run]
+    #[arg(long, value_name = "FILE")]
+    side: Option<PathBuf>,
+
+    /// The labels, separated by commas [default: those of the training data]
+    #[arg(long, value_name = "LABELS", value_delimiter = ',')]
+    labels: Vec<String>,
+
+    /// Labelled text whose targets are the labels
+    #[arg(long, value_name = "FILE", conflicts_with = "labels")]
+    labels_from: Option<PathBuf>,
+
+    /// Generate text too, where there are labels
+    #[arg(long)]
+    generate: bool,
+
+    #[command(flatten)]
+    running: RunningFlags,
+
+    #[command(flatten)]
+    reading: DataFlags,
+}
+
+impl Predict {
+    pub fn run(self) -> anyhow::Result<Exit> {
+        if let Some(path) = &self.output {
+            crate::files::check(path)?;
+        }
+        let opened = Opened::new(&self.directory)?;
+        let side = side_file(&self.directory, self.side.as_deref())?;
+        let mut started = match run_of(&side) {
+            Some(started) => started,
+            None => manifest::read(&self.directory)?.training(),
+        };
+        self.reading.apply(&mut started.data);
+        self.running.apply(&mut started.train);
+        let options = &started.train;
+        let runtime = Runtime::load(&find(options.device)?)?;
+        let tokenizer = self.reading.tokenizer.as_deref().or(options.tokenizer.as_deref());
+        let tokenizer = opened.tokenizer(tokenizer)?;
+        let mut talk = Talk::default();
+        let labels = self.labels(&opened, &side, &started.data, tokenizer.as_ref(), &mut talk)?;
+
+        let reading = Reading { targets: Targets::Absent, ..started.data };
+        let scratch = std::env::temp_dir();
+        let mut tell = |event: Event| talk.hear(&event);
+        let corpus = read_corpus(&opened, &reading, tokenizer.as_ref(), &self.data, &scratch, &mut tell)?;
+        talk.line.clear();
+        let skipped = corpus.skipped();
+        if skipped.count > 0 {
+            let rows = count(skipped.count as u64, "bad row");
+            report::warning(format!("left out {rows}\n  {}", skipped.first.join("\n  ")));
+        }
+        let generate = (self.generate || labels.is_empty()).then_some(reading.max_target_length);
+        let request = Request { labels, generate, batch_size: options.batch_size, targets: Targets::Absent };
+        let (of, network) = (corpus.len(), opened.side(&side)?);
+        let progress = |done: usize| talk.line.bar("predicting", done as u64, of as u64, format!("{done}/{of}"));
+        let scored = evaluate::score_side(&opened, &options.execution(runtime), &network, &corpus, &request, progress)?;
+        talk.line.clear();
+        self.write(&reading, &scored, &request.labels, tokenizer.as_ref())?;
+        Ok(Exit::Done)
+    }
+
+    /// The labels to choose from; none where the model is to write text.
+    fn labels(
+        &self,
+        opened: &Opened,
+        side: &Path,
+        reading: &Reading,
+        tokenizer: Option<&Tokenizer>,
+        talk: &mut Talk,
+    ) -> anyhow::Result<Vec<Label>> {
+        let Some(file) = &self.labels_from else {
+            return match &self.labels[..] {
+                [] => recorded_labels(side, opened.record.model.vocabulary as u64),
+                given => named_labels(given, tokenizer, reading.max_target_length),
+            };
+        };
+        let mut tell = |event: Event| talk.hear(&event);
+        let corpus = read_corpus(opened, reading, tokenizer, file, &std::env::temp_dir(), &mut tell)?;
+        talk.line.clear();
+        let labels = evaluate::labels(&[&corpus], tokenizer)?;
+        if labels.is_empty() {
+            let error =
+                anyhow!("the targets of `{}` are not labels: there are too many different ones", file.display());
+            return Err(Hinted::new(error, "--labels names the labels; without them the model writes text").into());
+        }
+        Ok(labels)
+    }
+
+    fn write(
+        &self,
+        reading: &Reading,
+        scored: &[Scored],
+        labels: &[Label],
+        tokenizer: Option<&Tokenizer>,
+    ) -> anyhow::Result<()> {
+        let mut inputs = Inputs::open(&self.data, reading)?;
+        let mut write = |out: &mut dyn Write| write_answers(out, self.format, scored, labels, tokenizer, &mut inputs);
+        match &self.output {
+            Some(path) => crate::files::replace(path, |file| {
+                let mut out = std::io::BufWriter::new(file);
+                write(&mut out)?;
+                Ok(out.flush()?)
+            }),
+            None => report::stream(write),
+        }
+    }
+}
