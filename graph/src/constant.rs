@@ -6,10 +6,13 @@
 //!
 //! **Invariant:** nothing is allocated beyond the limit, whatever a file's constants ask for.
 
+mod places;
+
 use ndarray::{ArrayD, Axis, IxDyn, concatenate};
 
 use crate::attribute::Attribute;
 use crate::dtype::DType;
+use crate::evaluate::Numbers;
 use crate::infer::MAX_RANK;
 use crate::ir::{Graph, Node, ValueId};
 use crate::weight::Weight;
@@ -40,16 +43,31 @@ macro_rules! either {
 
 impl Constant {
     /// A weight that may be part of shape arithmetic: integers and booleans up to `limit` bytes, or one float.
+    pub(crate) fn of_sizes(weight: &Weight, limit: usize) -> Option<Constant> {
+        let is_float = weight.dtype().is_float();
+        let fits = !is_float || weight.dtype() == DType::F32 && weight.elements() == 1;
+        fits.then(|| Constant::of_weight(weight, limit))?
+    }
+
+    /// A weight of up to `limit` bytes.
     pub(crate) fn of_weight(weight: &Weight, limit: usize) -> Option<Constant> {
         let dims = IxDyn(weight.dims());
         let data = match weight.dtype() {
-            DType::I64 | DType::I32 | DType::Bool if weight.bytes().len() <= limit => {
-                Data::Int(ArrayD::from_shape_vec(dims, weight.to_i64()?).ok()?)
-            }
-            DType::F32 if weight.elements() == 1 => Data::Float(ArrayD::from_shape_vec(dims, weight.to_f32()?).ok()?),
+            _ if weight.bytes().len() > limit => return None,
+            DType::I64 | DType::I32 | DType::Bool => Data::Int(ArrayD::from_shape_vec(dims, weight.to_i64()?).ok()?),
+            dtype if dtype.is_float() => Data::Float(ArrayD::from_shape_vec(dims, weight.to_f32()?).ok()?),
             _ => return None,
         };
         Some(Constant { dtype: weight.dtype(), data })
+    }
+
+    /// The elements as floats.
+    pub(crate) fn numbers(&self) -> Numbers {
+        let elements = match &self.data {
+            Data::Int(a) => a.iter().map(|v| *v as f32).collect(),
+            Data::Float(a) => a.iter().copied().collect(),
+        };
+        Numbers { dims: self.dims().to_vec(), elements }
     }
 
     pub(crate) fn of_ints(dtype: DType, dims: &[usize], values: Vec<i64>) -> Option<Constant> {
@@ -124,7 +142,7 @@ pub(crate) fn evaluate<'c>(
     }
     let call = Call { node, operands: node.inputs.iter().map(|v| v.and_then(&known)).collect(), limit };
     match node.op.as_str() {
-        "Add" | "Sub" | "Mul" | "Div" | "Min" | "Max" => call.arithmetic(),
+        "Add" | "Sub" | "Mul" | "Div" | "Min" | "Max" | "Sum" => call.arithmetic(),
         "Equal" | "Less" | "LessOrEqual" | "Greater" | "GreaterOrEqual" => call.comparison(),
         "And" | "Or" | "Xor" => call.logic(),
         "Not" | "Abs" | "Neg" | "Sqrt" | "Log" => call.unary(),
@@ -132,8 +150,24 @@ pub(crate) fn evaluate<'c>(
         "CastLike" => call.cast(graph.value(node.input(1)?).dtype?),
         "Where" => call.select(),
         "Range" => call.range(),
+        "Shape" | "Size" => call.sizes(),
         "ConstantOfShape" => call.constant_of_shape(),
         "Concat" => call.concat(),
+        "CumSum" => call.cumulative(),
+        "IsNaN" => call.float_is(f32::is_nan),
+        "IsInf" => call.float_is(f32::is_infinite).filter(|_| node.attributes.is_empty()),
+        "ReduceMax" | "ReduceMin" | "ReduceSum" | "ReduceProd" => call.reduction(),
+        "GatherND" | "GatherElements" | "ScatterND" | "Tile" | "Trilu" => {
+            let (x, updates) = (call.at(0)?, call.at(2).map(|updates| &updates.data));
+            let data = match (&x.data, updates) {
+                (Data::Int(a), Some(Data::Int(updates))) => Data::Int(call.placed(a, Some(updates))?),
+                (Data::Float(a), Some(Data::Float(updates))) => Data::Float(call.placed(a, Some(updates))?),
+                (Data::Int(a), None) => Data::Int(call.placed(a, None)?),
+                (Data::Float(a), None) => Data::Float(call.placed(a, None)?),
+                _ => return None,
+            };
+            Some(Constant { dtype: x.dtype, data })
+        }
         "Identity" | "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Expand" | "Transpose" | "Gather" | "Slice" => {
             let x = call.at(0)?;
             let data = match &x.data {
@@ -197,7 +231,7 @@ impl<'c> Call<'_, 'c> {
             }
             result = match (&result, &operand.data) {
                 (Data::Int(x), Data::Int(y)) => Data::Int(zip(x, y, |x, y| match op {
-                    "Add" => x.checked_add(y),
+                    "Add" | "Sum" => x.checked_add(y),
                     "Sub" => x.checked_sub(y),
                     "Mul" => x.checked_mul(y),
                     "Div" => x.checked_div(y),
@@ -205,7 +239,7 @@ impl<'c> Call<'_, 'c> {
                     _ => Some(x.max(y)),
                 })?),
                 (Data::Float(x), Data::Float(y)) => Data::Float(zip(x, y, |x, y| match op {
-                    "Add" => Some(x + y),
+                    "Add" | "Sum" => Some(x + y),
                     "Sub" => Some(x - y),
                     "Mul" => Some(x * y),
                     "Div" => Some(x / y),
@@ -284,6 +318,7 @@ impl<'c> Call<'_, 'c> {
             (Data::Int(a), DType::Bool) => int(to, a.mapv(|v| i64::from(v != 0))),
             (Data::Int(a), _) => int(to, a.clone()),
             (Data::Float(a), DType::F32) => float(a.clone()),
+            (Data::Float(a), DType::Bool) => int(to, a.mapv(|v| i64::from(v != 0.0))),
             (Data::Float(a), DType::I64 | DType::I32) => {
                 // Of what no integer holds, only what is below all of them is the same everywhere: the least of all.
                 let least = if to == DType::I64 { i64::MIN } else { i32::MIN.into() };
@@ -332,6 +367,19 @@ impl<'c> Call<'_, 'c> {
         Constant::of_ints(self.at(0)?.dtype, &[count], values.collect::<Option<_>>()?)
     }
 
+    /// The shape of a tensor that is known, or the number of its elements.
+    fn sizes(&self) -> Option<Constant> {
+        let sizes: Vec<i64> = self.at(0)?.dims().iter().map(|d| i64::try_from(*d).ok()).collect::<Option<_>>()?;
+        if self.node.is("Size") {
+            return Constant::of_ints(DType::I64, &[], vec![sizes.iter().product()]);
+        }
+        let rank = sizes.len() as i64;
+        let place = |at: i64| (if at < 0 { at.saturating_add(rank) } else { at }).clamp(0, rank) as usize;
+        let (start, end) = (place(self.int("start", 0)), place(self.int("end", rank)));
+        let part = sizes.get(start..end.max(start))?.to_vec();
+        Constant::of_ints(DType::I64, &[part.len()], part)
+    }
+
     fn constant_of_shape(&self) -> Option<Constant> {
         let dims = sizes(&self.at(0)?.ints()?)?;
         if !self.fits(&dims) {
@@ -340,7 +388,7 @@ impl<'c> Call<'_, 'c> {
         match self.node.attributes.get("value") {
             None => float(ArrayD::zeros(IxDyn(&dims))),
             Some(Attribute::Tensor(value)) if value.elements() == 1 => {
-                let value = Constant::of_weight(value, self.limit)?;
+                let value = Constant::of_sizes(value, self.limit)?;
                 let data = either!(&value.data, a => ArrayD::from_elem(IxDyn(&dims), *a.first()?));
                 Some(Constant { dtype: value.dtype, data })
             }

@@ -77,12 +77,13 @@ impl Graph {
             for operand in node.inputs.iter().flatten() {
                 if let Some(weight) = self.weight(*operand)
                     && !known.contains_key(operand)
-                    && let Some(constant) = Constant::of_weight(weight, budget.one)
+                    && let Some(constant) = Constant::of_sizes(weight, budget.one)
                 {
                     known.insert(*operand, constant);
                 }
             }
-            let constant = evaluate(self, node, |v| known.get(&v), budget.one).or_else(|| self.by_fact(node, value));
+            let constant =
+                evaluate(self, node, |v| known.get(&v), budget.one).or_else(|| self.known_by_fact(node, value));
             let Some(constant) = constant.filter(|c| self.agrees(value, c)) else { continue };
             *spent += constant.bytes();
             if *spent > budget.all {
@@ -96,7 +97,7 @@ impl Graph {
     }
 
     /// What inference knows of an integer value's contents.
-    fn by_fact(&self, node: &Node, id: ValueId) -> Option<Constant> {
+    pub(crate) fn known_by_fact(&self, node: &Node, id: ValueId) -> Option<Constant> {
         let value = self.value(id);
         let dtype = value.dtype.filter(|d| matches!(d, DType::I64 | DType::I32))?;
         if !node.is_default_domain() {

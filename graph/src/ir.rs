@@ -381,6 +381,13 @@ impl Graph {
         self.values[id.index()].fact = SymTensor::from_shape(shape.to_vec());
     }
 
+    /// Forgets what a file declares, and what was inferred, of the shapes that nodes make: for inference from other inputs.
+    pub fn forget_shapes(&mut self) {
+        for value in self.values.iter_mut().filter(|value| matches!(value.source, Source::Node(..))) {
+            value.fact = SymTensor::unknown("not inferred");
+        }
+    }
+
     /// Every reader of `old`, and the graph's outputs, read `new` instead; not the node that makes `new` of `old`.
     pub fn redirect(&mut self, old: ValueId, new: ValueId) {
         let maker = self.producer_of(new).map(|(node, _)| node.index());

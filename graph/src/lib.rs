@@ -11,6 +11,7 @@ mod data_files;
 mod dot;
 mod dtype;
 mod emit;
+mod evaluate;
 mod fold;
 mod infer;
 mod ir;
@@ -31,6 +32,7 @@ pub use data_files::{DataFiles, DataWriter, Means, Saved, copy_data, write_data}
 pub use dot::dot;
 pub use dtype::DType;
 pub use emit::Builder;
+pub use evaluate::{Numbers, Sized};
 pub use fold::Budget;
 pub use infer::{Dim, dim_text, fenced, shape_text};
 pub use ir::{Graph, MICROSOFT, Node, NodeId, Origin, Role, Source, Uses, Value, ValueId};

@@ -78,6 +78,18 @@ impl Weight {
         Weight::new(DType::I64, dims.to_vec(), bytes.into(), None).expect("as many values as the shape has elements")
     }
 
+    /// Numbers in a type that a model's input may have; `None` for other types, and for more or fewer numbers than the shape has.
+    pub fn from_integers(dtype: DType, dims: &[usize], values: &[i64]) -> Option<Weight> {
+        let bytes: Vec<u8> = match dtype {
+            DType::I64 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            DType::I32 => values.iter().flat_map(|v| (*v as i32).to_le_bytes()).collect(),
+            DType::Bool => values.iter().map(|v| u8::from(*v != 0)).collect(),
+            DType::F32 => values.iter().flat_map(|v| (*v as f32).to_le_bytes()).collect(),
+            _ => return None,
+        };
+        Weight::new(dtype, dims.to_vec(), bytes.into(), None)
+    }
+
     pub fn dtype(&self) -> DType {
         self.dtype
     }

@@ -38,6 +38,31 @@ impl Anatomy {
         found
     }
 
+    /// The attentions over a source that read its padding: the tower, the kind, and the blocks.
+    pub fn reads_padding(&self) -> Vec<(TowerKind, AttentionKind, Vec<usize>)> {
+        let last = self.towers.len().saturating_sub(1);
+        let over_source = |tower: usize, kind: AttentionKind| tower < last || kind == AttentionKind::Cross;
+        let mut found = Vec::new();
+        for (index, tower) in self.towers.iter().enumerate() {
+            for kind in [AttentionKind::SelfAttention, AttentionKind::Cross] {
+                let reads = |block: &usize| tower.blocks[*block].attention(kind).is_some_and(|a| a.mask.is_none());
+                let blocks: Vec<usize> = (0..tower.blocks.len()).filter(reads).collect();
+                if over_source(index, kind) && !blocks.is_empty() {
+                    found.push((tower.kind, kind, blocks));
+                }
+            }
+        }
+        found
+    }
+
+    /// True where an attention knows padding by its token, [`MASKED_TOKEN`].
+    pub fn masks_by_tokens(&self) -> bool {
+        let tokens = |input: ValueId| self.towers.iter().any(|tower| tower.tokens == input);
+        let blocks = || self.towers.iter().flat_map(|tower| &tower.blocks);
+        let masks = |kind| blocks().filter_map(move |block| block.attention(kind)?.mask);
+        [AttentionKind::SelfAttention, AttentionKind::Cross].into_iter().flat_map(masks).any(|mask| tokens(mask.input))
+    }
+
     /// The tower whose output the LM head reads.
     pub fn last(&self) -> &Tower {
         self.towers.last().expect("a recognised model has a tower")
@@ -104,6 +129,14 @@ impl Block {
         })
     }
 
+    /// As [`Block::attention`], to be changed.
+    pub(crate) fn attention_mut(&mut self, kind: AttentionKind) -> Option<&mut Attention> {
+        self.sublayers.iter_mut().find_map(|s| match &mut s.kind {
+            SublayerKind::Attention(a) if a.kind == kind => Some(a.as_mut()),
+            _ => None,
+        })
+    }
+
     pub fn feed_forward(&self) -> Option<&FeedForward> {
         self.sublayers.iter().find_map(|s| match &s.kind {
             SublayerKind::FeedForward(f) => Some(f),
@@ -153,7 +186,7 @@ pub struct Linear {
     pub outputs: usize,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AttentionKind {
     /// Keys and values come from the sublayer's own input.
@@ -176,8 +209,30 @@ pub struct Attention {
     pub scale: f32,
     /// What is added to the scores.
     pub bias: Option<Bias>,
+    /// What hides the keys that are padding; `None` where nothing does.
+    pub mask: Option<PaddingMask>,
     /// For cross-attention: the other tower's output.
     pub context: Option<ValueId>,
+    /// What its softmax makes.
+    pub softmax: ValueId,
+}
+
+/// The token that is padding to a model that makes its own mask of tokens.
+pub const MASKED_TOKEN: i64 = 0;
+
+/// An input of the model that hides padding from an attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PaddingMask {
+    /// A mask, or the keys' own tokens, of which [`MASKED_TOKEN`] is padding.
+    pub input: ValueId,
+    pub marks: Marks,
+}
+
+/// What the ones of a mask mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Marks {
+    Tokens,
+    Padding,
 }
 
 impl Attention {
@@ -214,12 +269,26 @@ impl Bias {
 
     /// The backbone's own values that the bias is made of: masks and bucket indices.
     pub fn values(&self) -> Vec<ValueId> {
+        self.masks().into_iter().chain(self.buckets()).collect()
+    }
+
+    /// Those of them that are bucket indices.
+    pub fn buckets(&self) -> Vec<ValueId> {
         match self {
             Bias::Relative(Relative { buckets: Buckets::Value(buckets), .. }) => vec![*buckets],
+            Bias::Relative(_) | Bias::Mask(_) => Vec::new(),
+            Bias::Sum(terms) => terms.iter().flat_map(Bias::buckets).collect(),
+            Bias::Where { inner, .. } => inner.buckets(),
+        }
+    }
+
+    /// Those of them that are masks.
+    pub fn masks(&self) -> Vec<ValueId> {
+        match self {
             Bias::Relative(_) => Vec::new(),
             Bias::Mask(v) => vec![*v],
-            Bias::Sum(terms) => terms.iter().flat_map(Bias::values).collect(),
-            Bias::Where { keep, inner, fill } => [*keep, *fill].into_iter().chain(inner.values()).collect(),
+            Bias::Sum(terms) => terms.iter().flat_map(Bias::masks).collect(),
+            Bias::Where { keep, inner, fill } => [*keep, *fill].into_iter().chain(inner.masks()).collect(),
         }
     }
 }

@@ -75,6 +75,8 @@ impl Matcher<'_> {
             head_width,
             scale: (scores.1 * q.scale * k.scale * v.scale) as f32,
             bias,
+            mask: None,
+            softmax: weights,
             context: (kind == AttentionKind::Cross).then_some(k.input),
             q: q.linear,
             k: k.linear,

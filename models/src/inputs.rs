@@ -3,7 +3,7 @@
 use lstc_graph::{Graph, ValueId};
 use serde::{Deserialize, Serialize};
 
-use crate::anatomy::{Anatomy, AttentionKind, SublayerKind};
+use crate::anatomy::{Anatomy, AttentionKind, Marks, PaddingMask, SublayerKind};
 
 /// What a model is given through an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,6 +13,8 @@ pub enum InputRole {
     Tokens,
     /// 1 for each position that may be attended to, 0 for padding.
     Mask,
+    /// 1 for each position that is padding, 0 for the others.
+    Padding,
 }
 
 /// An input of a recognised model.
@@ -41,9 +43,11 @@ pub fn model_inputs(graph: &Graph, anatomy: &Anatomy) -> Vec<ModelInput> {
                 AttentionKind::Cross => index.saturating_sub(1),
             };
             let masks: Vec<ValueId> = attention.bias.iter().flat_map(|b| b.values()).collect();
+            let marks_padding = |value| attention.mask == Some(PaddingMask { input: value, marks: Marks::Padding });
             for value in inputs_behind(graph, &masks) {
+                let role = if marks_padding(value) { InputRole::Padding } else { InputRole::Mask };
                 if !found.iter().any(|f| f.value == value) {
-                    found.push(ModelInput { value, tower: keys, role: InputRole::Mask });
+                    found.push(ModelInput { value, tower: keys, role });
                 }
             }
         }
@@ -60,7 +64,7 @@ pub fn unread_inputs(graph: &Graph, anatomy: &Anatomy) -> Vec<ValueId> {
 }
 
 /// The graph inputs whose contents, not only shapes, the values are computed from.
-fn inputs_behind(graph: &Graph, values: &[ValueId]) -> Vec<ValueId> {
+pub(crate) fn inputs_behind(graph: &Graph, values: &[ValueId]) -> Vec<ValueId> {
     let is_shape =
         |v: ValueId| graph.producer_of(v).is_some_and(|(n, _)| graph.node(n).is("Shape") || graph.node(n).is("Size"));
     let nodes = graph.ancestors_until(values.iter().copied(), is_shape);

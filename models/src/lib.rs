@@ -22,12 +22,13 @@ mod quantised;
 mod recognise;
 mod refusal;
 mod restate;
+mod sight;
 mod tied;
 mod trace;
 
 pub use anatomy::{
-    Activation, Anatomy, Attention, AttentionKind, Bias, Block, Buckets, FeedForward, Frozen, Head, Linear, Norm,
-    Orientation, Relative, Sublayer, SublayerKind, Tower, TowerKind,
+    Activation, Anatomy, Attention, AttentionKind, Bias, Block, Buckets, FeedForward, Frozen, Head, Linear,
+    MASKED_TOKEN, Marks, Norm, Orientation, PaddingMask, Relative, Sublayer, SublayerKind, Tower, TowerKind,
 };
 pub use families::{Family, Names, SpecialTokens, families};
 pub use frozen::Part;

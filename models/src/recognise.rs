@@ -19,6 +19,7 @@ use crate::families::families;
 use crate::matcher::{Match, Matcher, Mismatch};
 use crate::refusal::{LM_HEAD, Refusal, Refused};
 use crate::restate::{Fused, View, restate};
+use crate::sight::look;
 use crate::tied::is_tied;
 use crate::trace::{BlockPlace, Places, Record, SublayerGuess as Guess, SublayerPlace, TowerPlace, Trace, assemble};
 
@@ -61,9 +62,10 @@ fn walk(matcher: Matcher, fused: &[Fused]) -> (Result<Anatomy, Refused>, Trace) 
         suspects: HashSet::new(),
         places: Places::default(),
     };
-    let anatomy = walk.model();
-    if let Some(anatomy) = &anatomy {
+    let mut anatomy = walk.model();
+    if let Some(anatomy) = &mut anatomy {
         walk.check_whole(anatomy);
+        walk.refusals.extend(look(graph, anatomy));
     }
     let Walk { refusals, places, .. } = walk;
     let found = match anatomy {

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use lstc_graph::{DataFiles, DataWriter, Graph, Means, Saved, Spill, encode, load};
-use lstc_models::{Anatomy, recognise, unread_inputs};
+use lstc_models::{Anatomy, MASKED_TOKEN, recognise, unread_inputs};
 use lstc_passes::options::Precision;
 use lstc_passes::{
     Artifacts, Module, Options, PassError, Store, Timing, artifacts, integer_products, ladder_side_tuning,
@@ -251,6 +251,12 @@ pub fn rewrite_with(
     let opset = graph.opset();
     let folder = directory::begin(output)?;
     let tokens = special_tokens(model.first(), anatomy.family)?;
+    if tokens.pad != MASKED_TOKEN && anatomy.masks_by_tokens() {
+        bail!(
+            "`{model}` takes token {MASKED_TOKEN} for padding, and its configuration fills up with token {}: which is right?",
+            tokens.pad
+        );
+    }
     let tokenizer = model.first().with_file_name(TOKENIZER);
     let given = Given { reading: &training.data, tokenizer: &tokenizer, special: tokens };
     let (options, candidates) = chosen(&graph, &anatomy, options, &measuring, folder.path())?;

@@ -225,15 +225,7 @@ impl Opened {
     /// The model's inputs for a batch, without `labels`.
     pub fn feeds(&self, batch: &Batch) -> Vec<(&str, Tensor)> {
         let last = self.last();
-        let fill = |input: &Input| {
-            let array = match (input.summary.tower == last, input.summary.role) {
-                (false, InputRole::Tokens) => &batch.source,
-                (false, InputRole::Mask) => &batch.source_mask,
-                (true, InputRole::Tokens) => &batch.target_in,
-                (true, InputRole::Mask) => &batch.target_mask,
-            };
-            cast(array, input.dtype)
-        };
+        let fill = |input: &Input| fill(batch, input.summary.tower == last, input.summary.role, input.dtype);
         self.inputs.iter().map(|input| (input.summary.name.as_str(), fill(input))).collect()
     }
 }
@@ -279,7 +271,20 @@ fn fills(dtype: DType) -> bool {
     matches!(dtype, DType::I64 | DType::I32 | DType::F32 | DType::Bool)
 }
 
-pub(super) fn cast(array: &Array2<i64>, dtype: DType) -> Tensor {
+/// What a batch gives an input: of the last tower's positions, or of another's.
+pub(super) fn fill(batch: &Batch, is_last: bool, role: InputRole, dtype: DType) -> Tensor {
+    let (tokens, mask) = match is_last {
+        true => (&batch.target_in, &batch.target_mask),
+        false => (&batch.source, &batch.source_mask),
+    };
+    match role {
+        InputRole::Tokens => cast(tokens, dtype),
+        InputRole::Mask => cast(mask, dtype),
+        InputRole::Padding => cast(&mask.mapv(|token| 1 - token), dtype),
+    }
+}
+
+fn cast(array: &Array2<i64>, dtype: DType) -> Tensor {
     match dtype {
         DType::I32 => array.mapv(|v| v as i32).into(),
         DType::F32 => array.mapv(|v| v as f32).into(),

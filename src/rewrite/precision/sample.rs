@@ -4,13 +4,13 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use lstc_models::{InputRole, SpecialTokens, model_inputs};
+use lstc_models::{SpecialTokens, model_inputs};
 use lstc_passes::Module;
 use serde::{Deserialize, Serialize};
 
 use crate::data::{Batch, Corpus, Fixed, Reading, Tokenizer};
 use crate::rewrite::manifest::FilePart;
-use crate::rewrite::opened::cast;
+use crate::rewrite::opened::fill;
 use crate::rewrite::source_file;
 use crate::runtime::Tensor;
 use crate::verify::sample;
@@ -119,14 +119,9 @@ fn feed(module: &Module, batch: &Batch) -> Vec<(String, Tensor)> {
     let inputs = model_inputs(graph, &module.anatomy).into_iter();
     inputs
         .map(|input| {
-            let array = match (input.tower == last, input.role) {
-                (false, InputRole::Tokens) => &batch.source,
-                (false, InputRole::Mask) => &batch.source_mask,
-                (true, InputRole::Tokens) => &batch.target_in,
-                (true, InputRole::Mask) => &batch.target_mask,
-            };
             let value = graph.value(input.value);
-            (value.name.clone(), cast(array, value.dtype.unwrap_or(lstc_graph::DType::I64)))
+            let dtype = value.dtype.unwrap_or(lstc_graph::DType::I64);
+            (value.name.clone(), fill(batch, input.tower == last, input.role, dtype))
         })
         .collect()
 }

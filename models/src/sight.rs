@@ -1,0 +1,179 @@
+//! Which keys the queries of an attention see: what its bias computes, evaluated at small sizes on a few masks.
+//!
+//! A bias is nodes of an exporter's making, and says nothing of what it is for. So it is computed, for two examples of a few tokens,
+//! with ones and zeros in the model's mask, and what it lets through is held against what a mask can mean: all keys, those that are
+//! not padding, those that do not come later. What means none of these is refused.
+//!
+//! **Invariant:** nothing is taken from names: neither which input is a mask, nor whether its ones mark tokens or padding.
+
+mod scene;
+mod view;
+
+use std::collections::HashMap;
+
+use lstc_graph::{Graph, ValueId};
+
+use crate::anatomy::{Anatomy, Attention, AttentionKind, Bias, Marks, PaddingMask, SublayerKind, TowerKind};
+use crate::inputs::{InputRole, inputs_behind};
+use crate::refusal::Refusal;
+use scene::{Round, Scene};
+use view::{Meaning, View, folded};
+
+/// Finds what hides padding from each attention of a model, and writes it there.
+///
+/// Returns what is refused: a decoder that sees later positions, an encoder that does not, and biases that hide anything but
+/// padding.
+pub(crate) fn look(graph: &Graph, anatomy: &mut Anatomy) -> Vec<Refusal> {
+    let scene = match Scene::new(graph, anatomy) {
+        Ok(scene) => scene,
+        Err(refusal) => return vec![refusal],
+    };
+    let values: Vec<ValueId> = attentions(anatomy).flat_map(|(_, a)| a.bias.iter().flat_map(Bias::masks)).collect();
+    let rounds = scene.rounds(&values);
+    let mut judged: HashMap<(Place, Vec<ValueId>), Result<Option<PaddingMask>, String>> = HashMap::new();
+    let mut refusals: Vec<(Place, Refusal, usize)> = Vec::new();
+    let places: Vec<(Place, usize)> = places(anatomy);
+    for (place, block) in places {
+        let tower = &anatomy.towers[place.tower];
+        let Some(attention) = tower.blocks[block].attention(place.kind) else { continue };
+        let key = (place, attention.bias.iter().flat_map(Bias::masks).collect::<Vec<_>>());
+        // A bias that an exporter folded has no value to know it by.
+        let is_known = !key.1.is_empty() || attention.bias.is_none();
+        let found = match judged.get(&key).filter(|_| is_known) {
+            Some(found) => found.clone(),
+            None => scene.judge(tower.kind, place, attention, &rounds),
+        };
+        judged.insert(key, found.clone());
+        match found {
+            Ok(mask) => {
+                if let Some(attention) = anatomy.towers[place.tower].blocks[block].attention_mut(place.kind) {
+                    attention.mask = mask;
+                }
+            }
+            Err(reason) => match refusals.iter_mut().find(|(p, refusal, _)| *p == place && refusal.reason == reason) {
+                Some((.., more)) => *more += 1,
+                None => {
+                    let named = attention.bias.iter().flat_map(Bias::masks).next().unwrap_or(attention.softmax);
+                    let node = graph.value(named).name.clone();
+                    refusals.push((place, Refusal { place: Refusal::block(tower.kind, block), node, reason }, 0));
+                }
+            },
+        }
+    }
+    let with_more = |(_, mut refusal, more): (Place, Refusal, usize)| {
+        if more > 0 {
+            refusal.reason += &format!(" ({more} more of its blocks do the same)");
+        }
+        refusal
+    };
+    let mut refusals: Vec<Refusal> = refusals.into_iter().map(with_more).collect();
+    refusals.extend(contradictions(graph, anatomy));
+    refusals
+}
+
+/// An input whose ones mark tokens for one attention and padding for another.
+fn contradictions(graph: &Graph, anatomy: &Anatomy) -> Vec<Refusal> {
+    let masks: Vec<PaddingMask> = attentions(anatomy).filter_map(|(_, a)| a.mask).collect();
+    let both = |input: &&ValueId| {
+        let marks = |marks| masks.iter().any(|m| m.input == **input && m.marks == marks);
+        marks(Marks::Tokens) && marks(Marks::Padding)
+    };
+    let refuse = |input: &ValueId| Refusal {
+        place: "the model".to_owned(),
+        node: graph.value(*input).name.clone(),
+        reason: "marks tokens for some attentions, and padding for others".to_owned(),
+    };
+    graph.inputs.iter().filter(both).map(refuse).collect()
+}
+
+/// The attention of one kind in each block of a tower.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Place {
+    tower: usize,
+    kind: AttentionKind,
+}
+
+impl Place {
+    /// The tower whose positions are the keys.
+    fn keys(self) -> usize {
+        match self.kind {
+            AttentionKind::SelfAttention => self.tower,
+            AttentionKind::Cross => self.tower.saturating_sub(1),
+        }
+    }
+}
+
+fn attentions(anatomy: &Anatomy) -> impl Iterator<Item = (usize, &Attention)> {
+    let sublayers = anatomy.towers.iter().enumerate().flat_map(|(i, t)| t.blocks.iter().map(move |b| (i, b)));
+    sublayers.flat_map(|(index, block)| {
+        block.sublayers.iter().filter_map(move |sublayer| match &sublayer.kind {
+            SublayerKind::Attention(attention) => Some((index, attention.as_ref())),
+            SublayerKind::FeedForward(_) => None,
+        })
+    })
+}
+
+/// Every attention, by its place and its block.
+fn places(anatomy: &Anatomy) -> Vec<(Place, usize)> {
+    let mut places = Vec::new();
+    for (tower, found) in anatomy.towers.iter().enumerate() {
+        for block in 0..found.blocks.len() {
+            for kind in [AttentionKind::SelfAttention, AttentionKind::Cross] {
+                places.push((Place { tower, kind }, block));
+            }
+        }
+    }
+    places
+}
+
+impl Scene<'_> {
+    /// What hides padding from an attention, `None` where nothing does; or why it is refused.
+    fn judge(
+        &self,
+        tower: TowerKind,
+        place: Place,
+        attention: &Attention,
+        rounds: &[Round],
+    ) -> Result<Option<PaddingMask>, String> {
+        let values: Vec<ValueId> = attention.bias.iter().flat_map(Bias::masks).collect();
+        let behind = inputs_behind(self.graph, &values);
+        let bias = attention.bias.as_ref();
+        let folded = bias.and_then(Bias::relative).and_then(|relative| folded(self.graph, relative));
+        let view = View { scene: self, place, bias, folded, heads: attention.heads, rounds };
+        view.complete()?;
+        let buckets: Vec<ValueId> = bias.iter().flat_map(|bias| bias.buckets()).collect();
+        if let Some(input) = inputs_behind(self.graph, &buckets).first() {
+            let name = &self.graph.value(*input).name;
+            return Err(format!("has a position bias that depends on what `{name}` holds, not on distances alone"));
+        }
+        let wants_causal = place.kind == AttentionKind::SelfAttention && tower == TowerKind::Decoder;
+        let candidates = (0..self.inputs.len()).filter(|input| behind.contains(&self.inputs[*input].value));
+        // A target begins with the token of padding: it cannot tell padding from its start.
+        let of = |input: usize| match self.inputs[input].role {
+            InputRole::Tokens if wants_causal => &[][..],
+            InputRole::Tokens => &[Marks::Tokens][..],
+            InputRole::Mask | InputRole::Padding => &[Marks::Tokens, Marks::Padding],
+        };
+        let masks = candidates.flat_map(|input| of(input).iter().map(move |marks| Some((input, *marks))));
+        let masks: Vec<Option<(usize, Marks)>> = [None].into_iter().chain(masks).collect();
+        let means = |causal: bool| {
+            let mut meanings = masks.iter().map(|mask| Meaning { mask: *mask, causal });
+            meanings.find(|meaning| view.is(*meaning))
+        };
+        match means(wants_causal) {
+            Some(meaning) => {
+                view.is_a_number(meaning)?;
+                Ok(meaning.mask.map(|(input, marks)| PaddingMask { input: self.inputs[input].value, marks }))
+            }
+            None if wants_causal && masks.iter().all(|mask| view.sees_later(*mask)) => Err(
+                "lets a position of the target see later ones, so the side network would be trained on its own answers: a \
+                 decoder that is exported with one token has no causal mask; export it with several"
+                    .to_owned(),
+            ),
+            None if place.kind == AttentionKind::SelfAttention && !wants_causal && means(true).is_some() => {
+                Err("hides later positions of the source: a T5 encoder sees all of them".to_owned())
+            }
+            None => Err(view.oddness()),
+        }
+    }
+}
