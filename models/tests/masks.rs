@@ -136,3 +136,9 @@ fn which_attention_reads_padding_is_each_ones_own() {
     let cross = (TowerKind::Decoder, AttentionKind::Cross, vec![0]);
     assert_eq!(reads("pair_unmasked/decoder_model.onnx", false), vec![cross]);
 }
+
+#[test]
+fn a_target_of_one_token_is_refused() {
+    is_refused("fixed_target_1.onnx", &["the decoder: `decoder_input_ids`", "is fixed at 1 token", "a dynamic axis"]);
+    roles("fixed_batch_1.onnx");
+}

@@ -1,6 +1,6 @@
 //! What only the whole model shows: widths that do not fit, what reads the inside of a block, outputs that are no part.
 
-use lstc_graph::{Graph, NodeId, ValueId, Weight};
+use lstc_graph::{Dim, Graph, NodeId, ValueId, Weight};
 
 use super::{Walk, outputs};
 use crate::anatomy::{Anatomy, AttentionKind, Norm, Sublayer, SublayerKind};
@@ -10,6 +10,7 @@ impl Walk<'_, '_> {
     /// Refuses what the walk alone cannot see.
     pub fn check_whole(&mut self, anatomy: &Anatomy) {
         self.misfits(anatomy);
+        self.short(anatomy);
         self.strangers();
         self.others(anatomy);
     }
@@ -55,6 +56,17 @@ impl Walk<'_, '_> {
         check(LM_HEAD, "it reads", anatomy.head.linear.inputs, anatomy.last().width);
         for (place, reason) in found {
             self.refuse(place, "", reason);
+        }
+    }
+
+    /// Refuses a target of one token: a label and what ends it are two.
+    fn short(&mut self, anatomy: &Anatomy) {
+        let last = anatomy.last();
+        if last.length == Dim::Value(1) {
+            let name = self.graph().value(last.tokens).name.clone();
+            let reason = "is fixed at 1 token, which leaves no text to learn: export the model again, with a dynamic axis for \
+                          the target's length";
+            self.refuse(Refusal::tower(last.kind), name, reason);
         }
     }
 
