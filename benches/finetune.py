@@ -1,10 +1,11 @@
-"""The yardstick for lstc's accuracy: the bundled T5 fine-tuned on the glosses in PyTorch.
+"""The yardstick for lstc's accuracy: a T5 fine-tuned in PyTorch, by default the bundled one on the glosses.
 
     python benches/finetune.py                                        full fine-tuning, seeds 0, 1, 2
     python benches/finetune.py --method lora --lr 3e-3                LoRA r=8 on q and v
     python benches/finetune.py --method lst --lr 5e-3 --epochs 8      LST r=4, side blocks drawn at random
+    python benches/finetune.py --model t5-mini --tasks glosses bbc    another model, and what public_tasks.py makes
 
-A gloss goes in, its label comes out as text. AdamW, learning rate falling linearly to 0, no warm-up. An example counts
+A text goes in, its label comes out as text. AdamW, learning rate falling linearly to 0, no warm-up. An example counts
 as right when its label is the most likely of all labels that the test set has: the sum of the log-probabilities of
 the label's tokens and the end of sequence.
 """
@@ -18,14 +19,13 @@ from pathlib import Path
 import torch
 import transformers
 from peers import FullFineTuning, LadderSideTuning, LoRA, Trainer, count, peak_memory, trainable
+from tasks import ROOT, files_of, held_out
 from tokenizers import Tokenizer
 from torch.nn import functional as F
 from transformers import T5ForConditionalGeneration
 
-ROOT = Path(__file__).resolve().parent.parent
-MODEL = ROOT / "models/t5-nano"
 PAD, IGNORED = 0, -100
-LONGEST = 64  # tokens in
+LONGEST = 128  # tokens in
 
 METHODS = {
     "full": ("full fine-tuning", FullFineTuning),
@@ -34,9 +34,8 @@ METHODS = {
 }
 
 
-def read_examples(split, tokenizer):
+def read_examples(lines, tokenizer):
     """(tokens in, label) of each line; the tokens end with the end of sequence, also where they are cut."""
-    lines = (ROOT / f"examples/glosses.{split}.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     encoded = [tokenizer.encode(row["text"]).ids for row in rows]
     return [(ids if len(ids) <= LONGEST else ids[: LONGEST - 1] + ids[-1:], row["label"]) for ids, row in zip(encoded, rows)]
@@ -78,7 +77,7 @@ def accuracy(model, examples, classes, batch):
 def train(args, seed, examples, classes):
     """A model trained on the examples, in an order that the seed draws."""
     torch.manual_seed(seed)
-    backbone = T5ForConditionalGeneration.from_pretrained(MODEL, dropout_rate=0.0).train()
+    backbone = T5ForConditionalGeneration.from_pretrained(args.model, dropout_rate=0.0).train()
     trainer = Trainer(METHODS[args.method][1](backbone), args.lr)
     steps = args.epochs * -(-len(examples) // args.batch)
     decay = torch.optim.lr_scheduler.LambdaLR(trainer.optimizer, lambda step: 1 - step / steps)
@@ -90,9 +89,32 @@ def train(args, seed, examples, classes):
     return trainer.model.eval()
 
 
+def measure(args, task, tokenizer):
+    """Trains with each seed, and prints what is reached."""
+    training, test = files_of(task, args.data)
+    training, test = read_examples(training.open(), tokenizer), read_examples(held_out(test), tokenizer)
+    classes = {label: tokenizer.encode(label).ids for label in sorted({label for _, label in test})}
+    found = []
+    for seed in args.seeds:
+        start = time.perf_counter()
+        model = train(args, seed, training, classes)
+        seconds = time.perf_counter() - start
+        found.append(accuracy(model, test, classes, args.batch))
+        print(
+            f"{args.model.name}, {task}, {METHODS[args.method][0]}, seed {seed}: {found[-1]:.1%} of {len(test)}, trained in "
+            f"{seconds:.0f} s, {count(trainable(model)):,} trainable, peak {peak_memory() / 1e9:.2f} GB",
+            flush=True,
+        )
+    each = ", ".join(f"{accuracy:.1%}" for accuracy in found)
+    print(f"{args.model.name}, {task}: mean of {len(found)}: {statistics.mean(found):.1%} ({each})", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--method", choices=METHODS, default="full")
+    parser.add_argument("--model", type=Path, default=ROOT / "models/t5-nano", help="a folder; default: T5-nano")
+    parser.add_argument("--tasks", nargs="+", default=["glosses"], help="glosses, or what public_tasks.py makes; default: glosses")
+    parser.add_argument("--data", type=Path, default=ROOT / "target/bench/tasks", help="where those are; default: %(default)s")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--epochs", type=int, default=5, help="default: 5")
     parser.add_argument("--batch", type=int, default=64, help="default: 64")
@@ -102,21 +124,9 @@ def main():
     torch.set_num_threads(args.threads)
     transformers.utils.logging.disable_progress_bar()
 
-    tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
-    training, test = read_examples("train", tokenizer), read_examples("test", tokenizer)
-    classes = {label: tokenizer.encode(label).ids for label in sorted({label for _, label in test})}
-    found = []
-    for seed in args.seeds:
-        start = time.perf_counter()
-        model = train(args, seed, training, classes)
-        seconds = time.perf_counter() - start
-        found.append(accuracy(model, test, classes, args.batch))
-        print(
-            f"{METHODS[args.method][0]}, seed {seed}: {found[-1]:.1%} of {len(test)}, trained in {seconds:.0f} s, "
-            f"{count(trainable(model)):,} trainable, peak {peak_memory() / 1e9:.2f} GB",
-            flush=True,
-        )
-    print(f"mean of {len(found)}: {statistics.mean(found):.1%}, from {min(found):.1%} to {max(found):.1%}")
+    tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
+    for task in args.tasks:
+        measure(args, task, tokenizer)
 
 
 if __name__ == "__main__":

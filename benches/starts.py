@@ -31,28 +31,23 @@ from pathlib import Path
 from lstc import Lstc, tell
 from runs import measured
 from table import markdown
+from tasks import ROOT, files_of, held_out
 from tokenizers import Tokenizer
 from watch import Unmeasured
 
-ROOT = Path(__file__).resolve().parent.parent
 INITS = ("magnitude-consistent", "magnitude", "random")
 PROJECTIONS = ("aligned", "uniform", "normal:0.01")
 BACKBONES = ("fp32", "int8", "int4")
 EPOCHS, BATCH = 8, 64
 WINDOW, BELOW = 50, 0.965
-HELD_OUT = 1000
 
 
-def files_of(task, args):
-    """The files to train on and to evaluate on."""
-    folder = ROOT / "examples" if task == "glosses" else args.data
-    training, test = folder / f"{task}.train.jsonl", folder / f"{task}.test.jsonl"
-    for file in (training, test):
-        if not file.is_file():
-            raise Unmeasured(f"there is no `{file}`: python benches/public_tasks.py {args.data}")
+def written(task, args):
+    """The file to train on, and one of the rows to evaluate on."""
+    training, test = files_of(task, args.data)
     few = args.scratch / f"{task}.test.jsonl"
     few.parent.mkdir(parents=True, exist_ok=True)
-    few.write_text("".join(test.read_text().splitlines(keepends=True)[:HELD_OUT]))
+    few.write_text("".join(held_out(test)))
     return training, few
 
 
@@ -76,7 +71,7 @@ def learns_from(losses, constant):
 
 def measure(build, key, args):
     model, task, backbone, init, projections, reduction, seed = key
-    training, test = files_of(task, args)
+    training, test = written(task, args)
     name = "-".join(map(str, (model.parent.name, task, backbone, init, projections, reduction, seed)))
     rewrite = [model, "-r", reduction, "--init", init, "--init-projections", projections, "--seed", seed]
     train = [training, "--epochs", EPOCHS, "--batch-size", BATCH, "--lr", "3e-3", "--seed", seed]
