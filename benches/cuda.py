@@ -2,8 +2,8 @@
 
     python benches/cuda.py --lstc LSTC --runtime libonnxruntime.so.1.31.1 --libraries FOLDERS --out RESULTS
 
-The parts run in the order of what matters most, each under a time limit, until --budget seconds are over; what is left then is told
-as not measured. A part that fails tells why, and the others go on. After each part table.md and results.json are written anew.
+The parts run in the order of what matters most, each under a time limit, until --budget seconds are over; what is left then is reported
+as not measured. A part that fails says why, and the others run. After each part table.md and results.json are written again.
 
 Losses are of T5-nano, 20 steps on the first 640 of the glosses, and of T5-base's sizes, 5 steps. Steps are of T5-base's sizes, 128
 tokens in and 8 out. The exit code is 0 when all losses agree, 1 when some do not, 2 when something could not be measured.
@@ -31,7 +31,7 @@ from watch import Unmeasured
 HERE = Path(__file__).resolve().parent
 WEIGHTS = 990_380_032  # bytes that tests/cases/shapes/t5_base.onnx refers to
 BATCHES = (32, 100)
-# lstc tells what each group of --log-every steps took on average. Those of the first and of the last group are told when the device
+# lstc reports what each group of --log-every steps took on average. Those of the first and of the last group are reported when the device
 # is not where the host is: they do not count.
 STEPS, LOG_EVERY, COUNTED = 40, 4, range(11, 35)
 CACHED_STEPS, CACHED_EPOCHS = 8, 3  # the first epoch fills the cache; the others are a group each
@@ -73,7 +73,7 @@ the device: what the process took of it at most, its CUDA context included."""
 
 
 class DeviceMemory:
-    """What all processes have of the device's memory, as nvidia-smi tells every half second; nothing where there is none."""
+    """What all processes have of the device's memory, as nvidia-smi reports it every half second; nothing without it."""
 
     def __init__(self):
         self.seen, self.process = [], None
@@ -122,7 +122,7 @@ class Bench:
         return told, talk, wrong and f"{wrong}: {last}"
 
     def lstc(self, *arguments):
-        """What lstc tells on stderr."""
+        """What lstc says on stderr."""
         _, talk, wrong = self.execute([self.args.lstc, *arguments], LIMIT, self.environment)
         if wrong:
             raise Unmeasured(f"lstc {arguments[0]}: {wrong}")

@@ -299,7 +299,7 @@ def measure(method, precision, shape, graphs):
 
 
 def report(args):
-    """One row after the other; what fails is told, and the others go on."""
+    """One row after the other; what fails is reported, and the others continue."""
     end = time.monotonic() + args.budget
     rows = [(p, m, b) for p in args.precisions for b in args.batch for m in args.methods if not (args.graphs and m == "forward")]
     for precision, method, batch in rows:

@@ -6,7 +6,7 @@ The side network of `peers.py` as a function of taps, mask, labels, parameters, 
 differentiated by `torch.func`, decomposed into core ATen operators, and exported by PyTorch's own exporter, which
 optimises what it writes; for T5-base that takes ten minutes. Shapes are constants, which favours it. Names are those of
 lstc's `train.onnx`. The step is run once on ONNX Runtime and held against PyTorch's autograd, clipping and AdamW;
-`step.json` tells how far they are apart, and is written only where that is near enough.
+`step.json` says how far they are apart, and is written only where that is near enough.
 """
 
 import argparse

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 GRAPH = ROOT / "tests/cases/shapes/t5_3b.onnx"
 WEIGHTS = 11_406_393_344  # bytes that the graph refers to
 
-# What is run, and the seconds and MB that it may take at most; None is no goal.
+# What is run, and the seconds and MB that it may take at most; None is not a goal.
 ROWS = {
     "rewrite, `random`": (["rewrite", "--init", "random"], 10, 300),
     "rewrite, `magnitude`": (["rewrite", "--init", "magnitude"], None, 600),

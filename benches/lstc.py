@@ -21,7 +21,7 @@ CACHED_BATCHES = 2  # of an epoch, where later epochs are what is measured
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A way to train: what `rewrite` is told, and whether the taps of the first epoch are kept for the others."""
+    """A way to train: the flags of `rewrite`, and whether the taps of the first epoch are kept for the others."""
 
     label: str
     rewrite: tuple = ()
@@ -62,7 +62,7 @@ class Lstc:
             raise Unmeasured(f"`{self.binary}` has no command `train`")
 
     def exported(self, name):
-        """The ONNX model of a shape. It is written anew when the shape differs from the one that it was written for."""
+        """The ONNX model of a shape. It is written again when the shape differs from the one that it was written for."""
         folder = self.scratch / name
         model, made_for = folder / "t5.onnx", folder / "shape.json"
         if not made_for.is_file() or made_for.read_text() != MODELS[name].to_json():
@@ -102,7 +102,7 @@ class Lstc:
             raise Unmeasured("the report of `lstc inspect` has no `memory.lst.total`") from error
 
     def train(self, name, steps, row="lstc", shape=None):
-        """One run of `lstc train`: seconds of each step behind the warm-up, peaks as it tells and as seen from outside.
+        """One run of `lstc train`: seconds of each step behind the warm-up, peaks as it reports them and as seen from outside.
 
         `shape` has other lengths and another batch than `name`. Of cached taps, the first epoch does not count.
         """

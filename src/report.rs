@@ -240,7 +240,7 @@ fn inert(text: &str) -> String {
 }
 
 fn say(text: &str) {
-    // There is nobody left to tell that stderr is closed.
+    // Nothing is left to report it on: stderr is closed.
     let _ = io::stderr().write_all(text.as_bytes());
 }
 

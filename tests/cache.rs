@@ -337,7 +337,7 @@ fn a_cache_keeps_to_its_budget() {
     let alone = work.train_briefly("alone", &["--cache-budget", "1MB"]);
     refused(&alone, &["--cache DIR names its folder"]);
     let wrong = work.train_briefly("wrong", &["--cache", text(&cache), "--cache-budget", "much"]);
-    refused(&wrong, &["`much` is no size", "20GB"]);
+    refused(&wrong, &["`much` is not a size", "20GB"]);
 }
 
 #[test]
@@ -463,7 +463,7 @@ fn what_is_damaged_is_computed_again() {
     assert_eq!(json(&trained)["cache"]["kept"].as_u64(), Some(70));
     let apart = apart(&work.losses("without"), &work.losses("with"));
     assert!(apart < 1e-5, "{apart:e}");
-    // What was computed again is no damage any more.
+    // What was computed again is not damage any more.
     assert_eq!(json(&work.show("taps"))["damaged_entries"].as_u64(), Some(0));
     let again = work.train_briefly("again", &["--cache", text(&cache)]);
     assert!(!said(&again).contains("damaged"), "{}", said(&again));
@@ -519,7 +519,7 @@ fn a_cache_of_something_else_is_refused_by_name() {
     let work_folder = work.folder.path();
     let elsewhere = ["--batch-size", "8", "--cache", text(work_folder)];
     let other = work.train_of("tuned", "elsewhere", &elsewhere).output().expect("lstc runs");
-    refused(&other, &["holds other files, and is no cache"]);
+    refused(&other, &["holds other files, and is not a cache"]);
     let none = lstc(&["cache", "show", text(&work.path("tuned"))]).output().expect("lstc runs");
-    refused(&none, &["is no cache", "lstc cache build"]);
+    refused(&none, &["is not a cache", "lstc cache build"]);
 }

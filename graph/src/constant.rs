@@ -1,6 +1,6 @@
 //! Small constant tensors, and the operators that sizes pass through on their way to shapes, indices and masks.
 //!
-//! **Invariant:** a result is what the operator gives on every machine, or there is none: integers that overflow, casts of
+//! **Invariant:** a result is what the operator gives on every machine; otherwise nothing is folded: integers that overflow, casts of
 //! floats that no integer holds and indices out of range are left to the runtime. Floats take single IEEE 754
 //! operations; `Log` alone is a library's, and is rounded from f64.
 //!

@@ -99,7 +99,7 @@ impl<'g> Builder<'g> {
         graph.node(node).output(0).expect("it has one output")
     }
 
-    /// Says the shape of a value where inference cannot tell it.
+    /// Sets the shape of a value where inference does not find it.
     pub fn shaped(&self, value: ValueId, shape: &[Dim]) -> ValueId {
         self.graph.borrow_mut().refine(value, shape);
         value

@@ -33,11 +33,11 @@ struct Found {
     constant: Constant,
 }
 
-/// Rounds of inference and folding: what one has folded may tell the next a shape.
+/// Rounds of inference and folding: what one has folded may give the next a shape.
 const MAX_ROUNDS: usize = 8;
 
 impl Graph {
-    /// Folds what the shapes of the inputs decide, and infers types and shapes anew. Returns the folded values.
+    /// Folds what the shapes of the inputs decide, and infers types and shapes again. Returns the folded values.
     ///
     /// # Errors
     /// As [`Graph::infer`].

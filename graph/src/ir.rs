@@ -43,7 +43,7 @@ impl Origin {
         Origin(Cow::Borrowed(name))
     }
 
-    /// A pass's name as a file tells it.
+    /// A pass's name as a file has it.
     pub(crate) fn read(name: &str) -> Origin {
         Origin(Cow::Owned(name.to_owned()))
     }
@@ -251,7 +251,7 @@ impl Graph {
         Uses(uses)
     }
 
-    /// A name nobody has yet: `wanted`, else `wanted_1`, `wanted_2`, ...
+    /// A name that is not taken yet: `wanted`, else `wanted_1`, `wanted_2`, ...
     pub fn fresh_name(&mut self, wanted: &str) -> String {
         if !self.by_name.contains_key(wanted) {
             return wanted.to_owned();
@@ -271,7 +271,7 @@ impl Graph {
         SymbolGen::with_prefix(format!("?{}", self.next_symbol).into())
     }
 
-    /// Adds a value under a name nobody has yet.
+    /// Adds a value under a name that is not taken yet.
     pub(crate) fn add_value(&mut self, name: &str, source: Source, dtype: Option<DType>, fact: SymTensor) -> ValueId {
         let name = self.fresh_name(name);
         let id = ValueId(self.values.len() as u32);
@@ -299,7 +299,7 @@ impl Graph {
     /// Puts another constant of the same type and shape in a weight's place.
     ///
     /// # Panics
-    /// When `id` is no weight or the types differ: a slip of the caller's.
+    /// When `id` is not a weight or the types differ: a mistake of the caller.
     pub fn replace_weight(&mut self, id: ValueId, weight: Weight) {
         let old = self.weight(id).expect("a weight is replaced");
         assert!(old.dtype() == weight.dtype() && old.dims() == weight.dims(), "the interface of a weight stays");
@@ -408,7 +408,7 @@ impl Graph {
         }
     }
 
-    /// As [`Graph::redirect`] for many at once, each value to what stands beside it, which is none of them itself.
+    /// As [`Graph::redirect`] for many at once, each value to what stands beside it, which is not one of them itself.
     pub fn redirect_all(&mut self, moved: &HashMap<ValueId, ValueId>) {
         let read = self.nodes.iter_mut().flatten().flat_map(|node| node.inputs.iter_mut().flatten());
         for value in read.chain(&mut self.outputs) {

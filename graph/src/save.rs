@@ -25,7 +25,7 @@ pub(crate) fn used_weights(graph: &Graph) -> Vec<ValueId> {
     graph.value_ids().filter(|v| graph.weight(*v).is_some()).filter(used).collect()
 }
 
-/// What a model file tells of itself beside its graph.
+/// What a model file says of itself besides its graph.
 #[derive(Clone, Debug, Default)]
 pub struct About {
     /// Text for people.

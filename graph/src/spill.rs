@@ -20,7 +20,7 @@ pub struct Spill {
 }
 
 impl Spill {
-    /// Takes an empty file, which nobody else writes to.
+    /// Takes an empty file, which nothing else writes to.
     pub fn new(file: File) -> Spill {
         Spill { file: Mutex::new((file, 0)) }
     }
@@ -28,7 +28,7 @@ impl Spill {
     /// Writes a constant; it is read from the file where it is needed.
     ///
     /// # Errors
-    /// From the file system; bytes that are no tensor of this type and shape.
+    /// From the file system; bytes that are not a tensor of this type and shape.
     pub fn keep(&self, dtype: DType, dims: Vec<usize>, bytes: &[u8]) -> io::Result<Weight> {
         let mut held = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let (file, next) = &mut *held;

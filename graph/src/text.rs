@@ -24,7 +24,7 @@ use crate::infer::{Dim, dim_text};
 use crate::ir::{Graph, Node, NodeId, Origin, Role, Source, ValueId};
 use crate::weight::Weight;
 
-/// Why a text is no graph.
+/// Why a text is not a graph.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {reason}")]
 pub struct ParseError {
@@ -255,7 +255,7 @@ impl<'a> Parser<'a> {
                     }
                 }
                 Some(c) => text.push(c),
-                None => return self.fail("a string has no end"),
+                None => return self.fail("a string does not end"),
             }
         }
         let rest = chars.as_str();
@@ -277,7 +277,7 @@ impl<'a> Parser<'a> {
 
     fn parsed<T: std::str::FromStr>(&mut self) -> Result<T, ParseError> {
         let word = self.number()?;
-        word.parse().or_else(|_| self.fail(format!("`{word}` is no number of the wanted kind")))
+        word.parse().or_else(|_| self.fail(format!("`{word}` is not a number of the expected kind")))
     }
 
     /// Items up to the closing token, parted by commas.
@@ -298,7 +298,7 @@ impl<'a> Parser<'a> {
 
     fn dtype(&mut self) -> Result<DType, ParseError> {
         let word = self.word()?;
-        DType::from_name(word).map_or_else(|| self.fail(format!("`{word}` is no element type")), Ok)
+        DType::from_name(word).map_or_else(|| self.fail(format!("`{word}` is not an element type")), Ok)
     }
 
     fn graph(&mut self) -> Result<(), ParseError> {
@@ -446,13 +446,13 @@ impl<'a> Parser<'a> {
             match (word.parse(), word.parse()) {
                 (Ok(v), _) => Attribute::Int(v),
                 (_, Ok(v)) => Attribute::Float(v),
-                _ => return self.fail(format!("`{word}` is no number")),
+                _ => return self.fail(format!("`{word}` is not a number")),
             }
         };
         Ok((name, value))
     }
 
-    /// A list: of strings, of integers, or of floats where one of its numbers is no integer.
+    /// A list: of strings, of integers, or of floats where one of its numbers is not an integer.
     fn numbers_or_strings(&mut self) -> Result<Attribute, ParseError> {
         self.skip();
         if self.rest.starts_with('"') {
@@ -464,7 +464,7 @@ impl<'a> Parser<'a> {
         }
         match words.iter().map(|w| w.parse()).collect() {
             Ok(floats) => Ok(Attribute::Floats(floats)),
-            Err(_) => self.fail(format!("`{}` are no numbers", words.join(", "))),
+            Err(_) => self.fail(format!("`{}` are not numbers", words.join(", "))),
         }
     }
 }

@@ -50,7 +50,7 @@ impl Weight {
         (wanted == bytes.len()).then(|| Weight { dtype, dims, bytes, place: place.map(Arc::new), mapped })
     }
 
-    /// A weight over a map of a file that has no name to be found by.
+    /// A weight over a map of a file without a name.
     pub(crate) fn spilled(dtype: DType, dims: Vec<usize>, map: Mmap) -> Option<Weight> {
         let weight = Weight::new(dtype, dims, Bytes::from_owner(map), None)?;
         Some(Weight { mapped: true, ..weight })

@@ -27,6 +27,6 @@ fn round_trip() {
 fn what_is_no_graph_says_where() {
     let error = |text: &str| parse(text, 17).err().expect("it must fail").to_string();
     assert_eq!(error("(x: f32[2]) {\n y = Relu(z)\n}"), "line 2: nothing is named `z`");
-    assert_eq!(error("(x: f33[2]) {}"), "line 1: `f33` is no element type");
+    assert_eq!(error("(x: f33[2]) {}"), "line 1: `f33` is not an element type");
     assert_eq!(error("(x: f32[2]) {\n y = Relu(x)\n y = Relu(x)\n}"), "line 3: `y` is defined twice");
 }

@@ -32,7 +32,7 @@ impl MatrixValue {
 pub struct Rows {
     pub batch: Dim,
     pub length: Dim,
-    /// A backbone value `[batch, length, ...]` that tells the run-time sizes.
+    /// A backbone value `[batch, length, ...]`, from which the run-time sizes are read.
     pub like: ValueId,
 }
 

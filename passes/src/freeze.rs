@@ -64,7 +64,7 @@ fn clear_names(module: &mut Module) -> Result<(), Vec<String>> {
         let name = &planned.name;
         wanted.extend([name.clone(), format!("{name}.grad"), format!("{name}.next")]);
     }
-    // There are no more groups than parameters.
+    // There are at most as many groups as parameters.
     for number in 0..module.plan.parameters.len() {
         for moment in [FIRST_MOMENT, SECOND_MOMENT] {
             wanted.extend([format!("{moment}{number}"), format!("{moment}{number}.next")]);

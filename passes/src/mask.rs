@@ -1,7 +1,7 @@
 //! Masks that are the same for all queries, though they have an axis for them.
 //!
 //! PyTorch's exporter writes the mask of padding as `[batch, 1, queries, keys]`, the result of a comparison of query positions
-//! that always holds. That it does, and that nothing else tells one query from another, is proven from the nodes that make the mask: a
+//! that always holds. That it does, and that nothing else distinguishes one query from another, is proven from the nodes that make the mask: a
 //! row of it then stands for all. Added to scores, such a mask would be as large as they are.
 
 use lstc_graph::{Attributes, Builder, DType, Dim, Graph, Node, ValueId};

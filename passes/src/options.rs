@@ -186,7 +186,7 @@ pub struct BackboneOptions {
     pub quantise_head: bool,
     /// The relative error of a tap beyond which products of its block are computed in more bits: of an int4 backbone in 8, and
     /// where that is not enough, or there are 8 already, as they are in the source. [`BackboneOptions::INT4_ERROR`] for int4
-    /// where nothing is said; from 1 on there is no limit.
+    /// unless set; 1 and above means no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_tap_error: Option<f64>,
     /// The products that stay as they are in the source, by the names of what they make; `None` until it was measured
@@ -211,7 +211,7 @@ impl BackboneOptions {
         self.max_tap_error.filter(|limit| *limit < Self::NO_LIMIT && self.precision != Precision::Source)
     }
 
-    /// Which products need more bits is to be measured anew.
+    /// Which products need more bits has to be measured again.
     pub fn forget(&mut self) {
         (self.kept, self.in_8_bits) = (None, None);
     }
@@ -380,7 +380,7 @@ impl Default for LossOptions {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BackwardOptions {
-    /// Make the probabilities of the side network's attention anew in the backward pass, instead of keeping them.
+    /// Recompute the probabilities of the side network's attention in the backward pass, instead of keeping them.
     pub recompute_attention: bool,
 }
 

@@ -52,7 +52,7 @@ pub enum Narrow {
 
 impl Parts {
     /// Has the side network take the rows whose labels count as an input, [`COUNTED_ROWS`]. A device that found them itself would have to
-    /// tell the host how many there are, in the middle of a step. Rows that do not count may stand among them: no row twice.
+    /// report to the host how many there are, in the middle of a step. Rows that do not count may stand among them: no row twice.
     ///
     /// Nothing changes where the loss takes all rows, as that of distillation does.
     ///
@@ -163,7 +163,7 @@ fn widen_where_read(side: &mut Graph, value: ValueId, (scale, dtype): (Option<Va
         if node.is("Shape") {
             continue;
         }
-        // A view is no copy: its readers are what counts.
+        // A view is not a copy: its readers are what counts.
         if let (true, Some(view)) = (node.is("Reshape") && slot == 0, node.output(0)) {
             let dims = side.shape(view).unwrap_or_default();
             let rows = |scale| {

@@ -46,7 +46,7 @@ pub fn ladder_side_tuning() -> Pipeline {
         .then(Loss)
         .then(Differentiate) // sees the whole forward graph
         .then(Optimizer)
-        .then(Quantise) // changes the backbone's weights, whose gradient nobody asks for: after all that reads them
+        .then(Quantise) // changes the backbone's weights, which have no gradient: after all that reads them
         .then(QuantiseHead) // one form for the product and for its gradient: after both were made
 }
 

@@ -55,7 +55,7 @@ impl Budget {
         let used = self.used.checked_add(bytes).filter(|used| *used <= self.limit).ok_or(Full::Budget)?;
         if bytes > self.unlooked {
             let step = bytes.max(LOOK);
-            // A disk that does not tell is left to say no itself.
+            // A disk that does not report its free space fails a write when it is full.
             if free(folder).is_ok_and(|free| free < step.saturating_add(RESERVE)) {
                 return Err(Full::Disk);
             }

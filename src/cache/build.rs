@@ -30,7 +30,7 @@ impl FromStr for Share {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Share, String> {
-        let problem = || format!("`{text}` is no share: it is a number and of how many, as in 1/4");
+        let problem = || format!("`{text}` is not a share: expected a number and how many there are, as in 1/4");
         let (part, of) = text.split_once('/').ok_or_else(problem)?;
         let number = |text: &str| text.parse::<u32>().map_err(|_| problem());
         let share = Share { part: number(part)?, of: number(of)? };
@@ -69,7 +69,7 @@ pub struct Built {
 }
 
 /// Computes the taps of the rows of a share that are not kept, until the cache is full; with `check` also of those whose records are
-/// not as they were written. `goes_on` is told where it stands, and may say no.
+/// not as they were written. `goes_on` gets how far it has come, and may end it.
 ///
 /// # Errors
 /// From `compute`; from the file system.
@@ -105,8 +105,8 @@ pub fn build(
         let batch = Batch::new(corpus, rows, opened.record.tokens, &opened.fixed())?;
         cache.compute(opened, corpus, rows, &batch, &mut compute)?;
         if cache.told.failed {
-            // The last of the news is what failed.
-            bail!("{}", cache.news().pop().unwrap_or_default());
+            // The last warning is what failed.
+            bail!("{}", cache.take_warnings().pop().unwrap_or_default());
         }
         done += rows.len();
         tokens += batch.tokens;

@@ -1,6 +1,6 @@
 //! What a cache is of: everything that decides the taps of an example, and how they are kept.
 //!
-//! The side network, its initial values and the learning rate are no part of it: rewrites of one model that read the same
+//! The side network, its initial values and the learning rate are not part of it: rewrites of one model that read the same
 //! taps share a cache.
 
 use std::collections::BTreeMap;
@@ -76,7 +76,7 @@ impl Identity {
     /// Of the taps that a backbone, whose outputs they are, makes of a corpus.
     ///
     /// # Errors
-    /// A graph whose outputs are no taps of the manifest.
+    /// A graph whose outputs are not taps of the manifest.
     pub fn new(opened: &Opened, backbone: &Graph, corpus: &Corpus) -> anyhow::Result<Identity> {
         let record = &opened.record;
         let last = record.inputs.iter().map(|input| input.tower).max();
@@ -84,14 +84,14 @@ impl Identity {
         let taps = backbone.outputs.iter().zip(hashes).map(|(value, hash)| {
             let name = &backbone.value(*value).name;
             let tap = record.taps.iter().find(|tap| tap.value == *name);
-            let tap = tap.ok_or_else(|| anyhow!("`{name}` is no tap of the manifest: rewrite the model again"))?;
+            let tap = tap.ok_or_else(|| anyhow!("`{name}` is not a tap in the manifest: rewrite the model again"))?;
             let shape = backbone.shape(*value).unwrap_or_default();
             let width = match shape.last() {
                 Some(Dim::Value(width)) if shape.len() == 3 => usize::try_from(*width).ok().filter(|width| *width > 0),
                 _ => None,
             };
             let native = match backbone.value(*value).dtype {
-                // What has no kernels runs in f32.
+                // A type without kernels runs in f32.
                 Some(DType::F32 | DType::BF16) => Native::F32,
                 Some(DType::F16) => Native::F16,
                 other => {
@@ -156,7 +156,7 @@ impl Identity {
         let (mine, theirs) = (names(self), names(wanted));
         let taps = format!("it holds the taps {}; the side network reads {}", mine.join(", "), theirs.join(", "));
         check(mine == theirs, taps);
-        // What is told already need not be told again.
+        // What was reported need not be reported again.
         if mine == theirs && self.source == wanted.source && self.products == wanted.products {
             check(self.taps == wanted.taps, "the backbone computes its taps in another way".to_owned());
         }
@@ -176,7 +176,7 @@ impl Identity {
     }
 }
 
-/// What the cache in a folder is of; none where there is no cache.
+/// What the cache in a folder is of; `None` where there is no cache.
 ///
 /// # Errors
 /// A file that is damaged, or of another version.
@@ -230,7 +230,7 @@ fn create(folder: &Path, identity: &Identity) -> anyhow::Result<()> {
         !name.to_string_lossy().starts_with('.') && name != ABOUT && name != FILE_SYSTEMS_OWN
     };
     if fs::read_dir(folder).with_context(context)?.flatten().any(is_foreign) && recorded(folder)?.is_none() {
-        bail!("`{}` holds other files, and is no cache", folder.display());
+        bail!("`{}` holds other files, and is not a cache", folder.display());
     }
     let mut file = tempfile::Builder::new().prefix(".lstc-").tempfile_in(folder).with_context(context)?;
     file.write_all(serde_yaml::to_string(identity)?.as_bytes()).with_context(context)?;

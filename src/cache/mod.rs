@@ -72,7 +72,7 @@ pub struct Cache {
     /// Rows whose numbers the element type cannot hold.
     unfit: BTreeSet<usize>,
     told: Told,
-    news: Vec<String>,
+    warnings: Vec<String>,
 }
 
 /// What was told of once, and is not told of again.
@@ -123,12 +123,12 @@ impl Cache {
             threads: request.threads,
             unfit: BTreeSet::new(),
             told: Told::default(),
-            news: Vec::new(),
+            warnings: Vec::new(),
         };
         if damaged > 0 {
             let folder = cache.folder.display();
             cache
-                .news
+                .warnings
                 .push(format!("{damaged} entries of the cache `{folder}` are damaged: their rows are computed again"));
         }
         Ok(cache)
@@ -166,7 +166,7 @@ impl Cache {
         if !self.told.damaged {
             self.told.damaged = true;
             let folder = self.folder.display();
-            self.news.push(format!("records of the cache `{folder}` are damaged: their rows are computed again"));
+            self.warnings.push(format!("records of the cache `{folder}` are damaged: their rows are computed again"));
         }
     }
 
@@ -184,8 +184,8 @@ impl Cache {
     }
 
     /// Warnings that have come up since they were last asked for. Each kind comes up once.
-    pub fn news(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.news)
+    pub fn take_warnings(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.warnings)
     }
 
     /// Lets the kernel read rows in advance.
@@ -307,19 +307,19 @@ impl Cache {
                     Full::Budget => format!("its budget is {limit}"),
                     Full::Disk => "its disk is nearly full".to_owned(),
                 };
-                self.news.push(format!("the cache `{folder}` is full with {kept} of {of} rows, {why}: {rest}"));
+                self.warnings.push(format!("the cache `{folder}` is full with {kept} of {of} rows, {why}: {rest}"));
             }
             Kept::Failed(error) => {
                 self.told.failed = true;
                 let kept = self.store.kept();
                 let what = format!("cannot write to the cache `{folder}`: {error}");
-                self.news.push(format!("{what}; it keeps {kept} of {of} rows: {rest}"));
+                self.warnings.push(format!("{what}; it keeps {kept} of {of} rows: {rest}"));
             }
             Kept::Unfit if !self.told.unfit => {
                 self.told.unfit = true;
                 let name = self.identity.dtype.name();
                 let what = format!("the taps of line {line} of the data have numbers that {name} cannot hold");
-                self.news.push(format!("{what}: such rows are not kept, but computed in every epoch"));
+                self.warnings.push(format!("{what}: such rows are not kept, but computed in every epoch"));
             }
             Kept::NoRoom(_) | Kept::Unfit | Kept::Stopped => {}
         }

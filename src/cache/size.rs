@@ -55,7 +55,7 @@ impl FromStr for Size {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Size, String> {
-        let problem = || format!("`{text}` is no size: it is a number and a unit, as in 500MB, 20GB or 1.5GiB");
+        let problem = || format!("`{text}` is not a size: expected a number and a unit, as in 500MB, 20GB or 1.5GiB");
         let trimmed = text.trim();
         let end = trimmed.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(trimmed.len());
         let (number, unit) = trimmed.split_at(end);

@@ -93,7 +93,7 @@ fn put(hasher: &mut Hasher, part: &[u8]) {
     hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
 }
 
-/// How many products a graph has of each operator and type of matrix, as in `MatMul f32`: what a precision is told by.
+/// How many products a graph has of each operator and type of matrix, as in `MatMul f32`: which distinguishes precisions.
 pub fn products(graph: &Graph) -> BTreeMap<String, usize> {
     let mut products = BTreeMap::new();
     for id in graph.node_ids() {

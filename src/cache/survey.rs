@@ -51,13 +51,13 @@ impl Survey {
     }
 }
 
-/// Looks at a cache; reads every record too where they are to be checked. `progress` is told the shards done, and of how many.
+/// Looks at a cache; reads every record too where they are to be checked. `progress` gets the number of shards that are done, and of all.
 ///
 /// # Errors
-/// A folder that is no cache; from the file system.
+/// A folder that is not a cache; from the file system.
 pub fn survey(folder: &Path, check: bool, mut progress: impl FnMut(usize, usize)) -> anyhow::Result<Survey> {
     let Some(identity) = recorded(folder)? else {
-        let error = anyhow!("`{}` is no cache", folder.display());
+        let error = anyhow!("`{}` is not a cache", folder.display());
         return Err(Hinted::new(error, "`lstc cache build` or `lstc train --cache` makes one").into());
     };
     let (hash, layout) = (identity.hash()?, identity.layout());

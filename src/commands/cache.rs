@@ -152,8 +152,8 @@ impl Build {
         interrupt::listen();
         let mut line = ProgressLine::default();
         let batch_size = opened.fixed().batch.unwrap_or(options.batch_size);
-        for news in cache.news() {
-            report::warning(news);
+        for warning in cache.take_warnings() {
+            report::warning(warning);
         }
         let work = (self.shard.unwrap_or(Share::ALL), batch_size, self.check);
         let compute = |batch: &_| backbone.taps_on_host(batch);
@@ -161,9 +161,9 @@ impl Build {
             let rate = going.rate.map_or_else(String::new, |rate| format!("  {} tokens/s", thousands(rate)));
             let text = format!("{}/{} rows{rate}", going.done, going.of);
             line.bar(going.what, going.done as u64, going.of as u64, text);
-            for news in cache.news() {
+            for warning in cache.take_warnings() {
                 line.clear();
-                report::warning(news);
+                report::warning(warning);
             }
             !interrupt::asked()
         })?;

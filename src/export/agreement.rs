@@ -66,7 +66,7 @@ pub(super) fn measure(
     Ok(Agreement { bit_for_bit, unoptimised_difference, optimised_difference, bound: OPTIMISED, holds })
 }
 
-/// A session over a file; where the CPU has no kernels for it, over the same in a type for which it has.
+/// A session over a file; where the CPU has no kernels for it, over the same graph in a type for which it has them.
 fn open(runtime: &'static Runtime, optimisation: Optimisation, file: &Path) -> anyhow::Result<Session> {
     let builder = runtime.session().optimisation(optimisation);
     let graph = load(file)?;

@@ -70,7 +70,7 @@ impl Alphas {
     /// Those of `side` where one is given, else what training left in the directory, else the initial side network.
     ///
     /// # Errors
-    /// A file that is no side network, or not one of this directory: every tensor that does not fit.
+    /// A file that is not a side network, or not one of this directory: every tensor that does not fit.
     pub fn of(self, directory: &Path, side: Option<&Path>, shapes: &Shapes) -> anyhow::Result<Alphas> {
         let initial = directory.join(SIDE);
         let best = directory.join(RUN).join(BEST);

@@ -119,7 +119,7 @@ fn refusals(reasons: &[String]) -> Markup {
 }
 
 fn page(name: &str, about: &Markup, figures: &[Figure], ladder: Option<(&Ladder, String)>, body: &Markup) -> String {
-    // Where there is no room for the towers side by side, they stand upon one another.
+    // Where the towers do not fit side by side, one is drawn above the other.
     let room = ladder.as_ref().map_or(0.0, |(l, _)| Layout::new(l, Arrangement::Beside).width);
     let narrow =
         format!("@media screen and (max-width:{}px){{.beside{{display:none}}.stacked{{display:block}}}}", room + 50.0);

@@ -68,7 +68,7 @@ pub struct Head {
     pub vocabulary: usize,
 }
 
-/// A tower of more blocks is no tower that a manifest could have been written for.
+/// No manifest was written for a tower of more blocks.
 const MOST_BLOCKS: usize = 10_000;
 
 /// Shapes of the trainable tensors by name.

@@ -22,7 +22,7 @@ use super::text::{fit, width};
 
 mod tower;
 
-/// How towers are placed: side by side, or upon one another where there is no room for that.
+/// How towers are placed: side by side, or one above the other where they do not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arrangement {
     Beside,
@@ -50,7 +50,7 @@ impl Rect {
         (self.x + self.w / 2.0, self.y + self.h / 2.0)
     }
 
-    /// True where the insides meet; a common edge is no overlap.
+    /// True where the insides meet; a shared edge does not count.
     pub fn overlaps(&self, other: &Rect) -> bool {
         self.x < other.right() && other.x < self.right() && self.y < other.bottom() && other.y < self.bottom()
     }

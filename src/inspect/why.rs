@@ -23,7 +23,7 @@ pub struct WhyReport {
     /// What was asked for; empty for everything.
     pub query: String,
     pub answer: Answer,
-    /// More was tried than is told.
+    /// More was tried than is shown.
     pub cut: bool,
 }
 
@@ -52,7 +52,7 @@ impl WhyReport {
     /// Looks for what `asked` says in what recognition tries on a model.
     ///
     /// # Errors
-    /// What is wrong with the file; something that is not there to be asked for. A model that is refused is no error.
+    /// What is wrong with the file; something that is not there to be asked for. A model that is refused is not an error.
     pub fn new(model: &SourceModel, asked: &str) -> anyhow::Result<WhyReport> {
         let mut graph = model.read()?;
         let (found, trace) = explain(&mut graph);
@@ -75,7 +75,7 @@ impl WhyReport {
     }
 }
 
-/// What a trace tells of a place; `None` where it has no such place.
+/// What a trace says of a place; `None` where it has no such place.
 fn answer(trace: &Trace, query: Query) -> Option<Answer> {
     let towers = |kind: TowerKind| trace.towers.iter().filter(move |t| t.kind == kind);
     let blocks = |kind: TowerKind, index: usize| towers(kind).filter_map(move |t| t.blocks.get(index));

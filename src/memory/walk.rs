@@ -116,7 +116,7 @@ impl Numbers {
     }
 }
 
-/// The order in which ONNX Runtime runs the nodes: depth first, backwards from those that nobody reads, the latest of the
+/// The order in which ONNX Runtime runs the nodes: depth first, backwards from those that no node reads, the latest of the
 /// file first.
 fn runtime_order(graph: &Graph) -> Vec<NodeId> {
     enum Visit {

@@ -207,7 +207,7 @@ impl Kept {
     }
 }
 
-/// Inputs and outputs of a session, bound once or anew for each run.
+/// Inputs and outputs of a session, bound once, or again for each run.
 #[derive(Debug)]
 pub struct Binding {
     binding: IoBinding,
@@ -303,7 +303,7 @@ impl Binding {
         self.graph = graph;
     }
 
-    /// How a run goes: on a device nobody waits for it but who fetches something.
+    /// How a run goes: on a device, only fetching a value waits for it.
     fn options(&self, captures: bool) -> Result<RunOptions> {
         let mut options = RunOptions::new().map_err(Error::run)?;
         if matches!(self.device, Device::Cuda(_)) && self.fetched.is_empty() {

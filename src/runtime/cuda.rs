@@ -1,4 +1,4 @@
-//! A CUDA device as lstc itself uses it beside ONNX Runtime: one stream for all sessions, copies that nobody waits for, memory.
+//! A CUDA device as lstc itself uses it beside ONNX Runtime: one stream for all sessions, copies that the host does not wait for, memory.
 //!
 //! All sessions of a process run on the device's one stream. What one of them leaves, the next may read, in the order in which they
 //! were started, without the host waiting in between.
@@ -202,7 +202,7 @@ impl Cuda {
         Ok(self.capability()? >= 80)
     }
 
-    /// Bytes of the device's memory that nobody has, and all of them.
+    /// Free bytes of the device's memory, and all of them.
     ///
     /// # Errors
     /// From the CUDA runtime.
@@ -309,7 +309,7 @@ impl Cuda {
             Ok(false) => self.call(unsafe { (self.api.event_synchronize)(event) }),
             other => other.map(drop),
         };
-        // SAFETY: nobody has the event any more.
+        // SAFETY: the event is not used any more.
         unsafe { (self.api.event_destroy)(event) };
         come
     }
@@ -408,7 +408,7 @@ impl fmt::Debug for Owner {
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        // SAFETY: the memory is the CUDA runtime's, and nobody has it any more.
+        // SAFETY: the memory is the CUDA runtime's, and it is not used any more.
         unsafe { (self.0.api.free_host)(self.1.as_ptr()) };
     }
 }

@@ -70,7 +70,7 @@ pub enum Error {
     #[error("ONNX Runtime failed while running the model")]
     Run { source: ort::Error },
 
-    #[error("there is no memory left for what the model computes")]
+    #[error("not enough memory for what the model computes")]
     OutOfMemory { source: ort::Error },
 }
 

@@ -1,6 +1,6 @@
 //! Places on a device that values are bound at by name, the same in every run.
 //!
-//! A value that is bound for each run anew is copied to wherever ONNX Runtime finds room for it, and a captured graph would go on
+//! A value that is bound again for each run is copied to wherever ONNX Runtime finds room for it, and a captured graph would go on
 //! reading the place of the first. A place is as large as the largest value that lay there; a smaller one lies at its beginning.
 
 use std::collections::HashMap;
@@ -94,7 +94,7 @@ impl Places {
         if pinned {
             on.cuda.send_value(place, value, bytes)?;
         } else {
-            // SAFETY: the tensor has so many bytes, which nobody writes to meanwhile.
+            // SAFETY: the tensor has so many bytes, which nothing else writes to meanwhile.
             on.cuda.send(place, unsafe { std::slice::from_raw_parts(address(&value)?.cast(), bytes) })?;
         }
         on.value(name, element, &dims)

@@ -145,7 +145,7 @@ impl<'r> SessionBuilder<'r> {
 
     /// Loads a model from its file; external data lies where the model says, beside it.
     pub fn open(self, path: &Path) -> Result<Session> {
-        // ONNX Runtime tells a missing file, but not one that may not be read, from a broken model.
+        // ONNX Runtime distinguishes a missing file, but not one that cannot be read, from a broken model.
         fs::File::open(path).map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
         let model = format!("`{}`", path.display());
         let loaded = self.options()?.commit_from_file(path);
@@ -357,7 +357,7 @@ mod tests {
         }
         assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
         for wrong in ["", "gpu", "cpu:1", "cuda:", "cuda:-1", "cuda:x"] {
-            assert!(wrong.parse::<Device>().is_err(), "`{wrong}` is no device");
+            assert!(wrong.parse::<Device>().is_err(), "`{wrong}` is not a device");
         }
     }
 }

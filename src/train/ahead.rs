@@ -20,7 +20,7 @@ type Made = anyhow::Result<(Taps, Vec<String>)>;
 /// Whence a run takes its taps.
 pub(super) enum Upcoming<'s, 'o> {
     Here(&'s mut TapSource<'o>),
-    Ahead { made: Receiver<Made>, news: Vec<String> },
+    Ahead { made: Receiver<Made>, warnings: Vec<String> },
 }
 
 impl<'s, 'o> Upcoming<'s, 'o> {
@@ -45,8 +45,8 @@ impl<'s, 'o> Upcoming<'s, 'o> {
                 let taps = Batch::new(corpus, rows, opened.record.tokens, &opened.fixed())
                     .and_then(|batch| source.taps(corpus, rows, &batch));
                 let failed = taps.is_err();
-                if let Err(SendError(unread)) = send.send(taps.map(|taps| (taps, source.news()))) {
-                    source.untold(unread.map(|(_, news)| news).unwrap_or_default());
+                if let Err(SendError(unread)) = send.send(taps.map(|taps| (taps, source.take_warnings()))) {
+                    source.give_back(unread.map(|(_, warnings)| warnings).unwrap_or_default());
                     return;
                 }
                 if failed {
@@ -58,7 +58,7 @@ impl<'s, 'o> Upcoming<'s, 'o> {
             .name("taps".to_owned())
             .spawn_scoped(scope, make)
             .context("cannot start the thread that reads ahead: `--overlap off` goes without")?;
-        Ok(Upcoming::Ahead { made, news: Vec::new() })
+        Ok(Upcoming::Ahead { made, warnings: Vec::new() })
     }
 
     /// The taps of the next batch.
@@ -68,10 +68,10 @@ impl<'s, 'o> Upcoming<'s, 'o> {
     pub(super) fn next(&mut self, corpus: &Corpus, rows: &[u32], batch: &Batch) -> anyhow::Result<Taps> {
         match self {
             Upcoming::Here(source) => source.taps(corpus, rows, batch),
-            Upcoming::Ahead { made, news } => {
+            Upcoming::Ahead { made, warnings } => {
                 let made = made.recv().map_err(|_| anyhow!("the thread that reads ahead has ended"))?;
-                let (taps, warnings) = made?;
-                news.extend(warnings);
+                let (taps, more) = made?;
+                warnings.extend(more);
                 Ok(taps)
             }
         }
@@ -94,10 +94,10 @@ impl<'s, 'o> Upcoming<'s, 'o> {
     }
 
     /// Warnings that have come up.
-    pub(super) fn news(&mut self) -> Vec<String> {
+    pub(super) fn take_warnings(&mut self) -> Vec<String> {
         match self {
-            Upcoming::Here(source) => source.news(),
-            Upcoming::Ahead { news, .. } => std::mem::take(news),
+            Upcoming::Here(source) => source.take_warnings(),
+            Upcoming::Ahead { warnings, .. } => std::mem::take(warnings),
         }
     }
 }

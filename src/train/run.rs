@@ -239,7 +239,7 @@ impl<'r> Run<'r> {
                     if !is_told {
                         is_told = self.tell_plain(stepper.plain().or_else(|| taps.plain()), &mut tell)?;
                     }
-                    taps.news().iter().for_each(|news| tell(Event::Warning(news)));
+                    taps.take_warnings().iter().for_each(|warning| tell(Event::Warning(warning)));
                     interrupted = interrupt::asked();
                     // The last step of an epoch is saved with its evaluation.
                     let saves =
@@ -258,7 +258,7 @@ impl<'r> Run<'r> {
                 }
                 anyhow::Ok(())
             });
-            source.news().iter().for_each(|news| tell(Event::Warning(news)));
+            source.take_warnings().iter().for_each(|warning| tell(Event::Warning(warning)));
             steps?;
             if interrupted {
                 break;

@@ -15,7 +15,7 @@ pub(super) struct TapSource<'o> {
     /// Of the taps in the graphs.
     names: Vec<String>,
     /// Warnings that nobody has heard.
-    untold: Vec<String>,
+    unreported: Vec<String>,
 }
 
 impl<'o> TapSource<'o> {
@@ -32,7 +32,7 @@ impl<'o> TapSource<'o> {
         }
         let graph = backbone.graph();
         let names = graph.outputs.iter().map(|tap| graph.value(*tap).name.clone()).collect();
-        Ok(TapSource { opened, backbone, cache, memory, names, untold: Vec::new() })
+        Ok(TapSource { opened, backbone, cache, memory, names, unreported: Vec::new() })
     }
 
     /// The taps of a batch of these rows.
@@ -69,14 +69,14 @@ impl<'o> TapSource<'o> {
     }
 
     /// Warnings that have come up.
-    pub(super) fn news(&mut self) -> Vec<String> {
-        let mut news = std::mem::take(&mut self.untold);
-        news.extend(self.cache.as_mut().map(Cache::news).unwrap_or_default());
-        news
+    pub(super) fn take_warnings(&mut self) -> Vec<String> {
+        let mut warnings = std::mem::take(&mut self.unreported);
+        warnings.extend(self.cache.as_mut().map(Cache::take_warnings).unwrap_or_default());
+        warnings
     }
 
     /// Takes back warnings that nobody has heard.
-    pub(super) fn untold(&mut self, news: Vec<String>) {
-        self.untold.extend(news);
+    pub(super) fn give_back(&mut self, warnings: Vec<String>) {
+        self.unreported.extend(warnings);
     }
 }

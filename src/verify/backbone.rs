@@ -28,7 +28,7 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
     let (own, other) = behind_products(subject, &cut);
     let logits = module.anatomy.head.logits;
 
-    // Ids are kept: a value of the module's that is no pass's is the source's of the same id.
+    // Ids are kept: a value of the module that no pass made is the source's of the same id.
     let source = source_of(subject)?;
     let mut sides = vec![Side { reference: source, values: own, of: "the source's" }];
     if module.quantised.is_some() {

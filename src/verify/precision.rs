@@ -11,7 +11,7 @@ pub(super) enum Arithmetic {
     /// Matrices, and with them the constants of activations and norms, are rounded to bf16; the rest is f32.
     Coarse,
     /// Everything that f16 holds is rounded to 11 bits. ONNX Runtime's CPU kernels compute in f32 between casts, and leave a
-    /// cast out where a value has no other reader: what is rounded differs from graph to graph.
+    /// cast out where nothing else reads a value: what is rounded differs from graph to graph.
     Half,
     /// Activations are rounded to 8 bits or less before each product, over the range of a whole tensor.
     Quantised,

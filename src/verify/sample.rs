@@ -114,7 +114,7 @@ fn cast(array: &ArrayD<i64>, dtype: Option<DType>, name: &str) -> anyhow::Result
         Some(DType::I32) => array.mapv(|v| v as i32).into(),
         Some(DType::F32) => array.mapv(|v| v as f32).into(),
         Some(DType::Bool) => array.mapv(|v| v != 0).into(),
-        other => anyhow::bail!("input `{name}` is of type {other:?}, for which there are no samples"),
+        other => anyhow::bail!("input `{name}` is of type {other:?}, for which no samples can be drawn"),
     })
 }
 

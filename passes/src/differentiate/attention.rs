@@ -105,9 +105,9 @@ fn scores(g: &mut Backward, p: ValueId) -> Option<ValueId> {
     })
 }
 
-/// `value` made anew by the operators from a product of queries and keys on; `None` where others made it.
+/// `value` computed again by the operators from a product of queries and keys on; `None` where others made it.
 ///
-/// The queries are there when the slope is, and not before: so these nodes are no copies of the forward ones, of which ONNX
+/// The queries are there when the slope is, and not before: so these nodes are not copies of the forward ones, of which ONNX
 /// Runtime would make one.
 fn again(g: &mut Backward, value: ValueId, slope: ValueId) -> Option<ValueId> {
     let node = g.b.read(|graph| Some(graph.node(graph.producer_of(value)?.0).clone()))?;

@@ -62,7 +62,7 @@ pub(super) fn y(node: &Node) -> ValueId {
 }
 
 pub(super) fn is_active(node: &Node, index: usize, active: &[bool]) -> bool {
-    // What the backward pass made is none of the values that were looked at.
+    // What the backward pass made is not among the values that were looked at.
     node.input(index).is_some_and(|v| active.get(v.index()).is_some_and(|active| *active))
 }
 

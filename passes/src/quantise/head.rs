@@ -110,7 +110,7 @@ impl Pass for QuantiseHead {
 }
 
 fn head(module: &mut Module) -> Result<QuantisedHead, String> {
-    let not_there = || "the LM head has no matrix in floats".to_owned();
+    let not_there = || "the LM head has no matrix of floats".to_owned();
     let graph = &module.graph;
     let MatrixValue { value: matrix, orientation } = module.head_matrix.ok_or_else(not_there)?;
     let readers: Vec<NodeId> = graph
@@ -128,7 +128,7 @@ fn head(module: &mut Module) -> Result<QuantisedHead, String> {
     let floats = floats.ok_or_else(not_there)?;
     weight.release();
     if !floats.is_finite() {
-        return Err("the LM head's matrix holds what is no number".to_owned());
+        return Err("the LM head's matrix has an element that is not finite".to_owned());
     }
     let (integers, scales) = floats.int8(Int8Weights::Signed);
     let (width, vocabulary) = (floats.inputs, floats.outputs);

@@ -46,7 +46,7 @@ impl Floats {
         Some(Floats { values: weight.to_f32()?, inputs, outputs, orientation })
     }
 
-    /// A matrix of the same shape that nobody has read: whatever is made of it is zeros.
+    /// A matrix of the same shape that was not read: everything made of it is zeros.
     pub fn sketch(weight: &Weight, orientation: Orientation) -> Option<Floats> {
         let [a, b] = *weight.dims() else { return None };
         let (inputs, outputs) = match orientation {

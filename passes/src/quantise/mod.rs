@@ -6,12 +6,12 @@
 //! fp16, bf16, fp32    y = cast(cast(x) W)
 //! ```
 //!
-//! Requires: a module whose source weights nobody reads any more to make something of them, and so the end of the pipeline;
+//! Requires: a module whose source weights no later pass reads, and so the end of the pipeline;
 //! no gradient enters the backbone, and no rule for one is needed. Ensures: each value that a product made, or what becomes of it,
 //! is made by other nodes, under its name and of its type; what stays in the source's precision is what the options keep, and what cannot be
 //! taken: products that are fused or quantised already, matrices that the type cannot hold. An activation is quantised
 //! once for all products that read it. What becomes of queries, keys and values in 8 bits on their way to their products is made
-//! anew with them (`heads.rs`), and norms are written as ONNX Runtime fuses them (`norms.rs`). All else of the backbone is the
+//! again with them (`heads.rs`), and norms are written as ONNX Runtime fuses them (`norms.rs`). All else of the backbone is the
 //! source's own.
 //!
 //! A matrix is read, quantised, handed to the module's store and released before the next one is.
@@ -114,7 +114,7 @@ pub struct Quantised {
 pub struct QuantisedProduct {
     pub source: Product,
     pub matrix: NewMatrix,
-    /// The values of the source that are made anew: the product's own, or, of one that makes heads, what becomes of it.
+    /// The values of the source that are computed by other nodes: the product's own, or, of one that makes heads, what becomes of it.
     pub remade: Vec<Remade>,
 }
 
@@ -144,7 +144,7 @@ impl Quantised {
         self.products.len() + self.kept.len() + self.unfit.len() + self.others
     }
 
-    /// The values of the source that are made anew.
+    /// The values of the source that are computed by other nodes.
     pub fn remade(&self) -> impl Iterator<Item = &Remade> {
         self.products.iter().flat_map(|product| &product.remade).chain(&self.norms)
     }
@@ -190,7 +190,7 @@ impl Quantised {
     /// distance to the next number.
     pub fn dequantised(&self, graph: &Graph, product: &QuantisedProduct) -> Result<(Vec<f32>, Vec<f32>), String> {
         let weight = |v: ValueId| graph.weight(v).ok_or_else(|| "a constant is gone".to_owned());
-        let floats = |w: Weight| w.to_f32().ok_or_else(|| "a scale is no float".to_owned());
+        let floats = |w: Weight| w.to_f32().ok_or_else(|| "a scale is not a float".to_owned());
         match product.matrix {
             NewMatrix::Int8 { integers, scales, zero } => {
                 let found =
@@ -323,7 +323,7 @@ fn named(
     found
 }
 
-/// What products would make in 8 bits by blocks, each beside what makes it in the graph: values that nobody reads. `None` for
+/// What products would make in 8 bits by blocks, each beside what makes it in the graph: values that nothing reads. `None` for
 /// one whose matrix the type cannot hold.
 ///
 /// # Errors

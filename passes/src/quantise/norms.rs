@@ -15,7 +15,7 @@ use lstc_graph::{Attributes, Builder, DType, Graph, NodeId, Uses, ValueId};
 use super::Remade;
 use crate::module::is_backbone;
 
-/// Divides by a root instead of multiplying by its reciprocal, where nobody else reads that; not for a value that is `needed` as
+/// Divides by a root instead of multiplying by its reciprocal, where nothing else reads that; not for a value that is `needed` as
 /// it is.
 pub fn quotients(b: &Builder, uses: &Uses, needed: &HashSet<ValueId>) -> Vec<Remade> {
     let found: Vec<_> = b.read(|graph| {

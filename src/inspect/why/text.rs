@@ -9,7 +9,7 @@ use lstc_models::{
 
 use super::{Answer, WhyReport};
 
-/// How much of what matched is told.
+/// How much of what matched is shown.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Detail {
     /// A line a sublayer, and of one that did not match the patterns that failed.
@@ -60,7 +60,7 @@ impl fmt::Display for WhyReport {
             Answer::Node(found) => node(f, found)?,
         }
         if self.cut {
-            writeln!(f, "\nMore was tried than is told here.")?;
+            writeln!(f, "\nMore was tried than is shown here.")?;
         }
         Ok(())
     }
