@@ -130,7 +130,7 @@ fn a_refusal_names_nodes_and_answers_one() {
     assert!(talk.starts_with("error: cannot rewrite"), "{talk}");
     let headless = lstc(&["rewrite", text(&case("refused/bert.onnx")), "-o", text(&folder.path().join("x"))]);
     assert_eq!(code(&headless), 1);
-    assert!(stderr(&headless).contains("hint: lstc reads a T5"), "{}", stderr(&headless));
+    assert!(stderr(&headless).contains("lstc reads encoder-decoder models of the T5 family"), "{}", stderr(&headless));
     let look = lstc(&["inspect", text(&model)]);
     assert_eq!(code(&look), 1);
     assert!(stdout(&look).contains("computes Elu"), "{}", stdout(&look));
@@ -291,6 +291,48 @@ fn inspect_tells_a_model_and_a_rewrite() {
         let done = lstc(&[&["inspect", text(&tuned.path("model.onnx")), "--format", format][..], &sizes].concat());
         assert_eq!((code(&done), stderr(&done).as_str()), (0, ""), "{format}");
     }
+}
+
+#[test]
+fn a_model_of_another_family_is_described() {
+    let other = |name: &str| {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/likeness/{name}.onnx")).to_string_lossy().into_owned()
+    };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let out = folder.path().join("tuned");
+    let read = "lstc reads encoder-decoder models of the T5 family";
+    for (name, looks, input) in [
+        ("vit", "looks like a vision encoder that cuts pictures", "`pixel_values`: pictures"),
+        ("whisper_dynamo", "looks like a model that makes text of speech or sound", "`input_features`: sound"),
+        ("llama", "RMS norm and rotary positions (LLaMA-like)", "`input_ids`: token indices"),
+        ("pix2struct", "that takes features, `flattened_patches`", "`flattened_patches`: features"),
+        ("t5_embedded", "looks like a T5 that takes embeddings", "`inputs_embeds`: embeddings"),
+        (
+            "t5_decoder",
+            "looks like the decoder of a T5 without its encoder",
+            "`encoder_hidden_states`: the output of an",
+        ),
+        ("t5_step", "a step of a decoder that reads a cache", "`past.1`: a cache"),
+    ] {
+        let file = other(name);
+        let no = lstc(&["rewrite", &file, "-o", text(&out)]);
+        let first = stderr(&no).lines().next().unwrap_or_default().to_owned();
+        assert_eq!(code(&no), 1, "{}", stderr(&no));
+        assert!(first.starts_with("error: cannot rewrite") && first.contains(looks) && first.contains(read), "{first}");
+        for arguments in [&["inspect", &file][..], &["inspect", &file, "--why"]] {
+            let no = lstc(arguments);
+            assert_eq!(code(&no), 1, "{arguments:?}: {}", stderr(&no));
+            assert!(stdout(&no).contains(looks) && stdout(&no).contains(input), "{arguments:?}: {}", stdout(&no));
+        }
+    }
+    let pair = lstc(&["rewrite", &other("whisper_encoder"), &other("whisper_decoder"), "-o", text(&out)]);
+    assert_eq!(code(&pair), 1, "{}", stderr(&pair));
+    assert!(stderr(&pair).contains("looks like an encoder of speech or sound"), "{}", stderr(&pair));
+    let labels = lstc(&["rewrite", &other("t5_labels"), "-o", text(&out)]);
+    assert!(stderr(&labels).contains("hint: export it with `decoder_input_ids` as an input"), "{}", stderr(&labels));
+    let lora = lstc(&["rewrite", &other("t5_lora"), "-o", text(&out)]);
+    assert!(stderr(&lora).contains("hint: merge the LoRA before the export"), "{}", stderr(&lora));
+    assert!(!out.exists());
 }
 
 #[test]

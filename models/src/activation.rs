@@ -15,11 +15,9 @@ impl Matcher<'_> {
 
     fn activation_at(&self, value: ValueId) -> Match<(Activation, ValueId)> {
         let Some((id, node)) = self.node(value) else {
-            let name = self.graph.value(value).name.clone();
-            return Err(Mismatch {
-                node: name,
-                reason: "is made by no node, where an activation was expected".to_owned(),
-            });
+            let found = self.source_of(value);
+            let reason = format!("is {found}, where an activation was expected");
+            return Err(Mismatch::at(&self.graph.value(value).name, reason));
         };
         let of_runtime = node.domain == MICROSOFT && node.input(1).is_none();
         match node.op.as_str() {
@@ -29,7 +27,7 @@ impl Matcher<'_> {
                 Ok((activation, self.resolve(self.operand(node, 0)?)))
             }
             _ if !node.is_default_domain() => {
-                Err(self.mismatch(node, format!("computes {}, which is no activation that lstc knows", node.kind())))
+                Err(self.mismatch(node, format!("computes {}, an activation that lstc does not know", node.kind())))
             }
             "Relu" => {
                 self.claim(id);
@@ -44,7 +42,10 @@ impl Matcher<'_> {
             "Mul" | "Div" => self.spelled(value),
             other => {
                 let known = "Relu, Gelu (erf or tanh), Silu";
-                Err(self.mismatch(node, format!("computes {other}, which is no activation that lstc knows ({known})")))
+                Err(self.mismatch(
+                    node,
+                    format!("computes {other}, an activation that lstc does not know (it knows {known})"),
+                ))
             }
         }
     }
@@ -54,7 +55,7 @@ impl Matcher<'_> {
         let node = self.expect(value, &["Mul", "Div"])?;
         let (factors, constant) = self.product(value);
         let [a, b] = factors[..] else {
-            return Err(self.mismatch(node, "is a product that spells no activation lstc knows"));
+            return Err(self.mismatch(node, "is a product, but not an activation that lstc knows"));
         };
         for (x, gate) in [(a, b), (b, a)] {
             let Some((id, gate_node)) = self.node(gate) else { continue };
@@ -83,7 +84,7 @@ impl Matcher<'_> {
                 _ => {}
             }
         }
-        Err(self.mismatch(node, "is a product that spells no activation lstc knows"))
+        Err(self.mismatch(node, "is a product, but not an activation that lstc knows"))
     }
 
     /// The curve of a GELU at x: `erf(x / sqrt 2)` or `tanh(sqrt(2/pi) (x + 0.044715 x^3))`.

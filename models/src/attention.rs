@@ -100,7 +100,7 @@ impl Matcher<'_> {
             "Add" => {
                 let Some((scores, bias)) = self.orders(node)?.into_iter().find(|(s, _)| self.leads_to_product(*s))
                 else {
-                    return Err(self.mismatch(node, "holds no product of queries and keys"));
+                    return Err(self.mismatch(node, "does not contain a product of queries and keys"));
                 };
                 let (found, earlier) = self.scores(scores, terms)?;
                 let bias = self.trying("bias", bias, || self.bias(bias, terms))?;
@@ -123,8 +123,8 @@ impl Matcher<'_> {
     /// Counts one of the terms that are added up before a softmax.
     fn one_term(&self, value: ValueId, terms: &mut usize) -> Match<()> {
         let Some(left) = terms.checked_sub(1) else {
-            let node = self.graph.value(value).name.clone();
-            return Err(Mismatch { node, reason: format!("is one of more than {MAX_TERMS} terms of a softmax") });
+            let reason = format!("is one of more than {MAX_TERMS} terms of a softmax");
+            return Err(Mismatch::at(&self.graph.value(value).name, reason));
         };
         *terms = left;
         Ok(())
@@ -164,7 +164,7 @@ impl Matcher<'_> {
                         return Err(self.mismatch(node, "expected a transposition of four axes"));
                     };
                     if perm.iter().any(|p| !(0..4).contains(p)) {
-                        return Err(self.mismatch(node, format!("is no transposition: {perm:?}")));
+                        return Err(self.mismatch(node, format!("has an invalid permutation, {perm:?}")));
                     }
                     order = order.map(|axis| perm[axis] as usize);
                     value = self.resolve(self.operand(node, 0)?);
@@ -262,7 +262,7 @@ impl Matcher<'_> {
                 self.claim(id);
                 let (keep, inner, fill) = (self.operand(node, 0)?, self.operand(node, 1)?, self.operand(node, 2)?);
                 if self.scalar(fill).is_none() || !self.is_mask(keep) {
-                    return Err(self.mismatch(node, "selects a bias by something that is no mask"));
+                    return Err(self.mismatch(node, "selects a bias by something other than a mask"));
                 }
                 match self.bias(inner, terms)? {
                     Some(inner) => Ok(Some(Bias::Where { keep, inner: Box::new(inner), fill })),
@@ -286,7 +286,7 @@ impl Matcher<'_> {
         let value = self.graph.value(value);
         let shape = value.shape().map_or_else(String::new, |s| lstc_graph::shape_text(&s));
         let reason = format!("is a bias {shape} on the attention scores that does not depend on distance alone");
-        Err(Mismatch { node: value.name.clone(), reason })
+        Err(Mismatch::at(&value.name, reason))
     }
 
     /// `unsqueeze(transpose(table[buckets], [2, 0, 1]))`
@@ -314,8 +314,8 @@ impl Matcher<'_> {
             if self.is_mask(value) {
                 return Ok(());
             }
-            let node = self.peek(|| self.node(value)).map_or(&self.graph.value(value).name, |(_, n)| &n.name).clone();
-            Err(Mismatch { node, reason: "depends on learned numbers or on hidden states: it is no mask".to_owned() })
+            let node = self.peek(|| self.node(value)).map_or(&self.graph.value(value).name, |(_, n)| &n.name);
+            Err(Mismatch::at(node, "is not a mask: it depends on learned numbers or on hidden states"))
         })
     }
 

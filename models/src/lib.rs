@@ -15,14 +15,17 @@ mod feed_forward;
 mod folded;
 mod frozen;
 mod inputs;
+mod likeness;
 mod matcher;
 mod norms;
+mod place;
 mod product;
 mod quantised;
 mod recognise;
 mod refusal;
 mod restate;
 mod sight;
+mod survey;
 mod tied;
 mod trace;
 
@@ -33,13 +36,15 @@ pub use anatomy::{
 pub use families::{Family, Names, SpecialTokens, families};
 pub use frozen::Part;
 pub use inputs::{InputRole, ModelInput, model_inputs, unread_inputs};
+pub use likeness::{Build, Likeness, Norms, Placement, Positions, Use};
 pub use norms::{FoundNorm, norms};
+pub use place::{Place, as_path};
 pub use quantised::Quantised;
 pub use recognise::{explain, recognise};
 pub use refusal::{Refusal, Refused};
 pub use restate::{RESTATED, restate_for_device};
 pub use tied::same_matrix;
 pub use trace::{
-    Attempt, BlockTrace, FusedTrace, Known, Meeting, Nearest, NodeRef, NodeTrace, Operand, Outcome, Place, Reason,
+    Attempt, BlockTrace, FusedTrace, Known, Meeting, Nearest, NodeRef, NodeTrace, Operand, Outcome, Reason, Remark,
     SublayerGuess, SublayerTrace, TowerTrace, Trace,
 };

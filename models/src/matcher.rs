@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use lstc_graph::{DType, Graph, Node, NodeId, ValueId, Weight};
 
 use crate::anatomy::Norm;
-use crate::trace::{Found, Record};
+use crate::trace::{Found, Record, Remark};
 
 /// Nodes of the largest product tree that is looked through.
 const MAX_PRODUCT: usize = 32;
@@ -17,6 +17,22 @@ pub struct Mismatch {
     /// The node's name.
     pub node: String,
     pub reason: String,
+    pub remark: Option<Remark>,
+}
+
+impl Mismatch {
+    /// At a node or value of this name.
+    pub fn at(node: impl Into<String>, reason: impl Into<String>) -> Mismatch {
+        Mismatch { node: node.into(), reason: reason.into(), remark: None }
+    }
+
+    /// The reason and the remark.
+    pub fn text(&self) -> String {
+        match self.remark {
+            Some(remark) => format!("{}: {remark}", self.reason),
+            None => self.reason.clone(),
+        }
+    }
 }
 
 /// Nesting of arithmetic on constants that is looked into.
@@ -125,16 +141,20 @@ impl<'g> Matcher<'g> {
             Some((_, node)) if node.is("Dropout") => {
                 Err(self.mismatch(node, "is a Dropout in training mode: the model was exported without `.eval()`"))
             }
-            Some((_, node)) => Err(Mismatch {
-                node: node.name.clone(),
-                reason: format!("is a {}, where {} was expected", node.kind(), ops.join(" or ")),
-            }),
+            Some((_, node)) => {
+                let reason = format!("is {}, where {} was expected", an(&node.kind()), any_of(ops));
+                Err(self.mismatch(node, reason))
+            }
             None => {
-                let name = self.graph.value(value).name.clone();
-                let found = if self.graph.weight(value).is_some() { "a constant" } else { "a graph input" };
-                Err(Mismatch { node: name, reason: format!("is {found}, where {} was expected", ops.join(" or ")) })
+                let reason = format!("is {}, where {} was expected", self.source_of(value), any_of(ops));
+                Err(Mismatch::at(&self.graph.value(value).name, reason))
             }
         }
+    }
+
+    /// What gives a value that no node makes.
+    pub fn source_of(&self, value: ValueId) -> &'static str {
+        if self.graph.weight(value).is_some() { "a constant" } else { "a graph input" }
     }
 
     pub fn operand(&self, node: &Node, index: usize) -> Match<ValueId> {
@@ -142,7 +162,7 @@ impl<'g> Matcher<'g> {
     }
 
     pub fn mismatch(&self, node: &Node, reason: impl Into<String>) -> Mismatch {
-        Mismatch { node: node.name.clone(), reason: reason.into() }
+        Mismatch::at(&node.name, reason)
     }
 
     /// The two orders of a commutative node's operands.
@@ -345,6 +365,24 @@ impl<'g> Matcher<'g> {
             }
         }
         (values, constant)
+    }
+}
+
+/// A word behind its article.
+pub fn an(word: &str) -> String {
+    let article = if word.starts_with(['A', 'E', 'I', 'O', 'U', 'a', 'e', 'i', 'o']) { "an" } else { "a" };
+    format!("{article} {word}")
+}
+
+/// Operators of which one is meant.
+fn any_of(ops: &[&str]) -> String {
+    match ops {
+        [] => "nothing".to_owned(),
+        [one] => an(one),
+        [most @ .., last] => {
+            let most: Vec<String> = most.iter().map(|op| an(op)).collect();
+            format!("{} or {}", most.join(", "), an(last))
+        }
     }
 }
 

@@ -38,7 +38,7 @@ impl Quantised {
         block: usize,
     ) -> Result<Quantised, String> {
         let [rows, columns] = *integers.dims() else {
-            return Err(format!("holds integers {:?}, which are no matrix", integers.dims()));
+            return Err(format!("holds integers of shape {:?}, not a matrix", integers.dims()));
         };
         let dims = [rows, columns];
         let axis = usize::from(matches!(axis, 1 | -1));

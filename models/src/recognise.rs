@@ -4,24 +4,32 @@
 //! Of an add's two operands one is the stream and the other the branch of a sublayer, `f(norm(stream))`. A tower that
 //! a cross-attention reads is walked in the same way.
 //!
-//! Everything that is not understood is collected and refused at once.
+//! Everything that is not understood is collected and refused at once: where a head, a norm or a sublayer is not understood, the
+//! walk continues behind it, as far as what it looks like tells where.
 
 mod foreign;
+mod head;
 mod whole;
 
+use std::cell::OnceCell;
 use std::collections::HashSet;
 use std::ops::Range;
 
 use lstc_graph::{Dim, Graph, Node, NodeId, ValueId};
 
-use crate::anatomy::{Anatomy, AttentionKind, Block, Frozen, Head, Sublayer, SublayerKind, Tower, TowerKind};
+use crate::anatomy::{Anatomy, AttentionKind, Block, Frozen, Sublayer, SublayerKind, Tower, TowerKind};
 use crate::families::families;
+use crate::likeness::Likeness;
 use crate::matcher::{Match, Matcher, Mismatch};
-use crate::refusal::{LM_HEAD, Refusal, Refused};
+use crate::place::Place;
+use crate::refusal::{Refusal, Refused};
 use crate::restate::{Fused, View, restate};
 use crate::sight::look;
+use crate::survey::Survey;
 use crate::tied::is_tied;
-use crate::trace::{BlockPlace, Places, Record, SublayerGuess as Guess, SublayerPlace, TowerPlace, Trace, assemble};
+use crate::trace::{
+    BlockPlace, Places, Record, Remark, SublayerGuess as Guess, SublayerPlace, TowerPlace, Trace, assemble,
+};
 
 /// Recognises the model that a graph computes. Values that the side network needs and that a fused operator keeps to
 /// itself are added to the graph, with the nodes that compute them, under the origin [`RESTATED`](crate::RESTATED).
@@ -41,7 +49,7 @@ pub fn explain(graph: &mut Graph) -> (Result<Anatomy, Refused>, Trace) {
 fn examine(graph: &mut Graph, matcher: for<'g> fn(&'g Graph) -> Matcher<'g>) -> (Result<Anatomy, Refused>, Trace) {
     let foreign = foreign::refusals(graph);
     if !foreign.is_empty() {
-        return (Err(Refused(foreign)), Trace::default());
+        return (Err(Refused { likeness: Likeness::of(graph), refusals: foreign }), Trace::default());
     }
     let Some(View { graph: view, fused }) = restate(graph) else { return walk(matcher(graph), &[]) };
     let (found, trace) = walk(matcher(&view), &fused);
@@ -60,6 +68,8 @@ fn walk(matcher: Matcher, fused: &[Fused]) -> (Result<Anatomy, Refused>, Trace) 
         refusals: Vec::new(),
         stream: HashSet::new(),
         suspects: HashSet::new(),
+        contexts: Vec::new(),
+        survey: OnceCell::new(),
         places: Places::default(),
     };
     let mut anatomy = walk.model();
@@ -70,15 +80,16 @@ fn walk(matcher: Matcher, fused: &[Fused]) -> (Result<Anatomy, Refused>, Trace) 
     let Walk { refusals, places, .. } = walk;
     let found = match anatomy {
         Some(anatomy) if refusals.is_empty() => belongs(anatomy),
-        _ => Err(Refused(refusals)),
+        _ => Err(refusals),
     };
-    let refusals = found.as_ref().err().map_or(&[][..], |refused| &refused.0);
+    let found = found.map_err(|refusals| Refused { likeness: Likeness::plain(graph), refusals });
+    let refusals = found.as_ref().err().map_or(&[][..], |refused| &refused.refusals);
     let trace = assemble(matcher, &places, fused, refusals);
     (found, trace)
 }
 
 /// The first family whose constraints a model meets; else what the nearest one misses.
-fn belongs(mut anatomy: Anatomy) -> Result<Anatomy, Refused> {
+fn belongs(mut anatomy: Anatomy) -> Result<Anatomy, Vec<Refusal>> {
     let mut nearest: Option<Vec<Refusal>> = None;
     for family in families() {
         match family.check(&anatomy) {
@@ -90,11 +101,14 @@ fn belongs(mut anatomy: Anatomy) -> Result<Anatomy, Refused> {
             Err(_) => {}
         }
     }
-    Err(Refused(nearest.unwrap_or_default()))
+    Err(nearest.unwrap_or_default())
 }
 
 /// Sublayers of a tower that are not understood before the walk gives up.
 const MAX_STRANGERS: usize = 64;
+
+/// Towers that attend to each other.
+const MAX_TOWERS: usize = 8;
 
 struct Walk<'m, 'g> {
     matcher: &'m Matcher<'g>,
@@ -105,6 +119,10 @@ struct Walk<'m, 'g> {
     stream: HashSet<ValueId>,
     /// Nodes of branches that were not understood.
     suspects: HashSet<NodeId>,
+    /// What attentions that were not understood attend to, of the tower that is walked.
+    contexts: Vec<ValueId>,
+    /// The attentions of the graph, where something is not understood.
+    survey: OnceCell<Survey<'g>>,
     /// Where in the model the recorded attempts were made.
     places: Places,
 }
@@ -149,12 +167,16 @@ impl<'g> Walk<'_, 'g> {
         self.matcher.graph
     }
 
-    fn refuse(&mut self, place: impl Into<String>, node: impl Into<String>, reason: impl Into<String>) {
-        self.refusals.push(Refusal { place: place.into(), node: node.into(), reason: reason.into() });
+    fn refuse(&mut self, place: Place, node: impl Into<String>, reason: impl Into<String>) {
+        self.refusals.push(Refusal { place, node: node.into(), reason: reason.into() });
     }
 
-    fn mismatch(&mut self, place: &str, mismatch: Mismatch) {
-        self.refuse(place, mismatch.node, mismatch.reason);
+    fn mismatch(&mut self, place: Place, mismatch: &Mismatch) {
+        self.refuse(place, &mismatch.node, mismatch.text());
+    }
+
+    fn survey(&self) -> &Survey<'g> {
+        self.survey.get_or_init(|| Survey::new(self.matcher.graph))
     }
 
     /// Where the next attempt is recorded.
@@ -163,124 +185,51 @@ impl<'g> Walk<'_, 'g> {
     }
 
     fn model(&mut self) -> Option<Anatomy> {
-        let head = self.head();
+        let found = self.head();
         self.places.head = 0..self.mark();
-        let (head, output) = head?;
-        let mut anatomy = Anatomy { family: "", towers: Vec::new(), head };
-        let mut open = Some(output);
-        while let Some(output) = open {
-            let tower = self.tower(output)?;
-            let contexts: HashSet<ValueId> = tower
-                .blocks
-                .iter()
-                .flat_map(|b| &b.sublayers)
-                .filter_map(|s| match &s.kind {
-                    SublayerKind::Attention(a) => a.context,
-                    SublayerKind::FeedForward(_) => None,
-                })
-                .collect();
-            anatomy.towers.insert(0, tower);
+        let (head, end) = match found {
+            Ok((head, output)) => (Some(head), Some(output)),
+            Err(end) => (None, end),
+        };
+        let mut towers: Vec<Option<Tower>> = Vec::new();
+        let mut open: Vec<ValueId> = end.into_iter().collect();
+        let mut seen: HashSet<ValueId> = open.iter().copied().collect();
+        while let Some(output) = open.pop() {
+            if towers.len() == MAX_TOWERS {
+                self.refuse(Place::Model, "", "has more towers that attend to each other than any known model");
+                break;
+            }
+            let tower = self.tower(output);
+            let contexts: HashSet<ValueId> = tower.iter().flat_map(contexts).chain(self.contexts.drain(..)).collect();
             if contexts.len() > 1 {
-                let place = format!("the {}", anatomy.towers[0].kind);
-                self.refuse(place, "", "its blocks attend to different towers");
-                return None;
+                let kind = tower.as_ref().map_or(TowerKind::Decoder, |t| t.kind);
+                self.refuse(Place::Tower(kind), "", "its blocks attend to different towers");
             }
-            open = contexts.into_iter().next();
-            if anatomy.towers.len() > 8 {
-                self.refuse("the model", "", "more towers attend to each other than any model has");
-                return None;
-            }
+            towers.insert(0, tower);
+            open.extend(contexts.into_iter().filter(|context| seen.insert(*context)));
+            open.sort_unstable();
         }
+        let towers: Vec<Tower> = towers.into_iter().collect::<Option<_>>()?;
+        let mut anatomy = Anatomy { family: "", towers, head: head? };
         anatomy.head.tied = is_tied(self.graph(), &anatomy.last().table, &anatomy.head.linear);
         Some(anatomy)
     }
 
-    /// The one graph output that is an LM head, and the tower output that it reads.
-    fn head(&mut self) -> Option<(Head, ValueId)> {
-        let mut found = Vec::new();
-        let mut reasons = Vec::new();
-        for output in outputs(self.graph()) {
-            match self.matcher.attempt(|| self.matcher.trying("LM head", output, || self.match_head(output))) {
-                Ok(head) => found.push(head),
-                Err(mismatch) => reasons.push((self.graph().value(output).name.clone(), mismatch)),
-            }
-        }
-        if found.len() > 1 {
-            for (head, _) in &found {
-                let name = self.graph().value(head.logits).name.clone();
-                let others = found.len() - 1;
-                self.refuse(LM_HEAD, name, format!("is one of several LM heads ({others} more): which to train?"));
-            }
-            return None;
-        }
-        if found.is_empty() && reasons.is_empty() {
-            self.refuse(LM_HEAD, "", "is none: all outputs have four axes, as keys and values for a cache have");
-        }
-        if found.is_empty() {
-            for (output, mismatch) in reasons {
-                let value = self.graph().find(&output);
-                let ends_in_norm = value.is_some_and(|v| {
-                    let layer_norm = self.matcher.node(v).is_some_and(|(_, n)| n.is("LayerNormalization"));
-                    layer_norm || self.matcher.attempt(|| self.matcher.norm(v)).is_ok()
-                });
-                let reason = if ends_in_norm {
-                    format!(
-                        "makes output `{output}`, which is a norm's: an encoder alone, or a model without its LM head"
-                    )
-                } else {
-                    format!("makes output `{output}`, which is no logits of an LM head: it {}", mismatch.reason)
-                };
-                self.refuse(LM_HEAD, mismatch.node, reason);
-            }
-        }
-        found.pop()
-    }
-
-    /// `logits = scale * norm(h) W`, which reads `norm(h)`; the scale may stand on either side of the product.
-    fn match_head(&self, output: ValueId) -> Match<(Head, ValueId)> {
-        let (product, after) = self.scaled(output);
-        let (linear, input) = self.matcher.linear(product)?;
-        let (normed, before) = self.scaled(input);
-        self.matcher.norm(normed)?;
-        Ok((Head { linear, scale: (before * after) as f32, logits: output, tied: false }, normed))
-    }
-
-    /// A value times constants, without looking into the norm that makes it.
-    fn scaled(&self, value: ValueId) -> (ValueId, f64) {
-        let mut value = self.matcher.resolve(value);
-        let mut scale = 1.0;
-        while let Some((id, node)) = self.matcher.node(value)
-            && (node.is("Mul") || node.is("Div"))
-            && let (Some(a), Some(b)) = (node.input(0), node.input(1))
-        {
-            let (x, c) = match (self.matcher.scalar(b), self.matcher.scalar(a)) {
-                (Some(c), _) if node.is("Div") => (a, 1.0 / c),
-                (Some(c), _) => (a, c),
-                (_, Some(c)) if node.is("Mul") => (b, c),
-                _ => break,
-            };
-            self.matcher.claim(id);
-            value = self.matcher.resolve(x);
-            scale *= c;
-        }
-        (value, scale)
-    }
-
     /// Walks a tower back from its output.
     fn tower(&mut self, output: ValueId) -> Option<Tower> {
-        let (start, refused) = (self.mark(), self.refusals.len());
-        let (final_norm, mut stream) = match self.matcher.attempt(|| self.matcher.norm(output)) {
-            Ok(found) => found,
-            Err(mismatch) => {
-                self.mismatch("the end of a tower", mismatch);
-                let place = TowerPlace { ended: self.refusals.last().cloned(), ..TowerPlace::new(output) };
-                self.places.towers.push(TowerPlace { final_norm: start..self.mark(), ..place });
-                return None;
-            }
+        let start = self.mark();
+        let found = self.matcher.attempt(|| self.matcher.norm(output));
+        let final_tried = start..self.mark();
+        let (final_norm, mut stream) = match found {
+            Ok((norm, stream)) => (Ok(norm), stream),
+            Err(mismatch) => match self.survey().normed(output) {
+                Some(stream) => (Err(mismatch), self.matcher.settle(stream)),
+                None => return self.no_tower(output, final_tried, mismatch),
+            },
         };
         self.stream.extend([self.matcher.resolve(output), self.matcher.settle(output)]);
-        let final_tried = start..self.mark();
         let mut steps: Vec<Stretch> = Vec::new();
+        let mut normed: Option<ValueId> = None;
         let mut strangers = 0;
         let mut mark;
         let embedding = loop {
@@ -289,39 +238,53 @@ impl<'g> Walk<'_, 'g> {
             let embedding = self.matcher.attempt(|| self.embedding(stream));
             let stepped = self.mark();
             if let Ok(embedding) = embedding {
-                break Some((embedding, stream));
+                break Ok((embedding, stream));
             }
             let looked_up = |n: &Node| n.is("Gather") || n.is("DequantizeLinear");
             if let Some((_, node)) = self.matcher.node(stream).filter(|(_, n)| looked_up(n))
                 && let Err(mismatch) = embedding
             {
-                self.refuse("the embedding", node.name.clone(), mismatch.reason);
-                break None;
+                break Err((
+                    Place::Embedding as fn(TowerKind) -> Place,
+                    Mismatch { node: node.name.clone(), ..mismatch },
+                ));
             }
             match self.step(stream) {
                 Ok((step, before)) => {
                     strangers += usize::from(matches!(step, Step::Stranger(..)));
                     if strangers > MAX_STRANGERS {
-                        let node = self.graph().value(stream).name.clone();
                         let reason = format!(
                             "comes before {MAX_STRANGERS} sublayers that were not understood: the rest is not looked at"
                         );
-                        self.refuse("the residual stream", node, reason);
-                        break None;
+                        break Err((of_stream, Mismatch::at(&self.graph().value(stream).name, reason)));
                     }
                     steps.push(Stretch { step, input: before, output: stream, tried: stepped..self.mark() });
                     stream = before;
                 }
-                Err(mismatch) => {
-                    self.mismatch("the residual stream", mismatch);
-                    break None;
-                }
+                Err(mismatch) => match self.survey().normed(stream) {
+                    Some(before) => {
+                        normed.get_or_insert(stream);
+                        stream = self.matcher.settle(before);
+                    }
+                    None => break Err((of_stream, mismatch)),
+                },
             }
         };
         steps.reverse();
         let crosses = steps.iter().any(|s| s.step.guess() == Guess::Cross);
         let kind = if crosses { TowerKind::Decoder } else { TowerKind::Encoder };
-        let ended = embedding.is_none().then(|| self.refusals[refused..].last().cloned()).flatten();
+        if let Err(mismatch) = &final_norm {
+            self.mismatch(Place::FinalNorm(kind), mismatch);
+        }
+        if let Some(normed) = normed {
+            let name = self.matcher.node(normed).map_or_else(String::new, |(_, n)| n.name.clone());
+            let reason = "is a norm of the residual stream itself: the norms of a T5 stand on the branches, before each sublayer";
+            self.refuse(of_stream(kind), name, reason);
+        }
+        let ended = embedding.as_ref().err().map(|(place, mismatch)| {
+            self.mismatch(place(kind), mismatch);
+            Refusal { place: place(kind), node: mismatch.node.clone(), reason: mismatch.text() }
+        });
         self.places.towers.push(TowerPlace {
             kind,
             final_norm: final_tried,
@@ -330,15 +293,31 @@ impl<'g> Walk<'_, 'g> {
             ..TowerPlace::new(output)
         });
         let blocks = self.blocks(kind, steps);
-        let ((table, tokens), embedding) = embedding?;
+        let ((table, tokens), embedding) = embedding.ok()?;
         let width = table.dims(self.graph())[1];
         let shape = self.graph().shape(tokens).unwrap_or_default();
         let [batch, length] = <[Dim; 2]>::try_from(shape).ok().or_else(|| {
             let name = self.graph().value(tokens).name.clone();
-            self.refuse(Refusal::tower(kind), name, "expected token indices [batch, length]");
+            self.refuse(Place::Tower(kind), name, "expected token indices [batch, length]");
             None
         })?;
+        let final_norm = final_norm.ok()?;
         Some(Tower { kind, width, tokens, table, embedding, blocks, final_norm, output, batch, length })
+    }
+
+    /// A value that does not end a tower.
+    fn no_tower(&mut self, output: ValueId, final_norm: Range<usize>, mismatch: Mismatch) -> Option<Tower> {
+        let reason = if self.graph().inputs.contains(&output) {
+            "is an input of the model that cross-attention reads: the encoder whose output it is belongs to another file"
+                .to_owned()
+        } else {
+            mismatch.text()
+        };
+        let refusal = Refusal { place: Place::TowerEnd, node: mismatch.node, reason };
+        let place = TowerPlace { ended: Some(refusal.clone()), final_norm, ..TowerPlace::new(output) };
+        self.places.towers.push(place);
+        self.refusals.push(refusal);
+        None
     }
 
     /// `table[tokens]`: the table and the tokens.
@@ -367,10 +346,17 @@ impl<'g> Walk<'_, 'g> {
         match self.matcher.attempt(|| self.sublayer(branch, residual)) {
             Ok(sublayer) => Ok((Step::Sublayer(Box::new(sublayer)), residual)),
             Err(mut mismatch) => {
-                let guess = self.guess(branch, residual);
+                let mut guess = self.guess(branch, residual);
+                if guess == Guess::Other && self.survey().biased(branch) {
+                    guess = self.guess_by_softmax(branch, residual);
+                    let name = self.matcher.node(branch).map_or_else(String::new, |(_, n)| n.name.clone());
+                    mismatch = Mismatch::at(name, "is a matrix product with a bias: the layers of a T5 have none");
+                }
                 if guess == Guess::Other {
-                    mismatch.reason +=
-                        ": it is added to the residual stream, but is neither attention nor feed-forward";
+                    mismatch.remark = Some(Remark::NoSublayer);
+                }
+                if guess == Guess::Cross {
+                    self.contexts.extend(self.survey().context(branch, residual));
                 }
                 self.suspects.extend(self.graph().ancestors_until([branch], |v| v == residual));
                 Ok((Step::Stranger(guess, mismatch), residual))
@@ -401,8 +387,8 @@ impl<'g> Walk<'_, 'g> {
             .or_else(|_| self.matcher.attempt(|| self.matcher.feed_forward(stream).map(|(_, input)| input)));
         let (_, before) = self.matcher.attempt(|| self.matcher.norm(read?)).ok()?;
         let node = self.matcher.node(stream).map_or_else(String::new, |(_, n)| n.name.clone());
-        let reason = "the output of a sublayer is not added to the residual stream".to_owned();
-        Some((Step::Stranger(self.guess(stream, before), Mismatch { node, reason }), before))
+        let mismatch = Mismatch::at(node, "the output of a sublayer is not added to the residual stream");
+        Some((Step::Stranger(self.guess(stream, before), mismatch), before))
     }
 
     fn sublayer(&self, branch: ValueId, residual: ValueId) -> Match<Sublayer> {
@@ -419,8 +405,7 @@ impl<'g> Walk<'_, 'g> {
         let (norm, x) = self.matcher.norm(input)?;
         if x != self.matcher.resolve(residual) {
             let name = self.matcher.node(branch).map_or_else(String::new, |(_, n)| n.name.clone());
-            let reason = "reads another point of the residual stream than it is added to".to_owned();
-            return Err(Mismatch { node: name, reason });
+            return Err(Mismatch::at(name, "reads another point of the residual stream than it is added to"));
         }
         Ok(Sublayer { norm, kind })
     }
@@ -430,6 +415,10 @@ impl<'g> Walk<'_, 'g> {
         if !self.matcher.is_product(branch) {
             return Guess::Other;
         }
+        self.guess_by_softmax(branch, residual)
+    }
+
+    fn guess_by_softmax(&self, branch: ValueId, residual: ValueId) -> Guess {
         // Behind cross-attention, on the far side of its own softmax, lies another tower with softmaxes of its own.
         let nodes = self.graph().ancestors_until([branch], |v| v == residual);
         match nodes.iter().filter(|n| self.graph().node(**n).is("Softmax")).count() {
@@ -450,6 +439,10 @@ impl<'g> Walk<'_, 'g> {
         let mut places: Vec<BlockPlace> = Vec::new();
         for Stretch { step, input, output, tried } in steps {
             let guess = step.guess();
+            if let (true, Step::Stranger(Guess::Other, mismatch)) = (blocks.is_empty(), &step) {
+                self.mismatch(Place::Embedding(kind), mismatch);
+                continue;
+            }
             if guess == Guess::SelfAttention || blocks.is_empty() {
                 blocks.push(Block { input, output, sublayers: Vec::new() });
                 shapes.push(Vec::new());
@@ -464,33 +457,45 @@ impl<'g> Walk<'_, 'g> {
             }
             match step {
                 Step::Sublayer(sublayer) => blocks[index].sublayers.push(*sublayer),
-                Step::Stranger(_, mismatch) => self.mismatch(&Refusal::block(kind, index), mismatch),
+                Step::Stranger(_, mismatch) => self.mismatch(Place::Block(kind, index), &mismatch),
             }
         }
         if let Some(tower) = self.places.towers.last_mut() {
             tower.blocks = places;
         }
         if blocks.is_empty() {
-            self.refuse(Refusal::tower(kind), "", "has no blocks");
+            self.refuse(Place::Tower(kind), "", "has no blocks");
         }
         for (index, shape) in shapes.into_iter().enumerate() {
             if shape == wanted {
                 continue;
             }
             let last = self.graph().value(blocks[index].output).name.clone();
-            let reason = if kind == TowerKind::Decoder && !shape.contains(&Guess::Cross) {
+            let (node, reason) = if kind == TowerKind::Decoder && !shape.contains(&Guess::Cross) {
                 let first = self.graph().value(blocks[index].input).name.clone();
-                format!("no cross-attention found between `{first}` and `{last}`")
+                (String::new(), format!("no cross-attention found between `{first}` and `{last}`"))
             } else {
                 let names: Vec<&str> = shape.iter().map(|g| g.name()).collect();
                 let wanted: Vec<&str> = wanted.iter().map(|g| g.name()).collect();
-                format!("ends a block of {}, not of {}", names.join(", "), wanted.join(", "))
+                (last, format!("ends a block of {}, not of {}", names.join(", "), wanted.join(", ")))
             };
-            let node = if reason.starts_with("no ") { String::new() } else { last };
-            self.refuse(Refusal::block(kind, index), node, reason);
+            self.refuse(Place::Block(kind, index), node, reason);
         }
         blocks
     }
+}
+
+/// What the cross-attentions of a tower attend to.
+fn contexts(tower: &Tower) -> impl Iterator<Item = ValueId> {
+    tower.blocks.iter().flat_map(|b| &b.sublayers).filter_map(|s| match &s.kind {
+        SublayerKind::Attention(a) => a.context,
+        SublayerKind::FeedForward(_) => None,
+    })
+}
+
+/// A place on the residual stream of a tower.
+fn of_stream(kind: TowerKind) -> Place {
+    Place::Stream(Some(kind))
 }
 
 /// The outputs without keys and values for a cache, which have four axes: training needs none. Where there are no others,

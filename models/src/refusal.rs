@@ -1,44 +1,26 @@
 //! What was not understood, and where.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use serde::Serialize;
 
-use crate::anatomy::TowerKind;
+use crate::likeness::Likeness;
+use crate::place::Place;
 
 /// One thing that was not understood.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Refusal {
-    /// `block 3 of the decoder`, `the LM head`, ...
-    pub place: String,
+    pub place: Place,
     /// The node's name; empty where no single node is to blame.
     pub node: String,
     pub reason: String,
 }
 
-pub(crate) const LM_HEAD: &str = "the LM head";
-
 impl Refusal {
-    /// The place of what is wrong with a block.
-    pub(crate) fn block(kind: TowerKind, index: usize) -> String {
-        format!("block {index} of the {kind}")
-    }
-
-    /// The place of what is wrong with a tower.
-    pub(crate) fn tower(kind: TowerKind) -> String {
-        format!("the {kind}")
-    }
-
-    /// Where a trace tells of it: `head`, `decoder`, `decoder.1`, or the name of a node or value.
-    pub fn query(&self) -> Option<String> {
-        let kind = |name: &str| ["encoder", "decoder"].into_iter().find(|kind| *kind == name);
-        let block = || {
-            let (index, name) = self.place.strip_prefix("block ")?.split_once(" of the ")?;
-            Some(format!("{}.{index}", kind(name)?))
-        };
-        let tower = || Some(kind(self.place.strip_prefix("the ")?)?.to_owned());
-        let head = || (self.place == LM_HEAD).then(|| "head".to_owned());
-        block().or_else(tower).or_else(head).or_else(|| Some(self.node.clone()).filter(|node| !node.is_empty()))
+    /// Of the place as a whole.
+    pub fn whole(place: Place, reason: impl Into<String>) -> Refusal {
+        Refusal { place, node: String::new(), reason: reason.into() }
     }
 }
 
@@ -52,7 +34,34 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// A model that is not understood, with every reason.
+/// Refusals of one tower for one reason that are all listed; of more, the first ones.
+const ALIKE: usize = 3;
+
+/// A model that is not understood: what it looks like, and every reason.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{}", .0.iter().map(|r| format!("  {r}")).collect::<Vec<_>>().join("\n"))]
-pub struct Refused(pub Vec<Refusal>);
+pub struct Refused {
+    pub likeness: Likeness,
+    /// In the order in which the model was walked.
+    pub refusals: Vec<Refusal>,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let key = |r: &Refusal| (r.place.tower(), r.reason.clone());
+        let mut counts: HashMap<_, usize> = HashMap::new();
+        self.refusals.iter().for_each(|r| *counts.entry(key(r)).or_default() += 1);
+        let mut told: HashMap<_, usize> = HashMap::new();
+        let mut lines = Vec::new();
+        for refusal in &self.refusals {
+            let told = told.entry(key(refusal)).or_default();
+            *told += 1;
+            let count = counts.get(&key(refusal)).copied().unwrap_or_default();
+            match count - *told {
+                _ if *told < ALIKE || count == ALIKE => lines.push(format!("  {refusal}")),
+                more if *told == ALIKE => lines.push(format!("  {refusal}; likewise in {more} more places")),
+                _ => {}
+            }
+        }
+        f.write_str(&lines.join("\n"))
+    }
+}

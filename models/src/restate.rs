@@ -163,7 +163,7 @@ fn constant_like(b: &Builder, value: f32, like: ValueId) -> ValueId {
 }
 
 fn softmax(b: &Builder, graph: &Graph, node: &Node) -> Made {
-    let x = exponentials(graph, node).ok_or("it is no softmax over the last axis")?;
+    let x = exponentials(graph, node).ok_or("it is not a softmax over the last axis")?;
     Ok(vec![(0, b.unshared("Softmax", &[x], Attributes::none().int("axis", -1), 1)[0])])
 }
 

@@ -55,7 +55,7 @@ pub(crate) fn look(graph: &Graph, anatomy: &mut Anatomy) -> Vec<Refusal> {
                 None => {
                     let named = attention.bias.iter().flat_map(Bias::masks).next().unwrap_or(attention.softmax);
                     let node = graph.value(named).name.clone();
-                    refusals.push((place, Refusal { place: Refusal::block(tower.kind, block), node, reason }, 0));
+                    refusals.push((place, Refusal { place: crate::place::Place::Block(tower.kind, block), node, reason }, 0));
                 }
             },
         }
@@ -79,7 +79,7 @@ fn contradictions(graph: &Graph, anatomy: &Anatomy) -> Vec<Refusal> {
         marks(Marks::Tokens) && marks(Marks::Padding)
     };
     let refuse = |input: &ValueId| Refusal {
-        place: "the model".to_owned(),
+        place: crate::place::Place::Model,
         node: graph.value(*input).name.clone(),
         reason: "marks tokens for some attentions, and padding for others".to_owned(),
     };

@@ -71,13 +71,13 @@ pub struct BlockTrace {
 pub struct SublayerTrace {
     pub kind: SublayerGuess,
     /// The node that makes the point of the stream behind it: mostly a residual add.
-    pub add: Place,
+    pub add: NodeRef,
     pub outcome: Outcome,
     pub tried: Vec<Attempt>,
 }
 
 /// What a branch of the residual stream looks like from afar; the patterns that are tried on it follow from that.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SublayerGuess {
     SelfAttention,
@@ -113,7 +113,7 @@ impl SublayerGuess {
 #[derive(Clone, Debug, Serialize)]
 pub struct Attempt {
     pub pattern: &'static str,
-    pub at: Place,
+    pub at: NodeRef,
     pub outcome: Outcome,
     /// The nodes that it took itself, without those of the patterns that it tried.
     pub took: Vec<NodeRef>,
@@ -142,12 +142,10 @@ impl Outcome {
         matches!(self, Outcome::Matched { .. })
     }
 
-    /// True for a mismatch that another one led to: at the same place, for the same reason or that and a remark.
+    /// True for a mismatch that another one led to: at the same node, for the same reason, with a remark or without.
     pub fn is_because_of(&self, inner: &Outcome) -> bool {
         match (self, inner) {
-            (Outcome::No(outer), Outcome::No(inner)) => {
-                outer.place == inner.place && outer.reason.starts_with(&inner.reason)
-            }
+            (Outcome::No(outer), Outcome::No(inner)) => outer.node == inner.node && outer.reason == inner.reason,
             _ => false,
         }
     }
@@ -156,24 +154,39 @@ impl Outcome {
 /// Why a pattern does not hold: that of the innermost one.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Reason {
-    pub place: Place,
+    pub node: NodeRef,
     pub reason: String,
+    /// What makes it worse.
+    pub remark: Option<Remark>,
     /// What the node reads.
     pub reads: Vec<Operand>,
 }
 
+/// What is said of a mismatch from farther away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Remark {
+    /// The branch of the residual stream is no sublayer at all.
+    NoSublayer,
+}
+
+impl fmt::Display for Remark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Remark::NoSublayer => "it is added to the residual stream, but is neither attention nor feed-forward",
+        })
+    }
+}
+
 /// A node, or a value that no node makes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
-pub struct Place {
+pub struct NodeRef {
     pub name: String,
     /// The operator; `input` or `constant` where no node makes the value.
     pub operator: String,
 }
 
-/// A node, by name and operator.
-pub type NodeRef = Place;
-
-impl fmt::Display for Place {
+impl fmt::Display for NodeRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "`{}` ({})", self.name, self.operator)
     }

@@ -53,7 +53,10 @@ impl Tally {
         match read().map(|mut graph| recognise(&mut graph)) {
             Ok(Ok(_)) => self.recognised += 1,
             Ok(Err(refused)) => {
-                assert!(!refused.0.is_empty() && !refused.to_string().is_empty(), "{what}: refused without a reason");
+                assert!(
+                    !refused.refusals.is_empty() && !refused.to_string().is_empty(),
+                    "{what}: refused without a reason"
+                );
                 self.refused += 1;
             }
             Err(error) => {

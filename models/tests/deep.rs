@@ -168,10 +168,10 @@ fn deep_graphs_are_refused() {
             let start = Instant::now();
             let refused = recognise(&mut graph).err().unwrap_or_else(|| panic!("{what} {place} must be refused"));
             let took = start.elapsed();
-            assert!(refused.0.len() < 200, "{} refusals", refused.0.len());
+            assert!(refused.refusals.len() < 200, "{} refusals", refused.refusals.len());
             println!(
                 "{what} {place}: {took:.2?}, {}",
-                refused.0[refused.0.len() - 1].to_string().chars().take(160).collect::<String>()
+                refused.refusals[refused.refusals.len() - 1].to_string().chars().take(160).collect::<String>()
             );
             assert!(took < LIMIT, "{what} {place}: {took:?}");
             let start = Instant::now();

@@ -156,8 +156,8 @@ fn a_product_of_integers_has_the_zero_point_of_its_quantisation() {
         }
     };
     accepts(product("z"));
-    refuses("is a Mul, where MatMul was expected", product("other"));
-    refuses("is a Mul, where MatMul was expected", product(""));
+    refuses("is a Mul, where a MatMul was expected", product("other"));
+    refuses("is a Mul, where a MatMul was expected", product(""));
 }
 
 #[test]

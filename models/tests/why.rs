@@ -7,7 +7,8 @@ use lstc_graph::onnx::proto::attribute_proto::AttributeType;
 use lstc_graph::onnx::proto::{AttributeProto, GraphProto, ModelProto, NodeProto};
 use lstc_graph::{Graph, load, load_bytes, parse};
 use lstc_models::{
-    Attempt, Known, Meeting, NodeTrace, Outcome, Reason, SublayerGuess, SublayerTrace, Trace, explain, recognise,
+    Attempt, Known, Meeting, NodeTrace, Outcome, Place, Reason, SublayerGuess, SublayerTrace, TowerKind, Trace,
+    explain, recognise,
 };
 use prost::Message;
 
@@ -55,7 +56,7 @@ fn skeleton(text: &mut String, depth: usize, tried: &[Attempt]) {
     for attempt in tried {
         let outcome = match &attempt.outcome {
             Outcome::Matched { found } => found,
-            Outcome::No(reason) => &reason.place.operator,
+            Outcome::No(reason) => &reason.node.operator,
         };
         let took: Vec<&str> = attempt.took.iter().map(|n| n.operator.as_str()).collect();
         let _ = writeln!(
@@ -105,8 +106,13 @@ fn what_is_explained_is_what_is_recognised() {
         assert!(trace.head.iter().any(|a| a.outcome.is_match()));
     }
     for path in refused() {
-        let refusals = recognise(&mut open(&path)).expect_err("it must be refused").0;
-        assert_eq!(refusals, explain(&mut open(&path)).0.expect_err("it must be refused").0, "{}", path.display());
+        let refusals = recognise(&mut open(&path)).expect_err("it must be refused").refusals;
+        assert_eq!(
+            refusals,
+            explain(&mut open(&path)).0.expect_err("it must be refused").refusals,
+            "{}",
+            path.display()
+        );
     }
 }
 
@@ -133,7 +139,7 @@ fn a_sublayer_is_told_down_to_the_pattern_that_failed() {
         assert_eq!(sublayer.kind, SublayerGuess::FeedForward);
         assert_eq!(sublayer.add.operator, "Add");
         let why = reason(&sublayer.outcome);
-        assert_eq!((why.place.operator.as_str(), why.reads.len()), ("Elu", 1));
+        assert_eq!((why.node.operator.as_str(), why.reads.len()), ("Elu", 1));
         assert!(why.reads[0].operator == "MatMul" && why.reads[0].shape.starts_with("f32["), "{:?}", why.reads);
         let mut tried = &sublayer.tried;
         let mut way = Vec::new();
@@ -153,20 +159,24 @@ fn a_walk_that_goes_astray_is_told() {
     assert!(reason(&failed.outcome).reason.contains("not added to the residual stream"));
     assert!(failed.tried.iter().any(|a| a.pattern == "feed-forward" && a.outcome.is_match()));
     let (_, trace) = of_refused("bert.onnx");
-    assert!(trace.towers.is_empty());
-    assert_eq!(reason(&trace.head[0].outcome).place.operator, "LayerNormalization");
+    // The walk continues behind a head that is not understood.
+    let kinds = |trace: &Trace| sublayers(trace).map(|s| s.kind).collect::<Vec<_>>();
+    let block = [SublayerGuess::SelfAttention, SublayerGuess::FeedForward];
+    assert_eq!(kinds(&trace), [block, block].concat());
+    assert!(trace.towers.len() == 1 && trace.towers[0].ended.is_some());
+    assert_eq!(reason(&trace.head[0].outcome).node.operator, "LayerNormalization");
 }
 
 /// The patterns that met a node in the way that is given.
-fn met(node: &NodeTrace, known: Known) -> Vec<(&str, &[&'static str])> {
-    node.parts.iter().filter(|p| p.known == known).map(|p| (p.place.as_str(), &p.patterns[..])).collect()
+fn met(node: &NodeTrace, known: Known) -> Vec<(Place, &[&'static str])> {
+    node.parts.iter().filter(|p| p.known == known).map(|p| (p.place, &p.patterns[..])).collect()
 }
 
 #[test]
 fn a_node_is_told_with_the_patterns_that_met_it() {
     let (graph, trace) = of_refused("unknown_activation.onnx");
     let about = |name: &str| trace.about(&graph, name).unwrap_or_else(|| panic!("{name} is there"));
-    let place = "decoder.1.feed-forward";
+    let place = Place::Sublayer(TowerKind::Decoder, 1, SublayerGuess::FeedForward);
     let node = about("/model/decoder/block.1/layer.2/DenseReluDense/act/Relu");
     assert_eq!(met(&node, Known::Blamed), [(place, &["feed-forward", "plain", "activation"][..])]);
     assert!(met(&node, Known::Took).is_empty());

@@ -42,7 +42,7 @@ pub fn model(report: &ModelReport) -> String {
         ));
     }
     let body = html! {
-        @if refused { (refusals(&report.refusals)) }
+        @if refused { (refusals(report)) }
         @if let Some(model) = &report.model { section { (tables::backbone(model)) } }
         @if let Some(memory) = &report.memory { section.memory { h2 { "Predicted memory of training" } (tables::memory(memory)) } }
         @if report.ladder.is_some() { section { (tables::groups(&report.parameters)) } }
@@ -108,12 +108,12 @@ fn short(path: &Path) -> String {
     parts.into_iter().rev().collect::<Vec<_>>().join("/")
 }
 
-fn refusals(reasons: &[String]) -> Markup {
+fn refusals(report: &ModelReport) -> Markup {
     html! {
         section.refused {
             h2 { "Not understood" }
-            p { "lstc does not rewrite this model: " }
-            ul { @for reason in reasons { li { bdi { (reason) } } } }
+            p { "lstc does not rewrite this model" @if let Some(likeness) = &report.likeness { ": it " bdi { (likeness.verdict()) } } "." }
+            ul { @for reason in &report.refusals { li { bdi { (reason) } } } }
         }
     }
 }

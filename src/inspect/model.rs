@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use lstc_graph::{Graph, ValueId};
-use lstc_models::recognise;
+use lstc_models::{Likeness, recognise};
 use lstc_passes::{Module, Options, artifacts, ladder_side_tuning};
 use serde::Serialize;
 
@@ -41,6 +41,8 @@ pub struct ModelReport {
     pub memory: Option<Memory>,
     /// What is odd about the model.
     pub warnings: Vec<String>,
+    /// What the model looks like, where it is refused.
+    pub likeness: Option<Likeness>,
     /// Why the model is refused.
     pub refusals: Vec<String>,
     /// What shows more of the first refusal.
@@ -74,6 +76,7 @@ impl ModelReport {
             ladder: None,
             memory: None,
             warnings: Vec::new(),
+            likeness: None,
             refusals: Vec::new(),
             hint: None,
         };
@@ -97,8 +100,10 @@ impl ModelReport {
                 report.model = Some(summary);
             }
             Err(refused) => {
-                report.refusals = refused.0.iter().map(ToString::to_string).collect();
-                report.hint = why::hint(model, &refused);
+                report.refusals = refused.refusals.iter().map(ToString::to_string).collect();
+                let hints = refused.likeness.advice().into_iter().chain(why::hint(model, &refused));
+                report.hint = Some(hints.collect::<Vec<_>>().join("; ")).filter(|hint| !hint.is_empty());
+                report.likeness = Some(refused.likeness);
             }
         }
         Ok(report)
@@ -161,6 +166,10 @@ impl fmt::Display for ModelReport {
             writeln!(f, "  weights  {dtype}: {} in {} tensors, {}", w.elements, w.tensors, Bytes(w.bytes as u64))?;
         }
         let Some(model) = &self.model else {
+            if let Some(likeness) = &self.likeness {
+                writeln!(f, "\n{}", likeness.verdict())?;
+                likeness.seen().iter().try_for_each(|seen| writeln!(f, "  {seen}"))?;
+            }
             writeln!(f, "\nnot understood:")?;
             return self.refusals.iter().try_for_each(|r| writeln!(f, "  {r}"));
         };

@@ -5,7 +5,10 @@ mod text;
 
 use std::path::PathBuf;
 
-use lstc_models::{Attempt, BlockTrace, NodeTrace, Refusal, SublayerTrace, TowerKind, TowerTrace, Trace, explain};
+use lstc_models::{
+    Attempt, BlockTrace, Likeness, NodeTrace, Place, Refusal, SublayerTrace, TowerKind, TowerTrace, Trace, as_path,
+    explain,
+};
 use serde::Serialize;
 
 use crate::rewrite::SourceModel;
@@ -18,6 +21,8 @@ pub struct WhyReport {
     /// One file, or the encoder's and the decoder's.
     pub files: Vec<PathBuf>,
     pub understood: bool,
+    /// What the model looks like, where it is refused.
+    pub likeness: Option<Likeness>,
     /// Why the model is refused, whatever was asked for.
     pub refusals: Vec<Refusal>,
     /// What was asked for; empty for everything.
@@ -42,8 +47,9 @@ pub enum Answer {
 /// A part of a tower, with what it is called.
 #[derive(Debug, Serialize)]
 pub struct Within<T> {
-    /// `decoder.1`, `decoder.1.feed-forward`
-    pub place: String,
+    /// As `--why` takes it.
+    #[serde(serialize_with = "as_path")]
+    pub place: Place,
     #[serde(flatten)]
     pub part: T,
 }
@@ -57,16 +63,18 @@ impl WhyReport {
         let mut graph = model.read()?;
         let (found, trace) = explain(&mut graph);
         let cut = trace.cut;
-        // A name of the model's own goes before what it looks like.
         let node = || trace.about(&graph, asked).map(|node| Answer::Node(Box::new(node)));
         let answer = match Query::parse(asked).and_then(|query| answer(&trace, query)).or_else(node) {
             Some(answer) => answer,
             None => return Err(unknown(model, &graph, &trace, asked)),
         };
-        let refusals = found.err().map(|refused| refused.0).unwrap_or_default();
+        let refused = found.err();
+        let likeness = refused.as_ref().map(|refused| refused.likeness.clone());
+        let refusals = refused.map(|refused| refused.refusals).unwrap_or_default();
         Ok(WhyReport {
             files: model.files().to_vec(),
             understood: refusals.is_empty(),
+            likeness,
             refusals,
             query: asked.to_owned(),
             answer,
@@ -83,20 +91,21 @@ fn answer(trace: &Trace, query: Query) -> Option<Answer> {
     match query {
         Query::Everything => Some(Answer::Everything(trace.clone())),
         Query::Head => Some(Answer::Head(trace.head.clone())),
+        Query::Named(_) => None,
         Query::Tower(kind) => {
             let found: Vec<TowerTrace> = towers(kind).cloned().collect();
             some(found.is_empty(), Answer::Towers(found))
         }
         Query::Block(kind, index) => {
-            let within = |part: &BlockTrace| Within { place: format!("{kind}.{index}"), part: part.clone() };
+            let within = |part: &BlockTrace| Within { place: Place::Block(kind, index), part: part.clone() };
             let found: Vec<_> = blocks(kind, index).map(within).collect();
             some(found.is_empty(), Answer::Blocks(found))
         }
         Query::Sublayer(kind, index, which) => {
             let is_meant = |(at, s): &(usize, &SublayerTrace)| which == s.kind.name() || which.parse() == Ok(*at);
-            let within = |(_, part): (usize, &SublayerTrace)| {
-                let place = format!("{kind}.{index}.{}", part.kind.name());
-                Within { place, part: part.clone() }
+            let within = |(_, part): (usize, &SublayerTrace)| Within {
+                place: Place::Sublayer(kind, index, part.kind),
+                part: part.clone(),
             };
             let sublayers = blocks(kind, index).flat_map(|b| b.sublayers.iter().enumerate());
             let found: Vec<_> = sublayers.filter(is_meant).map(within).collect();

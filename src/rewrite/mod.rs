@@ -135,22 +135,17 @@ pub fn open(model: &SourceModel) -> anyhow::Result<(Graph, Anatomy)> {
 
 /// A model that was refused.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot rewrite `{model}`\n{refused}")]
+#[error("cannot rewrite `{model}`: it {}\n{refused}", refused.likeness.verdict())]
 pub struct NotUnderstood {
     pub model: SourceModel,
     pub refused: lstc_models::Refused,
 }
 
 impl NotUnderstood {
-    /// What to do about it: which models lstc reads, where this is another one, and what shows more.
+    /// What to do about it, and what shows more.
     pub fn hint(&self) -> Option<String> {
-        let whole = self.refused.0.iter().any(|r| r.place == "the LM head" || r.place == "the model");
-        let about = whole.then(|| {
-            "lstc reads a T5ForConditionalGeneration: one file from input_ids, attention_mask and decoder_input_ids to \
-             logits, or an encoder's and a decoder's file, or the folder that holds them"
-                .to_owned()
-        });
-        let hints: Vec<String> = about.into_iter().chain(why::hint(&self.model, &self.refused)).collect();
+        let advice = self.refused.likeness.advice();
+        let hints: Vec<String> = advice.into_iter().chain(why::hint(&self.model, &self.refused)).collect();
         (!hints.is_empty()).then(|| hints.join("; "))
     }
 }

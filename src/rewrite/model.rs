@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use lstc_graph::{DType, Dim, Graph, ValueId, join, load, widen};
+use lstc_models::{Likeness, Place, Refusal, Refused, Use};
 
+use super::NotUnderstood;
 use super::manifest::is_rewritten;
 use crate::report::Hinted;
 
@@ -65,14 +67,7 @@ impl SourceModel {
     /// What is wrong with a file; files that are no encoder and decoder of one model.
     pub fn read(&self) -> anyhow::Result<Graph> {
         let mut graph = match &self.0[..] {
-            [file] => {
-                let graph = load(file)?;
-                match part(&graph) {
-                    Part::Decoder(_) => return Err(alone(file, "a decoder that reads an encoder's output")),
-                    Part::Step => return Err(step_alone(file)),
-                    Part::Encoder(_) | Part::Whole => graph,
-                }
-            }
+            [file] => load(file)?,
             files => joined(files)?,
         };
         widen(&mut graph, DType::BF16);
@@ -83,11 +78,6 @@ impl SourceModel {
 fn alone(file: &Path, what: &str) -> anyhow::Error {
     let error = anyhow!("`{}` is {what}, and nothing else", file.display());
     Hinted::new(error, "pass the encoder's and the decoder's file, or the folder that holds both").into()
-}
-
-fn step_alone(file: &Path) -> anyhow::Error {
-    let error = anyhow!("`{}` is a decoder's step that reads a cache of keys and values", file.display());
-    Hinted::new(error, "training needs the decoder without a cache, decoder_model.onnx").into()
 }
 
 fn in_folder(folder: &Path) -> anyhow::Result<SourceModel> {
@@ -128,7 +118,7 @@ fn in_folder(folder: &Path) -> anyhow::Result<SourceModel> {
     }
 }
 
-/// What a file of a model computes, by its inputs and outputs.
+/// What a file of a model computes.
 enum Part {
     /// From tokens to hidden states: this output.
     Encoder(ValueId),
@@ -139,14 +129,20 @@ enum Part {
     Whole,
 }
 
-fn part(graph: &Graph) -> Part {
+fn part(graph: &Graph, likeness: &Likeness) -> Part {
     let of_rank = |values: &[ValueId], rank: usize| {
         let fits = |v: &&ValueId| {
             graph.value(**v).dtype.is_some_and(DType::is_float) && graph.shape(**v).is_some_and(|s| s.len() == rank)
         };
         values.iter().filter(fits).copied().collect::<Vec<_>>()
     };
-    let (hidden, caches) = (of_rank(&graph.inputs, 3), of_rank(&graph.inputs, 4));
+    let given = |rank: usize, part: Use| {
+        let used = |v: &ValueId| graph.inputs.iter().position(|i| i == v).and_then(|i| Some(likeness.inputs.get(i)?.1));
+        let mut inputs = of_rank(&graph.inputs, rank);
+        inputs.retain(|v| used(v).is_none_or(|used| used == part || used == Use::Unknown));
+        inputs
+    };
+    let (hidden, caches) = (given(3, Use::Context), given(4, Use::Cache));
     match (&hidden[..], &of_rank(&graph.outputs, 3)[..]) {
         _ if !caches.is_empty() => Part::Step,
         ([hidden], _) => Part::Decoder(*hidden),
@@ -184,14 +180,20 @@ fn joined(files: &[PathBuf]) -> anyhow::Result<Graph> {
     let (mut encoder, mut decoder) = (None, None);
     for file in files {
         let graph = load(file)?;
+        let likeness = Likeness::of(&graph);
         let twice = |what: &str| anyhow!("`{}` is a second {what}", file.display());
-        match part(&graph) {
+        match part(&graph, &likeness) {
             Part::Encoder(output) if encoder.is_none() => encoder = Some((file, graph, output)),
             Part::Decoder(hidden) if decoder.is_none() => decoder = Some((file, graph, hidden)),
             Part::Encoder(_) => return Err(twice("encoder")),
             Part::Decoder(_) => return Err(twice("decoder")),
             Part::Step => {}
-            Part::Whole => bail!("`{}` is neither an encoder nor a decoder that reads one's output", file.display()),
+            Part::Whole => {
+                let reason =
+                    format!("`{}` is neither an encoder of tokens nor a decoder that reads one", file.display());
+                let refused = Refused { likeness, refusals: vec![Refusal::whole(Place::Model, reason)] };
+                return Err(NotUnderstood { model: SourceModel(files.to_vec()), refused }.into());
+            }
         }
     }
     let missing = |what: &str| match files {

@@ -4,6 +4,7 @@
 
 use super::Family;
 use crate::anatomy::{Anatomy, AttentionKind, SublayerKind, Tower, TowerKind};
+use crate::place::Place;
 use crate::refusal::Refusal;
 
 pub fn family() -> Family {
@@ -15,25 +16,19 @@ fn check(anatomy: &Anatomy) -> Vec<Refusal> {
     let kinds: Vec<TowerKind> = anatomy.towers.iter().map(|t| t.kind).collect();
     if kinds != [TowerKind::Encoder, TowerKind::Decoder] {
         let found: Vec<&str> = kinds.iter().map(|k| k.name()).collect();
-        refusals.push(Refusal {
-            place: "the model".to_owned(),
-            node: String::new(),
-            reason: format!(
-                "has {} and no cross-attention between them: a T5 has an encoder and a decoder that attends to it",
-                found.join(" and ")
-            ),
-        });
+        let reason = format!(
+            "has {} and no cross-attention between them: a T5 has an encoder and a decoder that attends to it",
+            found.join(" and ")
+        );
+        refusals.push(Refusal::whole(Place::Model, reason));
         return refusals;
     }
     let width = anatomy.towers[0].width;
     for tower in &anatomy.towers {
         blocks(tower, &mut refusals);
         if tower.width != width {
-            refusals.push(Refusal {
-                place: format!("the {}", tower.kind),
-                node: String::new(),
-                reason: format!("is {} wide, where the encoder is {width} wide", tower.width),
-            });
+            let reason = format!("is {} wide, where the encoder is {width} wide", tower.width);
+            refusals.push(Refusal::whole(Place::Tower(tower.kind), reason));
         }
     }
     refusals
@@ -47,24 +42,21 @@ fn blocks(tower: &Tower, refusals: &mut Vec<Refusal>) {
         (heads, b.feed_forward().map(|f| (f.width(), f.activation, f.is_gated())))
     };
     for (index, block) in tower.blocks.iter().enumerate() {
-        let mut refuse = |node: String, reason: String| {
-            refusals.push(Refusal { place: format!("block {index} of the {}", tower.kind), node, reason });
-        };
+        let mut refuse = |reason: &str| refusals.push(Refusal::whole(Place::Block(tower.kind, index), reason));
         if block.attention(AttentionKind::SelfAttention).is_some_and(|a| a.relative().is_none()) {
-            refuse(String::new(), "its self-attention has no relative-position bias".to_owned());
+            refuse("its self-attention has no relative-position bias");
         }
         if make(block) != make(&tower.blocks[0]) {
-            refuse(String::new(), "its heads, widths or activation differ from those of block 0".to_owned());
+            refuse("its heads, widths or activation differ from those of block 0");
         }
         for sublayer in &block.sublayers {
             let SublayerKind::Attention(attention) = &sublayer.kind else { continue };
             let own = block.attention(AttentionKind::SelfAttention).map(|a| (a.heads, a.head_width));
             if own.is_some_and(|own| own != (attention.heads, attention.head_width)) {
-                let reason = "its cross-attention has other heads than its self-attention".to_owned();
-                refuse(String::new(), reason);
+                refuse("its cross-attention has other heads than its self-attention");
             }
             if attention.kind == AttentionKind::Cross && attention.relative().is_some() {
-                refuse(String::new(), "its cross-attention has a relative-position bias".to_owned());
+                refuse("its cross-attention has a relative-position bias");
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use lstc_graph::{Graph, MICROSOFT, NodeId, Origin};
 
+use crate::place::Place;
 use crate::refusal::Refusal;
 
 /// The oldest opset whose operators the emitted graphs use.
@@ -11,7 +12,7 @@ const OLDEST_OPSET: i64 = 11;
 pub fn refusals(graph: &Graph) -> Vec<Refusal> {
     let mut refusals = Vec::new();
     let mut refuse = |reason: String| {
-        refusals.push(Refusal { place: "the model".to_owned(), node: String::new(), reason });
+        refusals.push(Refusal::whole(Place::Model, reason));
     };
     if graph.node_ids().any(|id| graph.node(id).origin != Origin::SOURCE) {
         refuse("was written by lstc itself: rewrite the model that it was made from".to_owned());

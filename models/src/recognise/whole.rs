@@ -4,7 +4,8 @@ use lstc_graph::{Dim, Graph, NodeId, ValueId, Weight};
 
 use super::{Walk, outputs};
 use crate::anatomy::{Anatomy, AttentionKind, Norm, Sublayer, SublayerKind};
-use crate::refusal::{LM_HEAD, Refusal};
+use crate::place::Place;
+use crate::refusal::Refusal;
 
 impl Walk<'_, '_> {
     /// Refuses what the walk alone cannot see.
@@ -18,17 +19,17 @@ impl Walk<'_, '_> {
     /// Refuses weights that do not fit the width of their residual stream, which shapes that are not known may hide.
     fn misfits(&mut self, anatomy: &Anatomy) {
         let graph = self.graph();
-        let mut found: Vec<(String, String)> = Vec::new();
-        let mut check = |place: &str, what: &str, size: usize, width: usize| {
+        let mut found: Vec<(Place, String)> = Vec::new();
+        let mut check = |place: Place, what: &str, size: usize, width: usize| {
             if size != width {
-                found.push((place.to_owned(), format!("{what} {size} features of a stream that is {width} wide")));
+                found.push((place, format!("{what} {size} features of a stream that is {width} wide")));
             }
         };
         let gains = |norm: &Norm| graph.weight(norm.weight).map_or(0, Weight::elements);
         for (index, tower) in anatomy.towers.iter().enumerate() {
             let width = tower.width;
             for (number, block) in tower.blocks.iter().enumerate() {
-                let place = &format!("block {number} of the {}", tower.kind);
+                let place = Place::Block(tower.kind, number);
                 for Sublayer { norm, kind } in &block.sublayers {
                     check(place, "a norm weighs", gains(norm), width);
                     match kind {
@@ -51,9 +52,9 @@ impl Walk<'_, '_> {
                     }
                 }
             }
-            check(&format!("the {}", tower.kind), "the final norm weighs", gains(&tower.final_norm), width);
+            check(Place::Tower(tower.kind), "the final norm weighs", gains(&tower.final_norm), width);
         }
-        check(LM_HEAD, "it reads", anatomy.head.linear.inputs, anatomy.last().width);
+        check(Place::Head, "it reads", anatomy.head.linear.inputs, anatomy.last().width);
         for (place, reason) in found {
             self.refuse(place, "", reason);
         }
@@ -66,7 +67,7 @@ impl Walk<'_, '_> {
             let name = self.graph().value(last.tokens).name.clone();
             let reason = "is fixed at 1 token, which leaves no text to learn: export the model again, with a dynamic axis for \
                           the target's length";
-            self.refuse(Refusal::tower(last.kind), name, reason);
+            self.refuse(Place::Tower(last.kind), name, reason);
         }
     }
 
@@ -90,10 +91,10 @@ impl Walk<'_, '_> {
                 let Some((user, _)) = uses.of(*value).iter().find(stranger) else { continue };
                 let user = graph.node(*user);
                 self.refusals.push(Refusal {
-                    place: "inside a block".to_owned(),
+                    place: Place::Inside,
                     node: graph.value(*value).name.clone(),
                     reason: format!(
-                        "is also read by the {} `{}`, which is no part of the model",
+                        "is also read by the {} `{}`, which is not part of the model",
                         user.kind(),
                         user.name
                     ),
@@ -110,7 +111,7 @@ impl Walk<'_, '_> {
             let known = graph.producer_of(output).is_some_and(|(n, _)| claimed.contains(&n));
             if !known {
                 let name = graph.value(output).name.clone();
-                self.refuse("the outputs", name, "is an output besides the logits that is no part of the model");
+                self.refuse(Place::Outputs, name, "is an output besides the logits that is not part of the model");
             }
         }
     }

@@ -63,7 +63,7 @@ impl<'g> Scene<'g> {
         let sized = Sized::new(graph, &sizes).map_err(|(node, reason)| {
             let lengths: Vec<String> = lengths.iter().map(usize::to_string).collect();
             Refusal {
-                place: "the model".to_owned(),
+                place: crate::place::Place::Model,
                 node: graph.node(node).name.clone(),
                 reason: format!(
                     "does not take a batch of {batch} with lengths of {}: it {reason}; export the model with batch, source \

@@ -8,11 +8,11 @@ use lstc_graph::{Graph, Node, NodeId, ValueId, shape_text};
 
 use super::record::Entry;
 use super::{
-    Attempt, BlockTrace, FusedTrace, NodeRef, Operand, Outcome, Place, Reason, SublayerGuess, SublayerTrace,
-    TowerTrace, Trace,
+    Attempt, BlockTrace, FusedTrace, NodeRef, Operand, Outcome, Reason, SublayerGuess, SublayerTrace, TowerTrace, Trace,
 };
 use crate::anatomy::TowerKind;
 use crate::matcher::{Matcher, Mismatch};
+use crate::place::Place;
 use crate::refusal::Refusal;
 use crate::restate::Fused;
 
@@ -106,7 +106,7 @@ impl Telling<'_> {
     }
 
     fn node(&self, node: &Node) -> NodeRef {
-        Place { name: self.name(&node.name), operator: self.name(&node.kind()) }
+        NodeRef { name: self.name(&node.name), operator: self.name(&node.kind()) }
     }
 
     fn nodes(&self, ids: &[NodeId]) -> Vec<NodeRef> {
@@ -114,12 +114,13 @@ impl Telling<'_> {
     }
 
     /// The node that makes a value, or the value itself.
-    fn place(&self, value: ValueId) -> Place {
+    fn place(&self, value: ValueId) -> NodeRef {
         match self.graph.producer_of(value) {
             Some((id, _)) => self.node(self.graph.node(id)),
-            None => {
-                Place { name: self.name(&self.graph.value(value).name), operator: source(self.graph, value).to_owned() }
-            }
+            None => NodeRef {
+                name: self.name(&self.graph.value(value).name),
+                operator: source(self.graph, value).to_owned(),
+            },
         }
     }
 
@@ -132,7 +133,7 @@ impl Telling<'_> {
                 input: self.name(&self.graph.value(block.input).name),
                 output: self.name(&self.graph.value(block.output).name),
                 sublayers: block.sublayers.iter().map(|s| self.sublayer(s)).collect(),
-                refusals: self.refused(&Refusal::block(kind, index), own),
+                refusals: self.refused(Place::Block(kind, index), own),
             }
         };
         TowerTrace {
@@ -142,12 +143,12 @@ impl Telling<'_> {
             blocks: tower.blocks.iter().enumerate().map(block).collect(),
             embedding: self.attempts(&tower.embedding),
             ended: tower.ended.clone(),
-            refusals: self.refused(&Refusal::tower(kind), |_| false),
+            refusals: self.refused(Place::Tower(kind), |_| false),
         }
     }
 
     /// The refusals of a place, without those for which `told` holds.
-    fn refused(&self, place: &str, told: impl Fn(&Refusal) -> bool) -> Vec<Refusal> {
+    fn refused(&self, place: Place, told: impl Fn(&Refusal) -> bool) -> Vec<Refusal> {
         self.refusals.iter().filter(|r| r.place == place && !told(r)).cloned().collect()
     }
 
@@ -181,8 +182,9 @@ impl Telling<'_> {
             Some(Ok(found)) => Outcome::Matched { found: found.clone() },
             Some(Err(mismatch)) => self.no(mismatch),
             None => Outcome::No(Reason {
-                place: self.place(entry.value),
+                node: self.place(entry.value),
                 reason: "was left out of this trace".to_owned(),
+                remark: None,
                 reads: Vec::new(),
             }),
         };
@@ -193,12 +195,12 @@ impl Telling<'_> {
     fn no(&self, mismatch: &Mismatch) -> Outcome {
         let node = self.by_name.get(mismatch.node.as_str()).map(|id| self.graph.node(*id));
         let value = || self.graph.find(&mismatch.node);
-        let (place, reads) = match (node, value()) {
+        let (node, reads) = match (node, value()) {
             (Some(node), _) => (self.node(node), self.operands(node)),
             (None, Some(value)) => (self.place(value), Vec::new()),
-            (None, None) => (Place { name: self.name(&mismatch.node), operator: String::new() }, Vec::new()),
+            (None, None) => (NodeRef { name: self.name(&mismatch.node), operator: String::new() }, Vec::new()),
         };
-        Outcome::No(Reason { place, reason: self.name(&mismatch.reason), reads })
+        Outcome::No(Reason { node, reason: self.name(&mismatch.reason), remark: mismatch.remark, reads })
     }
 
     fn operands(&self, node: &Node) -> Vec<Operand> {
@@ -227,7 +229,7 @@ impl Telling<'_> {
 }
 
 fn is_of(mismatch: &Mismatch, refusal: &Refusal) -> bool {
-    refusal.node == mismatch.node && refusal.reason == mismatch.reason
+    refusal.node == mismatch.node && refusal.reason == mismatch.text()
 }
 
 /// A value as a node reads it.

@@ -7,8 +7,9 @@ use lstc_graph::{Graph, NodeId, ValueId};
 use serde::Serialize;
 
 use super::assemble::{operand, source};
-use super::{Attempt, BlockTrace, FusedTrace, NodeRef, Operand, Outcome, Place, SublayerTrace, Trace};
+use super::{Attempt, BlockTrace, FusedTrace, NodeRef, Operand, Outcome, SublayerTrace, Trace};
 use crate::anatomy::TowerKind;
+use crate::place::{Place, as_path};
 
 /// Operands, readers and patterns of one node that are told.
 const MAX_TOLD: usize = 16;
@@ -16,7 +17,7 @@ const MAX_TOLD: usize = 16;
 /// One node, or one value that no node makes.
 #[derive(Clone, Debug, Serialize)]
 pub struct NodeTrace {
-    pub node: Place,
+    pub node: NodeRef,
     pub reads: Vec<Operand>,
     pub read_by: Vec<NodeRef>,
     /// An output of the graph is computed from it.
@@ -42,8 +43,8 @@ pub struct Nearest {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Meeting {
     pub known: Known,
-    /// `decoder.1.feed-forward`
-    pub place: String,
+    #[serde(serialize_with = "as_path")]
+    pub place: Place,
     /// From the outermost pattern to the one that met it.
     pub patterns: Vec<&'static str>,
     pub outcome: Option<Outcome>,
@@ -80,8 +81,8 @@ impl Trace {
     }
 
     /// Each attempt with its place and the patterns around it.
-    fn visit<'t>(&'t self, mut see: impl FnMut(&str, &[&'static str], &'t Attempt)) {
-        let mut all = |place: &str, attempts: &'t [Attempt]| {
+    fn visit<'t>(&'t self, mut see: impl FnMut(Place, &[&'static str], &'t Attempt)) {
+        let mut all = |place: Place, attempts: &'t [Attempt]| {
             let mut open: Vec<(Vec<&'static str>, &Attempt)> = attempts.iter().rev().map(|a| (Vec::new(), a)).collect();
             while let Some((mut around, attempt)) = open.pop() {
                 around.push(attempt.pattern);
@@ -89,21 +90,20 @@ impl Trace {
                 open.extend(attempt.tried.iter().rev().map(|inner| (around.clone(), inner)));
             }
         };
-        all("head", &self.head);
+        all(Place::Head, &self.head);
         for tower in &self.towers {
-            all(&format!("{}.final-norm", tower.kind), &tower.final_norm);
-            all(&format!("{}.embedding", tower.kind), &tower.embedding);
+            all(Place::FinalNorm(tower.kind), &tower.final_norm);
+            all(Place::Embedding(tower.kind), &tower.embedding);
         }
         for (place, sublayer) in self.sublayers() {
-            all(&place, &sublayer.tried);
+            all(place, &sublayer.tried);
         }
     }
 
-    /// Each sublayer with its place, `decoder.1.feed-forward`.
-    fn sublayers(&self) -> impl Iterator<Item = (String, &SublayerTrace)> {
-        let in_block = |kind: TowerKind, block: &BlockTrace, s: &SublayerTrace| {
-            format!("{kind}.{}.{}", block.index, s.kind.name())
-        };
+    /// Each sublayer with its place.
+    fn sublayers(&self) -> impl Iterator<Item = (Place, &SublayerTrace)> {
+        let in_block =
+            |kind: TowerKind, block: &BlockTrace, s: &SublayerTrace| Place::Sublayer(kind, block.index, s.kind);
         self.towers.iter().flat_map(move |t| {
             t.blocks.iter().flat_map(move |b| b.sublayers.iter().map(move |s| (in_block(t.kind, b, s), s)))
         })
@@ -134,36 +134,36 @@ impl<'t> Index<'t> {
         trace.visit(|place, patterns, attempt| {
             let part = |known: Known| {
                 let outcome = Some(attempt.outcome.clone());
-                Meeting { known, place: place.to_owned(), patterns: patterns.to_vec(), outcome }
+                Meeting { known, place, patterns: patterns.to_vec(), outcome }
             };
             attempt.took.iter().for_each(|node| add(&node.name, part(Known::Took)));
             match &attempt.outcome {
-                Outcome::No(reason) if reason.place.name == attempt.at.name && !attempt.is_innermost() => {}
-                Outcome::No(reason) if attempt.is_innermost() => add(&reason.place.name, part(Known::Blamed)),
+                Outcome::No(reason) if reason.node.name == attempt.at.name && !attempt.is_innermost() => {}
+                Outcome::No(reason) if attempt.is_innermost() => add(&reason.node.name, part(Known::Blamed)),
                 _ => add(&attempt.at.name, part(Known::Tried)),
             }
         });
         for (place, sublayer) in trace.sublayers() {
             if let Outcome::No(reason) = &sublayer.outcome {
                 let outcome = Some(sublayer.outcome.clone());
-                let part = Meeting { known: Known::Blamed, place: place.clone(), patterns: Vec::new(), outcome };
-                add(&reason.place.name, part);
+                let part = Meeting { known: Known::Blamed, place, patterns: Vec::new(), outcome };
+                add(&reason.node.name, part);
             }
             add(&sublayer.add.name, Meeting { known: Known::Stream, place, patterns: Vec::new(), outcome: None });
         }
         let on_stream: HashSet<&str> = trace.sublayers().map(|(_, s)| s.add.name.as_str()).collect();
         for node in trace.stream.iter().filter(|n| !on_stream.contains(n.name.as_str())) {
-            let place = "residual stream".to_owned();
+            let place = Place::Stream(None);
             add(&node.name, Meeting { known: Known::Stream, place, patterns: Vec::new(), outcome: None });
         }
-        let failed: HashSet<String> =
+        let failed: HashSet<Place> =
             trace.sublayers().filter(|(_, s)| !s.outcome.is_match()).map(|(place, _)| place).collect();
         let fused = trace.fused.iter().map(|f| (f.node.name.as_str(), f)).collect();
         for known in parts.values_mut() {
             // Where one pattern took the node, others that were tried at it tell nothing: they lie around that one, or
             // were the wrong ones.
             let took = |k: &Meeting| k.known == Known::Took && k.outcome.as_ref().is_some_and(Outcome::is_match);
-            let places: HashSet<String> = known.iter().filter(|k| took(k)).map(|k| k.place.clone()).collect();
+            let places: HashSet<Place> = known.iter().filter(|k| took(k)).map(|k| k.place).collect();
             let around = |k: &Meeting| k.known == Known::Tried && k.outcome.as_ref().is_some_and(Outcome::is_match);
             let wrong = |k: &Meeting| k.known == Known::Blamed && !k.patterns.is_empty();
             known.retain(|k| !(places.contains(&k.place) && (around(k) || wrong(k) && !failed.contains(&k.place))));
@@ -188,17 +188,17 @@ impl<'t> Index<'t> {
     fn node(&self, graph: &Graph, id: NodeId) -> NodeTrace {
         let node = graph.node(id);
         let outputs: Vec<ValueId> = node.outputs.iter().flatten().copied().collect();
-        let place = Place { name: node.name.clone(), operator: node.kind() };
+        let place = NodeRef { name: node.name.clone(), operator: node.kind() };
         let reads = node.inputs.iter().flatten().take(MAX_TOLD).map(|v| operand(graph, *v)).collect();
         self.told(graph, place, reads, &outputs)
     }
 
     fn value(&self, graph: &Graph, value: ValueId) -> NodeTrace {
-        let place = Place { name: graph.value(value).name.clone(), operator: source(graph, value).to_owned() };
+        let place = NodeRef { name: graph.value(value).name.clone(), operator: source(graph, value).to_owned() };
         self.told(graph, place, Vec::new(), &[value])
     }
 
-    fn told(&self, graph: &Graph, node: Place, reads: Vec<Operand>, outputs: &[ValueId]) -> NodeTrace {
+    fn told(&self, graph: &Graph, node: NodeRef, reads: Vec<Operand>, outputs: &[ValueId]) -> NodeTrace {
         let uses = graph.uses();
         let parts = self.parts(&node.name);
         let mut readers: Vec<NodeId> = outputs.iter().flat_map(|v| uses.of(*v)).map(|(id, _)| *id).collect();
@@ -241,7 +241,7 @@ impl<'t> Index<'t> {
 }
 
 fn name(graph: &Graph, id: NodeId) -> NodeRef {
-    Place { name: graph.node(id).name.clone(), operator: graph.node(id).kind() }
+    NodeRef { name: graph.node(id).name.clone(), operator: graph.node(id).kind() }
 }
 
 /// The nodes that are computed from some values, the nearest first, each with its distance.

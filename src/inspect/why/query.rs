@@ -1,8 +1,10 @@
 //! What can be asked for: a place in the model, or a node or value by its name.
 
+use std::fmt;
+
 use anyhow::anyhow;
 use lstc_graph::Graph;
-use lstc_models::{Refused, TowerKind, Trace};
+use lstc_models::{Place, Refusal, Refused, TowerKind, Trace};
 
 use crate::report::{Hinted, word};
 use crate::rewrite::SourceModel;
@@ -16,6 +18,8 @@ pub enum Query {
     Block(TowerKind, usize),
     /// A sublayer by its kind or its number.
     Sublayer(TowerKind, usize, String),
+    /// A node or value by its name.
+    Named(String),
 }
 
 impl Query {
@@ -31,13 +35,36 @@ impl Query {
             _ => None,
         }
     }
+
+    /// What shows more of a refusal.
+    fn of(refusal: &Refusal) -> Option<Query> {
+        match refusal.place {
+            Place::Head => Some(Query::Head),
+            Place::Tower(kind) => Some(Query::Tower(kind)),
+            Place::Block(kind, index) => Some(Query::Block(kind, index)),
+            _ => Some(Query::Named(refusal.node.clone())).filter(|_| !refusal.node.is_empty()),
+        }
+    }
+}
+
+impl fmt::Display for Query {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Query::Everything => Ok(()),
+            Query::Head => f.write_str("head"),
+            Query::Tower(kind) => write!(f, "{kind}"),
+            Query::Block(kind, index) => write!(f, "{kind}.{index}"),
+            Query::Sublayer(kind, index, which) => write!(f, "{kind}.{index}.{which}"),
+            Query::Named(name) => f.write_str(name),
+        }
+    }
 }
 
 /// The command that shows what was matched at the first place that is refused.
 pub fn hint(model: &SourceModel, refused: &Refused) -> Option<String> {
-    let query = refused.0.iter().find_map(|refusal| refusal.query())?;
+    let query = refused.refusals.iter().find_map(Query::of)?;
     let files: Vec<String> = model.files().iter().map(|p| word(&p.to_string_lossy())).collect();
-    Some(format!("`lstc inspect {} --why {}` shows what was matched", files.join(" "), word(&query)))
+    Some(format!("`lstc inspect {} --why {}` shows what was matched", files.join(" "), word(&query.to_string())))
 }
 
 /// Names this many bytes long and longer are not compared with what was asked for.
@@ -96,6 +123,9 @@ mod tests {
         assert_eq!(Query::parse("decoder.12"), Some(Query::Block(TowerKind::Decoder, 12)));
         assert_eq!(Query::parse("decoder.1.2"), sublayer("2"));
         assert_eq!(Query::parse("decoder.1.cross-attention"), sublayer("cross-attention"));
+        for query in ["head", "encoder", "decoder.12", "decoder.1.feed-forward"] {
+            assert_eq!(Query::parse(query).map(|q| q.to_string()).as_deref(), Some(query));
+        }
         for name in ["/model/decoder/block.1/Mul", "decoder.block.1.Mul", "Decoder", "decoder.-1", "Add_812"] {
             assert_eq!(Query::parse(name), None, "{name}");
         }

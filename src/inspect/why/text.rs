@@ -3,8 +3,8 @@
 use std::fmt::{self, Formatter, Write};
 
 use lstc_models::{
-    Attempt, BlockTrace, FusedTrace, Known, Meeting, NodeTrace, Operand, Outcome, Reason, SublayerTrace, TowerTrace,
-    Trace,
+    Attempt, BlockTrace, FusedTrace, Known, Meeting, NodeTrace, Operand, Outcome, Place, Reason, SublayerTrace,
+    TowerTrace, Trace,
 };
 
 use super::{Answer, WhyReport};
@@ -34,6 +34,10 @@ impl fmt::Display for WhyReport {
                     writeln!(f, "  understood")?;
                 } else {
                     writeln!(f, "  not understood:")?;
+                    if let Some(likeness) = &self.likeness {
+                        writeln!(f, "    {}", likeness.verdict())?;
+                        likeness.seen().iter().try_for_each(|seen| writeln!(f, "      {seen}"))?;
+                    }
                     self.refusals.iter().try_for_each(|r| writeln!(f, "    {r}"))?;
                 }
                 everything(f, trace)?;
@@ -47,13 +51,13 @@ impl fmt::Display for WhyReport {
             Answer::Towers(towers) => towers.iter().try_for_each(|t| tower(f, t))?,
             Answer::Blocks(blocks) => {
                 for found in blocks {
-                    writeln!(f, "\n{}", found.place)?;
+                    writeln!(f, "\n{}", found.place.path())?;
                     block(f, 2, &found.part, Detail::Open)?;
                 }
             }
             Answer::Sublayers(sublayers) => {
                 for found in sublayers {
-                    writeln!(f, "\n{}", found.place)?;
+                    writeln!(f, "\n{}", found.place.path())?;
                     sublayer(f, 2, &found.part, Detail::Open)?;
                 }
             }
@@ -182,7 +186,7 @@ fn tree(f: &mut Formatter<'_>, indent: usize, tried: &[Attempt], around: &Outcom
             Outcome::Matched { .. } if detail == Detail::Folded => outcome(&attempt.outcome),
             Outcome::Matched { .. } => format!("{}, at {}", outcome(&attempt.outcome), at(attempt)),
             no if !around.is_because_of(no) => outcome(no),
-            Outcome::No(reason) if attempt.is_innermost() => format!("no: this is where, at {}", reason.place),
+            Outcome::No(reason) if attempt.is_innermost() => format!("no: this is where, at {}", reason.node),
             Outcome::No(_) => format!("no, at {}", attempt.at),
         };
         line(f, indent, attempt.pattern, &text)?;
@@ -203,8 +207,10 @@ fn tree(f: &mut Formatter<'_>, indent: usize, tried: &[Attempt], around: &Outcom
 fn outcome(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Matched { found } => format!("matched: {found}"),
-        Outcome::No(Reason { place, reason, .. }) if place.name.is_empty() => format!("no: {reason}"),
-        Outcome::No(Reason { place, reason, .. }) => format!("no: `{}` {reason}", place.name),
+        Outcome::No(Reason { node, reason, remark, .. }) => {
+            let remark = remark.map_or_else(String::new, |remark| format!(": {remark}"));
+            format!("no: {}{remark}", wrong(&node.name, reason))
+        }
     }
 }
 
@@ -285,8 +291,8 @@ fn meetings(f: &mut Formatter<'_>, parts: &[Meeting]) -> fmt::Result {
             Known::Blamed => "stopped",
             Known::Tried => "was tried by",
         };
-        let mut way = part.place.clone();
-        if part.known == Known::Stream && part.place.contains('.') {
+        let mut way = part.place.path().to_string();
+        if part.known == Known::Stream && matches!(part.place, Place::Sublayer(..)) {
             let _ = write!(way, ": adds its output to the residual stream");
         }
         part.patterns.iter().for_each(|pattern| {
