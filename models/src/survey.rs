@@ -238,12 +238,12 @@ impl<'g> Survey<'g> {
         }
     }
 
-    /// The value that a value is a copy of.
+    /// The value that a value is a copy of, in whichever precision.
     pub fn copied(&self, value: ValueId) -> ValueId {
         let mut value = value;
         while let Some((id, 0)) = self.graph.producer_of(value)
             && let node = self.graph.node(id)
-            && ["Identity", "Cast", "Dropout"].iter().any(|op| node.is(op))
+            && ["Identity", "Cast", "Dropout", "QuantizeLinear", "DequantizeLinear"].iter().any(|op| node.is(op))
             && let Some(input) = node.input(0)
         {
             value = input;

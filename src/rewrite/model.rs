@@ -136,13 +136,14 @@ fn part(graph: &Graph, likeness: &Likeness) -> Part {
         };
         values.iter().filter(fits).copied().collect::<Vec<_>>()
     };
-    let given = |rank: usize, part: Use| {
+    // Where fused operators hide the attention, an encoder's output is like other features, and a cache like nothing.
+    let given = |rank: usize, parts: [Use; 2]| {
         let used = |v: &ValueId| graph.inputs.iter().position(|i| i == v).and_then(|i| Some(likeness.inputs.get(i)?.1));
         let mut inputs = of_rank(&graph.inputs, rank);
-        inputs.retain(|v| used(v).is_none_or(|used| used == part || used == Use::Unknown));
+        inputs.retain(|v| used(v).is_none_or(|used| used == Use::Unknown || parts.contains(&used)));
         inputs
     };
-    let (hidden, caches) = (given(3, Use::Context), given(4, Use::Cache));
+    let (hidden, caches) = (given(3, [Use::Context, Use::Features]), given(4, [Use::Cache, Use::Cache]));
     match (&hidden[..], &of_rank(&graph.outputs, 3)[..]) {
         _ if !caches.is_empty() => Part::Step,
         ([hidden], _) => Part::Decoder(*hidden),

@@ -200,7 +200,7 @@ def processed():
             model = derived(f"{form}_{tool}", source, backbone, step, "quantised")
             if form == "2f" and tool == "qdq_extended":
                 # ONNX Runtime drops a Relu before a quantisation whose zero point is the lowest integer.
-                model.refused = "which is no activation"
+                model.refused = "an activation that lstc does not know"
             yield model
         # The quantiser lifts the opset to 21 and leaves the nodes as they are: opset 17's ReduceMean would be unsound.
         model = derived(f"{form}_nbits_4_qdq", "ts_opset_18" if form == "ts" else source, backbone,
