@@ -55,7 +55,11 @@ pub(crate) fn look(graph: &Graph, anatomy: &mut Anatomy) -> Vec<Refusal> {
                 None => {
                     let named = attention.bias.iter().flat_map(Bias::masks).next().unwrap_or(attention.softmax);
                     let node = graph.value(named).name.clone();
-                    refusals.push((place, Refusal { place: crate::place::Place::Block(tower.kind, block), node, reason }, 0));
+                    refusals.push((
+                        place,
+                        Refusal { place: crate::place::Place::Block(tower.kind, block), node, reason },
+                        0,
+                    ));
                 }
             },
         }
