@@ -52,7 +52,7 @@ pub enum Format {
 /// Writes a command's data to stdout: as its text, or as JSON on several lines.
 pub fn data<T: fmt::Display + Serialize>(data: &T, format: Format) -> anyhow::Result<()> {
     match format {
-        Format::Text => text(&inert(&data.to_string())),
+        Format::Text => text(&inert(&trimmed(&data.to_string()))),
         Format::Json => text(&format!("{}\n", serde_json::to_string_pretty(data)?)),
     }
 }
@@ -156,11 +156,6 @@ fn explain(error: &anyhow::Error) -> String {
     text
 }
 
-/// So many of something: `1 epoch`, `2 epochs`. `one` is the word for one, whose plural ends with an s.
-pub fn count(number: u64, one: &str) -> String {
-    if number == 1 { format!("1 {one}") } else { format!("{number} {one}s") }
-}
-
 /// Text as one word of a shell.
 pub fn word(text: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "/._-+:,=@%".contains(c);
@@ -175,7 +170,12 @@ pub fn warning(text: impl fmt::Display) {
 }
 
 pub fn note(text: impl fmt::Display) {
-    say(&inert(&format!("{text}\n")));
+    say(&inert(&trimmed(&format!("{text}\n"))));
+}
+
+/// Text whose lines do not end with blanks, as the last cells of tables do.
+fn trimmed(text: &str) -> String {
+    text.split('\n').map(|line| line.trim_end_matches(' ')).collect::<Vec<_>>().join("\n")
 }
 
 /// A line that each next one replaces, with a bar where it is known how much there is to do. On a terminal; elsewhere
@@ -300,6 +300,12 @@ mod tests {
     fn durations_are_readable() {
         let text = |seconds| Clock(Duration::from_secs(seconds)).to_string();
         assert_eq!([text(7), text(65), text(7200)], ["0:07", "1:05", "2:00:00"]);
+    }
+
+    #[test]
+    fn lines_do_not_end_with_blanks() {
+        let told = trimmed(&format!("{}\n", table(["a", "b"], [["long".to_owned(), "1".to_owned()]])));
+        assert!(told.lines().count() > 2 && told.lines().all(|line| !line.ends_with(' ')), "{told:?}");
     }
 
     #[test]

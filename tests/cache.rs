@@ -459,7 +459,7 @@ fn what_is_damaged_is_computed_again() {
 
     let trained = work.train_briefly("with", &["--cache", text(&cache)]);
     let told = said(&trained);
-    assert!(told.contains("2 entries of the cache") && told.contains("records of the cache"), "{told}");
+    assert!(told.contains("2 damaged entries") && told.contains("records of the cache"), "{told}");
     assert_eq!(json(&trained)["cache"]["kept"].as_u64(), Some(70));
     let apart = apart(&work.losses("without"), &work.losses("with"));
     assert!(apart < 1e-5, "{apart:e}");

@@ -281,7 +281,12 @@ fn inspect_tells_a_model_and_a_rewrite() {
     assert!(kept("lst") < kept("full"));
     let rewritten = json(&lstc(&["inspect", text(&tuned.path("tuned")), "--format", "json"]));
     assert_eq!(rewritten["graphs"].as_array().map(Vec::len), Some(5));
-    assert!(rewritten["cut"].as_array().is_some_and(|c| c.len() > 7));
+    let cut = rewritten["cut"].as_array().expect("a list");
+    assert!(cut.len() > 7);
+    let role = |name: &str| cut.iter().find(|c| c["value"]["name"] == name).map(|c| c["role"].clone());
+    assert_eq!(role("model.shared.weight").or(role("model.lm_head.weight")), Some("LM head".into()), "{cut:?}");
+    let told = stdout(&lstc(&["inspect", text(&tuned.path("tuned"))]));
+    assert!(told.lines().count() > 20 && told.lines().all(|line| !line.ends_with(' ')), "{told}");
     let dot = lstc(&["inspect", text(&tuned.path("model.onnx")), "--format", "dot"]);
     assert!(stdout(&dot).starts_with("digraph"));
     // More than there are bytes to count is no fault of the model.

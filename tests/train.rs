@@ -209,7 +209,7 @@ fn too_large_a_batch_is_told_with_what_takes_less() {
     refused(
         &output,
         &[
-            "16 examples of 3000 tokens in, 2 out, do not fit into memory",
+            "a batch of 16 examples, 3000 tokens in, 2 out, does not fit into memory",
             "`--batch-size 8 --accumulate 2 --out DIR`",
             "`--max-source-length 1500`",
             "--recompute-attention",

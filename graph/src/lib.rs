@@ -25,6 +25,7 @@ mod traverse;
 mod verify;
 mod weight;
 mod widen;
+mod words;
 
 pub use attribute::{Attribute, Attributes};
 pub use compare::Comparer;
@@ -44,3 +45,4 @@ pub use text::{ParseError, listing, parse, print};
 pub use verify::{Flaw, verify};
 pub use weight::{FileRange, Weight};
 pub use widen::widen;
+pub use words::count;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, bail};
+use lstc_graph::count;
 use lstc_passes::Options;
 use lstc_passes::options::Precision;
 use serde::{Deserialize, Serialize};
@@ -104,7 +105,7 @@ impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Table { batch, source_length, target_length, threads, device, .. } = self;
         let sizes = format!("batch {batch}, {source_length} tokens in, {target_length} out");
-        writeln!(f, "{}: {sizes}; {device}, {threads} threads", self.model.display())?;
+        writeln!(f, "{}: {sizes}; {device}, {}", self.model.display(), count(*threads, "thread"))?;
         let rows = self.rows.iter().map(|row| {
             [
                 row.backbone.to_string(),

@@ -32,6 +32,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use half::f16;
+use lstc_graph::count;
 use ndarray::ArrayD;
 use serde::Serialize;
 
@@ -127,9 +128,10 @@ impl Cache {
         };
         if damaged > 0 {
             let folder = cache.folder.display();
-            cache
-                .warnings
-                .push(format!("{damaged} entries of the cache `{folder}` are damaged: their rows are computed again"));
+            cache.warnings.push(format!(
+                "the cache `{folder}` has {}: the rows are computed again",
+                count(damaged, "damaged entry")
+            ));
         }
         Ok(cache)
     }
@@ -307,13 +309,14 @@ impl Cache {
                     Full::Budget => format!("its budget is {limit}"),
                     Full::Disk => "its disk is nearly full".to_owned(),
                 };
-                self.warnings.push(format!("the cache `{folder}` is full with {kept} of {of} rows, {why}: {rest}"));
+                self.warnings
+                    .push(format!("the cache `{folder}` is full with {kept} of {}, {why}: {rest}", count(of, "row")));
             }
             Kept::Failed(error) => {
                 self.told.failed = true;
                 let kept = self.store.kept();
                 let what = format!("cannot write to the cache `{folder}`: {error}");
-                self.warnings.push(format!("{what}; it keeps {kept} of {of} rows: {rest}"));
+                self.warnings.push(format!("{what}; it keeps {kept} of {}: {rest}", count(of, "row")));
             }
             Kept::Unfit if !self.told.unfit => {
                 self.told.unfit = true;

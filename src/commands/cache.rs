@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
 use clap::{Args, Subcommand};
+use lstc_graph::count;
 use serde::Serialize;
 
 use super::data_flags::DataFlags;
@@ -159,7 +160,7 @@ impl Build {
         let compute = |batch: &_| backbone.taps_on_host(batch);
         let built = cache::build(&mut cache, &opened, &corpus, work, compute, |cache, going| {
             let rate = going.rate.map_or_else(String::new, |rate| format!("  {} tokens/s", thousands(rate)));
-            let text = format!("{}/{} rows{rate}", going.done, going.of);
+            let text = format!("{}/{}{rate}", going.done, count(going.of, "row"));
             line.bar(going.what, going.done as u64, going.of as u64, text);
             for warning in cache.take_warnings() {
                 line.clear();
@@ -191,12 +192,13 @@ impl fmt::Display for BuildReport {
         let built = &self.built;
         let holding = &built.cache;
         let (kept, rows, bytes) = (holding.kept, holding.rows, Bytes(holding.bytes));
-        writeln!(f, "{}: {kept} of {rows} rows in {}, {bytes}", holding.folder.display(), holding.dtype.name())?;
+        let rows = count(rows, "row");
+        writeln!(f, "{}: {kept} of {rows} in {}, {bytes}", holding.folder.display(), holding.dtype.name())?;
         if self.skipped > 0 {
             writeln!(f, "  bad rows left out  {}", self.skipped)?;
         }
         let (added, before, share) = (built.added, built.before, built.share);
-        write!(f, "  {added} rows added to {before} of the share's {share}")?;
+        write!(f, "  {} added to {before} of the share's {share}", count(added, "row"))?;
         if built.tokens > 0 {
             write!(f, ", {} tokens/s, {:.1} s", thousands(built.tokens_per_second), built.seconds)?;
         }
@@ -228,7 +230,7 @@ impl Show {
         let folder = std::path::absolute(&self.cache).context("cannot find the cache")?;
         let mut line = ProgressLine::default();
         let survey = cache::survey(&self.cache, self.check, |done, of| {
-            line.bar("checking", done as u64, of as u64, format!("{done}/{of} files"));
+            line.bar("checking", done as u64, of as u64, format!("{done}/{}", count(of, "file")));
         })?;
         line.clear();
         let sound = survey.is_sound();
@@ -250,7 +252,8 @@ impl fmt::Display for ShowReport {
         writeln!(f, "{}: taps in {}", self.folder.display(), of.dtype.name())?;
         writeln!(f, "  rows      {} of {}", s.kept, of.rows)?;
         let (source, target) = s.tokens;
-        writeln!(f, "  size      {} in {} files, {source} tokens in and {target} out", Bytes(s.bytes), s.shards)?;
+        let (files, source) = (count(s.shards, "file"), count(source, "token"));
+        writeln!(f, "  size      {} in {files}, {source} in and {target} out", Bytes(s.bytes))?;
         let (source, target) = s.token_bytes;
         writeln!(f, "  a token   {source} bytes in, {target} bytes out")?;
         let taps: Vec<String> = of.taps.iter().map(cache::TapIdentity::name).collect();
@@ -260,14 +263,14 @@ impl fmt::Display for ShowReport {
         writeln!(f, "  source    BLAKE3 {}", of.source.join(", "))?;
         writeln!(f, "  data      SHA-256 {} of the tokens", of.data)?;
         if s.damaged_entries > 0 {
-            writeln!(f, "  damaged   {} entries, whose rows are computed again", s.damaged_entries)?;
+            writeln!(f, "  damaged   {}, computed again when needed", count(s.damaged_entries, "entry"))?;
         }
         match s.damaged_records {
             Some(0) if s.damaged_entries == 0 => writeln!(f, "  checked   every record is as it was written")?,
             Some(0) => writeln!(f, "  checked   every other record is as it was written")?,
             Some(damaged) => {
                 let again = "which training, or `lstc cache build --check`, computes again";
-                writeln!(f, "  damaged   {damaged} records, {again}")?;
+                writeln!(f, "  damaged   {}, {again}", count(damaged, "record"))?;
             }
             None => {}
         }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use lstc_graph::count;
 use serde::Serialize;
 
 use crate::import::{Imported, Request, import};
@@ -79,13 +80,14 @@ struct Report<'i>(&'i Imported);
 impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let i = self.0;
-        writeln!(f, "{}: {} parameters in {} tensors", i.output.display(), i.elements, i.tensors)?;
+        let (elements, tensors) = (count(i.elements, "parameter"), count(i.tensors, "tensor"));
+        writeln!(f, "{}: {elements} in {tensors}", i.output.display())?;
         writeln!(f, "  from `{}`", i.source.display())?;
         if !i.prefix.is_empty() {
             writeln!(f, "  without the prefix `{}`", i.prefix)?;
         }
         if i.converted > 0 {
-            writeln!(f, "  {} tensors converted to f32", i.converted)?;
+            writeln!(f, "  {} converted to f32", count(i.converted, "tensor"))?;
         }
         for (parameter, name) in &i.moved {
             writeln!(f, "  `{parameter}` was `{name}`")?;
@@ -93,7 +95,8 @@ impl fmt::Display for Report<'_> {
         for unused in &i.unused {
             let more = if unused.tensors > unused.examples.len() { ", ..." } else { "" };
             let examples = unused.examples.join(", ");
-            writeln!(f, "  not used: {}, {} tensors ({examples}{more})", unused.kind.name(), unused.tensors)?;
+            let tensors = count(unused.tensors, "tensor");
+            writeln!(f, "  not used: {}, {tensors} ({examples}{more})", unused.kind.name())?;
         }
         Ok(())
     }

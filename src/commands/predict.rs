@@ -4,13 +4,14 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
+use lstc_graph::count;
 
 use super::data_flags::DataFlags;
 use super::running_flags::RunningFlags;
 use super::train::Talk;
 use crate::data::{Inputs, Reading, Targets, Tokenizer};
 use crate::evaluate::{self, AnswerForm, Label, Request, Scored, named_labels, recorded_labels, write_answers};
-use crate::report::{self, Exit, Hinted, count};
+use crate::report::{self, Exit, Hinted};
 use crate::rewrite::manifest;
 use crate::rewrite::opened::{Opened, run_of, side_file};
 use crate::runtime::{Runtime, find};
@@ -102,7 +103,7 @@ impl Predict {
         talk.line.clear();
         let skipped = corpus.skipped();
         if skipped.count > 0 {
-            let rows = count(skipped.count as u64, "bad row");
+            let rows = count(skipped.count, "bad row");
             report::warning(format!("left out {rows}\n  {}", skipped.first.join("\n  ")));
         }
         let generate = (self.generate || labels.is_empty()).then_some(reading.max_target_length);

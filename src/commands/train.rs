@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context, bail};
+use lstc_graph::count;
 use serde::Serialize;
 
 use super::arguments::at_least;
@@ -13,7 +14,7 @@ use super::set;
 use crate::cache::{Element, Size};
 use crate::evaluate::{Guess, percent};
 use crate::memory::Sizes;
-use crate::report::{self, Bytes, Clock, Exit, Format, ProgressLine, count};
+use crate::report::{self, Bytes, Clock, Exit, Format, ProgressLine};
 use crate::rewrite::config::Config;
 use crate::rewrite::opened::run_of;
 use crate::rewrite::{RUN, manifest};
@@ -407,23 +408,26 @@ fn tell_plan(plan: &Plan) {
     let eval = plan.eval_examples.map_or_else(String::new, |n| format!(", {n} to evaluate on{held_out}"));
     let labels = match plan.labels {
         0 => String::new(),
-        labels => format!(", {}", count(labels as u64, "label")),
+        labels => format!(", {}", count(labels, "label")),
     };
     let done = if plan.done > 0 { format!(", continuing after step {}", plan.done) } else { String::new() };
-    let (examples, steps) = (count(plan.examples as u64, "example"), count(plan.steps, "step"));
+    let (examples, steps) = (count(plan.examples, "example"), count(plan.steps, "step"));
     report::note(format!("{examples}{eval}{labels}; {steps}{done}"));
     if let Some(Guess { majority, loss }) = plan.guess {
         report::note(format!("without the input: majority {}, loss of a guess {loss:.4}", percent(majority)));
     }
     if let Some(Forecast { sizes: Sizes { batch, source_length, target_length }, bytes, .. }) = &plan.forecast {
-        let sizes = format!("{batch} examples, {source_length} tokens in, {target_length} out");
+        let (examples, tokens) = (count(*batch, "example"), count(*source_length, "token"));
+        let sizes = format!("{examples}, {tokens} in, {target_length} out");
         report::note(format!("predicted memory {} ({sizes})", Bytes(*bytes)));
     }
     if let Some(cache) = &plan.cache {
-        report::note(format!("taps of {} of {} rows lie in `{}`", cache.kept, cache.rows, cache.folder.display()));
+        let rows = count(cache.rows, "row");
+        report::note(format!("taps of {} of {rows} lie in `{}`", cache.kept, cache.folder.display()));
     }
     if plan.skipped > 0 {
-        report::warning(format!("{} bad rows are left out\n  {}", plan.skipped, plan.skipped_first.join("\n  ")));
+        let rows = count(plan.skipped, "bad row");
+        report::warning(format!("left out {rows}\n  {}", plan.skipped_first.join("\n  ")));
     }
     if plan.truncated != (0, 0) {
         let (sources, targets) = plan.truncated;
@@ -460,8 +464,8 @@ impl fmt::Display for Outcome<'_> {
         let predicted = s.predicted.map_or_else(String::new, |p| format!("; {} predicted for a step", Bytes(p.bytes)));
         writeln!(f, "  memory {} at most{predicted}", Bytes(s.peak_memory))?;
         if let Some(cache) = &s.cache {
-            let (kept, rows, bytes) = (cache.kept, cache.rows, Bytes(cache.bytes));
-            writeln!(f, "  cache  {kept} of {rows} rows, {bytes} in {}", cache.folder.display())?;
+            let (kept, rows, bytes) = (cache.kept, count(cache.rows, "row"), Bytes(cache.bytes));
+            writeln!(f, "  cache  {kept} of {rows}, {bytes} in {}", cache.folder.display())?;
         }
         Ok(())
     }

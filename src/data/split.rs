@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use lstc_graph::count;
 
 use super::Corpus;
 use super::corpus::{ENTRY, Fingerprint};
@@ -38,7 +39,7 @@ impl Corpus {
         }
         if !is_held_out.contains(&true) {
             let of = if by_target { ", each with a target of its own" } else { "" };
-            bail!("{} examples{of} are too few to hold out a share of {share} of them", self.len());
+            bail!("{}{of}: too few to hold out a share of {share}", count(self.len(), "example"));
         }
         let part = |held_out: bool| self.part(|index| is_held_out[index] == held_out, scratch);
         let (rest, held_out) = (part(false)?, part(true)?);

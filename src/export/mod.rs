@@ -17,7 +17,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use lstc_graph::{About, DataFiles, Encoding, copy_data, load};
+use lstc_graph::{About, DataFiles, Encoding, copy_data, count, load};
 use serde::Serialize;
 
 pub use agreement::Agreement;
@@ -202,12 +202,13 @@ impl fmt::Display for Exported {
         let side = &self.side;
         let written = if self.is_written() { "" } else { " (not written)" };
         let (output, family, bytes) = (self.output.display(), &self.family, Bytes(self.bytes));
-        writeln!(f, "{output}{written}: {family}, {} nodes, {bytes}", self.nodes)?;
+        writeln!(f, "{output}{written}: {family}, {}, {bytes}", count(self.nodes, "node"))?;
         if let Some(data) = &self.data {
             writeln!(f, "  weights in `{}`, {}", data.file.display(), Bytes(data.bytes))?;
         }
         let file = side.file.display();
-        writeln!(f, "  side network `{file}`, {} parameters in {} tensors", side.elements, side.tensors)?;
+        let (elements, tensors) = (count(side.elements, "parameter"), count(side.tensors, "tensor"));
+        writeln!(f, "  side network `{file}`, {elements} in {tensors}")?;
         if let Some(agreement) = &self.agreement {
             writeln!(f, "  logits against {INFER}'s: {agreement}")?;
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
-use lstc_graph::{Graph, ValueId};
+use lstc_graph::{Graph, ValueId, count};
 use lstc_models::{Likeness, recognise};
 use lstc_passes::{Module, Options, artifacts, ladder_side_tuning};
 use serde::Serialize;
@@ -144,11 +144,11 @@ fn tower(t: &TowerSummary) -> String {
     let gated = if t.gated { "gated " } else { "" };
     let buckets = t.buckets.map_or_else(String::new, |b| format!(", {b} position buckets"));
     format!(
-        "{}: {} blocks, width {}, {} heads of {}, feed-forward {} {gated}{}{cross}{buckets}, epsilon {:e}",
+        "{}: {}, width {}, {} of {}, feed-forward {} {gated}{}{cross}{buckets}, epsilon {:e}",
         t.kind,
-        t.blocks,
+        count(t.blocks, "block"),
         t.width,
-        t.heads,
+        count(t.heads, "head"),
         t.head_width,
         t.feed_forward,
         t.activation.name(),
@@ -163,7 +163,8 @@ impl fmt::Display for ModelReport {
         writeln!(f, "  inputs   {}", self.inputs.iter().map(port).collect::<Vec<_>>().join("\n           "))?;
         writeln!(f, "  outputs  {}", self.outputs.iter().map(port).collect::<Vec<_>>().join("\n           "))?;
         for (dtype, w) in &self.weights {
-            writeln!(f, "  weights  {dtype}: {} in {} tensors, {}", w.elements, w.tensors, Bytes(w.bytes as u64))?;
+            let tensors = count(w.tensors, "tensor");
+            writeln!(f, "  weights  {dtype}: {} in {tensors}, {}", w.elements, Bytes(w.bytes as u64))?;
         }
         let Some(model) = &self.model else {
             if let Some(likeness) = &self.likeness {

@@ -157,7 +157,8 @@ fn frontier(graph: &Graph, recorded: &manifest::Record) -> Vec<CutReport> {
                 Some(t) if t.point == "output" => "final output".to_owned(),
                 Some(t) if t.point == "logits" => "logits".to_owned(),
                 Some(t) => format!("tap {} {}", t.tower, t.point),
-                None if graph.weight(value).is_some() && read_by("head") => "frozen weight".to_owned(),
+                // Constants that the ladder reads are masks that the exporter folded.
+                None if graph.weight(value).is_some() && !read_by("ladder") => "LM head".to_owned(),
                 None => "mask or buckets".to_owned(),
             };
             cut.push(CutReport { value: summary, role, readers });

@@ -1,5 +1,6 @@
 //! What a step of a run is predicted to need, before anything of it is allocated.
 
+use lstc_graph::count;
 use lstc_passes::Parts;
 use serde::Serialize;
 
@@ -82,8 +83,9 @@ impl Forecast {
         let Forecast { sizes: Sizes { batch, source_length, target_length }, device, bytes, available, .. } = *self;
         let available = available.filter(|available| *available < bytes)?;
         let [bytes, available] = [bytes, available].map(Bytes);
+        let examples = count(batch, "example");
         Some(format!(
-            "a step of {batch} examples, {source_length} tokens in and {target_length} out, is predicted to take {bytes}, and only \
+            "a step of {examples}, {source_length} tokens in and {target_length} out, is predicted to take {bytes}, and only \
              {available} is free on {}",
             if device == Device::Cpu { "this machine".to_owned() } else { device.to_string() }
         ))

@@ -1,6 +1,6 @@
 //! What a pattern found, in few words and without names.
 
-use lstc_graph::{Graph, ValueId};
+use lstc_graph::{Graph, ValueId, count};
 
 use crate::anatomy::{
     Activation, Attention, Bias, Buckets, FeedForward, Frozen, Head, Linear, Norm, Orientation, Relative,
@@ -33,7 +33,7 @@ impl Found for () {
 impl Found for Attention {
     fn words(&self, graph: &Graph) -> String {
         let Attention { heads, head_width, scale, .. } = self;
-        format!("{heads} heads of {head_width}, scale {scale}, bias: {}", self.bias.words(graph))
+        format!("{} of {head_width}, scale {scale}, bias: {}", count(*heads, "head"), self.bias.words(graph))
     }
 }
 

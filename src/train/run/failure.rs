@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::anyhow;
+use lstc_graph::count;
 
 use super::{Run, sizes};
 use crate::data::Batch;
@@ -46,7 +47,9 @@ impl Run<'_> {
             "`lstc rewrite` with --backbone {smallest}, or without dropout --recompute-attention, needs less"
         ));
         let hint = hints.join("; ");
-        let what = format!("step {step}: {rows} examples of {source} tokens in, {target} out, do not fit into memory");
+        let examples = count(rows, "example");
+        let what =
+            format!("step {step}: a batch of {examples}, {source} tokens in, {target} out, does not fit into memory");
         Hinted::new(error.context(what), hint).into()
     }
 
