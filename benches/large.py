@@ -41,7 +41,7 @@ def prepare(folder):
 def measure(lstc, model, command, rounds):
     """The fewest seconds and the highest peak of some runs, and how the last one says that the weights came to be."""
     name, *flags = command
-    output = ["-o", model.with_name("tuned"), "--force"] if name == "rewrite" else []
+    output = ["-o", model.with_name("tuned"), "--force", "--link"] if name == "rewrite" else []
     seconds, peak, weights = [], 0, "not read"
     for _ in range(rounds):
         start = time.monotonic()

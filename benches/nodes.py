@@ -89,7 +89,7 @@ def main():
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("profile.md"), help="default: %(default)s")
     args = parser.parse_args()
     shape, load = MODELS[args.shape], os.getloadavg()[0]
-    # Beside the directory, so that its weights can be linked.
+    # Beside the directory, where there is room for its weights.
     with tempfile.TemporaryDirectory(dir=args.directory.resolve().parent) as folder:
         folder = Path(folder)
         side = cut(args.directory, folder / "side")

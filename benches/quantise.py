@@ -6,7 +6,6 @@ a constant of a tied head's transpose, so that the head is quantised too.
 
 import argparse
 import logging
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -15,18 +14,14 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 
 def quantise(model, output, per_channel, prepare):
-    # Python's onnx opens no file that is hard-linked, as the data is once lstc has rewritten the model.
     with tempfile.TemporaryDirectory(dir=output.parent) as folder:
-        source = Path(folder, model.name)
-        for file in (model, model.with_name(f"{model.name}.data")):
-            shutil.copyfile(file, source.with_name(file.name))
         if prepare:
-            prepared = source.with_name("prepared.onnx")
+            prepared = Path(folder, "prepared.onnx")
             options = {"save_as_external_data": True, "all_tensors_to_one_file": True}
-            quant_pre_process(source, prepared, skip_symbolic_shape=True, **options)
-            source = prepared
+            quant_pre_process(model, prepared, skip_symbolic_shape=True, **options)
+            model = prepared
         quantize_dynamic(
-            source, output, op_types_to_quantize=["MatMul"], per_channel=per_channel, weight_type=QuantType.QInt8,
+            model, output, op_types_to_quantize=["MatMul"], per_channel=per_channel, weight_type=QuantType.QInt8,
             extra_options={"MatMulConstBOnly": True}, use_external_data_format=True,
         )
 

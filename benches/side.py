@@ -1,12 +1,11 @@
 """lstc's side network alone: cut out of a rewritten directory's train.onnx, with taps as inputs.
 
-    python benches/side.py tuned/ side/        writes side/side.onnx and links the weights beside it
+    python benches/side.py tuned/ side/        writes side/side.onnx and copies the weights beside it
 
 What is left is all that a step with cached taps runs: masks, position buckets, forward, backward, clipping, AdamW.
 """
 
 import argparse
-import os
 import shutil
 from pathlib import Path
 
@@ -45,7 +44,7 @@ def cut(directory, output):
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
     for data in directory.glob("*.data"):
-        os.link(data, output / data.name)
+        shutil.copyfile(data, output / data.name)
     onnx.save(model, output / "side.onnx")
     return output / "side.onnx"
 

@@ -1,29 +1,109 @@
 //! Files that appear whole.
 
-use std::fs::File;
-use std::path::Path;
+use std::fs::{self, File, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use tempfile::NamedTempFile;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-/// Begins a temporary file's name.
-const PREFIX: &str = ".lstc-";
+use crate::interrupt;
+use crate::scratch::Scratch;
 
-/// Writes a file under a temporary name beside its own, syncs it, and renames it: whoever looks finds the earlier file
-/// or the whole new one, and a process that is killed leaves the earlier one.
+/// A file that is being written under a temporary name.
+#[derive(Debug)]
+pub struct Draft {
+    file: File,
+    path: PathBuf,
+}
+
+impl Draft {
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Write for Draft {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// The folder that a path lies in.
+pub fn parent(path: &Path) -> &Path {
+    path.parent().filter(|p| *p != Path::new("")).unwrap_or(Path::new("."))
+}
+
+/// Writes a file under a temporary name, syncs it, and renames it: whoever looks finds the earlier file or the whole new one, and a
+/// process that is killed leaves the earlier one. The permissions are those that the process's mask leaves, and none that the earlier
+/// file did not give.
 ///
 /// # Errors
 /// From the file system, e.g. no space; from `write`. The earlier file is then as it was.
-pub fn replace(path: &Path, write: impl FnOnce(&mut NamedTempFile) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let folder = path.parent().filter(|p| *p != Path::new("")).unwrap_or(Path::new("."));
-    let context = || format!("cannot write `{}`", path.display());
-    let mut file = tempfile::Builder::new().prefix(PREFIX).tempfile_in(folder).with_context(context)?;
-    write(&mut file).with_context(context)?;
+pub fn replace(path: &Path, write: impl FnOnce(&mut Draft) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    put(path, write, |from, to| fs::rename(from, to))
+}
+
+/// As [`replace`], for a file that is not there yet.
+///
+/// # Errors
+/// As [`replace`]; a file that has come there meanwhile.
+pub fn create(path: &Path, write: impl FnOnce(&mut Draft) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    put(path, write, rename_new)
+}
+
+fn put(
+    path: &Path,
+    write: impl FnOnce(&mut Draft) -> anyhow::Result<()>,
+    rename: impl FnOnce(&Path, &Path) -> io::Result<()>,
+) -> anyhow::Result<()> {
+    let (folder, context) = (parent(path), || format!("cannot write `{}`", path.display()));
+    // In a folder of its own: what writes it may put other files beside it.
+    let scratch = Scratch::new_in(folder).with_context(context)?;
+    let temporary = scratch.path().join("file");
+    let mut draft = Draft { file: File::create_new(&temporary).with_context(context)?, path: temporary };
+    let mode = draft.file.metadata().with_context(context)?.permissions().mode();
+    write(&mut draft).with_context(context)?;
     // By its name: what writes it may have put another file there.
-    let written = File::open(file.path()).with_context(context)?;
-    permit(&written).and_then(|()| written.sync_all()).with_context(context)?;
-    file.persist(path).map_err(|e| e.error).with_context(context)?;
+    let written = File::open(draft.path()).with_context(context)?;
+    let earlier = fs::symlink_metadata(path).ok().filter(fs::Metadata::is_file);
+    let mode = earlier.map_or(mode, |earlier| mode & earlier.permissions().mode());
+    written.set_permissions(Permissions::from_mode(mode)).with_context(context)?;
+    written.sync_all().with_context(context)?;
+    let held = interrupt::hold();
+    rename(draft.path(), path).with_context(context)?;
+    drop(held);
     File::open(folder).and_then(|folder| folder.sync_all()).with_context(context)
+}
+
+/// Renames a file to a name that nobody has.
+///
+/// # Errors
+/// From the file system; a name that is taken.
+pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // A file system that cannot do it in one step.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) if fs::symlink_metadata(to).is_err() => {
+            fs::rename(from, to)
+        }
+        done => Ok(done?),
+    }
+}
+
+/// Copies a small file to a name that nobody has. Who could not read the one cannot read the other.
+///
+/// # Errors
+/// From the file system.
+pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    let mut source = File::open(from)?;
+    let mode = source.metadata()?.permissions().mode();
+    let mut target = File::options().write(true).create_new(true).mode(mode & 0o666).open(to)?;
+    io::copy(&mut source, &mut target).map(drop)
 }
 
 /// Whether a file could be written, before there is anything to write.
@@ -31,43 +111,17 @@ pub fn replace(path: &Path, write: impl FnOnce(&mut NamedTempFile) -> anyhow::Re
 /// # Errors
 /// A folder that is missing, or that may not be written to.
 pub fn check(path: &Path) -> anyhow::Result<()> {
-    let folder = path.parent().filter(|p| *p != Path::new("")).unwrap_or(Path::new("."));
-    let made = tempfile::Builder::new().prefix(PREFIX).tempfile_in(folder).map(drop);
-    made.map_err(|e| e.kind())
-        .map_err(std::io::Error::from)
-        .with_context(|| format!("cannot write `{}`", path.display()))
-}
-
-/// Removes what writers that were killed left in a folder that only one process at a time writes to.
-pub fn sweep(folder: &Path) {
-    let is_left = |name: &str| name.starts_with(PREFIX) || name.starts_with(".tmp");
-    let Ok(entries) = std::fs::read_dir(folder) else { return };
-    for entry in entries.flatten() {
-        if entry.file_name().to_str().is_some_and(is_left) && entry.file_type().is_ok_and(|t| t.is_file()) {
-            // What cannot be removed is in nobody's way.
-            let _ = std::fs::remove_file(entry.path());
-        }
-    }
-}
-
-/// Temporary files are for their owner alone; a finished one is for whoever may read the folder.
-///
-/// # Errors
-/// From the file system.
-pub fn permit(file: &File) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(std::fs::Permissions::from_mode(0o644))
+    let made = Scratch::new_in(parent(path)).map(drop);
+    // Without the temporary name.
+    made.map_err(|e| io::Error::from(e.kind())).with_context(|| format!("cannot write `{}`", path.display()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
 
-    fn safe(path: &Path) {
-        use std::os::unix::fs::PermissionsExt;
-        let mode = std::fs::metadata(path).expect("it is there").permissions().mode();
-        assert_eq!(mode & 0o777, 0o644);
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).expect("it is there").permissions().mode() & 0o777
     }
 
     #[test]
@@ -75,13 +129,36 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("a");
         replace(&path, |f| Ok(f.write_all(b"one")?)).expect("it is written");
-        safe(&path);
         let failed = replace(&path, |f| {
             f.write_all(b"tw")?;
             anyhow::bail!("no more")
         });
         assert!(failed.is_err_and(|e| e.to_string().contains("cannot write")));
-        assert_eq!(std::fs::read(&path).expect("it is there"), b"one");
-        assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 1);
+        assert_eq!(fs::read(&path).expect("it is there"), b"one");
+        assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1);
+    }
+
+    #[test]
+    fn nobody_may_read_more_than_before() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let [path, plain] = ["a", "plain"].map(|name| folder.path().join(name));
+        File::create(&plain).expect("a file");
+        replace(&path, |f| Ok(f.write_all(b"one")?)).expect("it is written");
+        assert_eq!(mode(&path), mode(&plain), "as the mask of the process has it");
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("it is ours");
+        replace(&path, |f| Ok(f.write_all(b"two")?)).expect("it is written");
+        assert_eq!(mode(&path), 0o600);
+        let copied = folder.path().join("copied");
+        copy(&path, &copied).expect("it is copied");
+        assert_eq!((mode(&copied), fs::read(&copied).expect("it is there")), (0o600, b"two".to_vec()));
+    }
+
+    #[test]
+    fn what_is_there_is_not_created() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("a");
+        create(&path, |f| Ok(f.write_all(b"one")?)).expect("it is written");
+        assert!(create(&path, |f| Ok(f.write_all(b"two")?)).is_err());
+        assert_eq!(fs::read(&path).expect("it is there"), b"one");
     }
 }

@@ -12,10 +12,10 @@ use comfy_table::{ContentArrangement, Table, TableStyle};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use crate::interrupt;
 use crate::rewrite::NotUnderstood;
 use crate::runtime;
 use crate::runtime::install::InstallError;
-use crate::train::interrupt;
 
 /// How a command ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -27,8 +27,16 @@ pub type Metadata = HashMap<String, String>;
 /// # Errors
 /// From the file system.
 pub fn save(path: &Path, side: &Side) -> anyhow::Result<()> {
+    crate::files::replace(path, |file| write(file.path(), side))
+}
+
+/// Writes a side network to a file that nobody else looks at yet.
+///
+/// # Errors
+/// From the file system.
+pub(crate) fn write(path: &Path, side: &Side) -> anyhow::Result<()> {
     let views: Vec<(&str, Streamed)> = side.iter().map(|(name, array)| (name.as_str(), Streamed(array))).collect();
-    write(path, views, format())
+    Ok(safetensors::serialize_to_file(views, Some(format()), path)?)
 }
 
 /// Writes tensors that lie on a device, one after the other, with metadata. The file appears whole.
@@ -57,16 +65,11 @@ pub fn save_on_device(
 /// From the file system.
 pub fn save_initial<'i>(path: &Path, initial: impl IntoIterator<Item = (&'i str, &'i Initial)>) -> anyhow::Result<()> {
     let views: Vec<(&str, Drawn)> = initial.into_iter().map(|(name, value)| (name, Drawn(value))).collect();
-    write(path, views, format())
+    crate::files::replace(path, |file| Ok(safetensors::serialize_to_file(views, Some(format()), file.path())?))
 }
 
 fn format() -> Metadata {
     Metadata::from([("format".to_owned(), "pt".to_owned())])
-}
-
-/// The file appears whole.
-fn write<V: View>(path: &Path, views: Vec<(&str, V)>, metadata: Metadata) -> anyhow::Result<()> {
-    crate::files::replace(path, |file| Ok(safetensors::serialize_to_file(views, Some(metadata), file.path())?))
 }
 
 /// An initial value.

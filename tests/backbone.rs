@@ -1,4 +1,4 @@
-//! The frozen weights of a rewrite: linked, shared, copied, and what the report and `verify` say of them.
+//! The frozen weights of a rewrite: copied, linked, shared, and what the report and `verify` say of them.
 
 mod common;
 
@@ -96,9 +96,9 @@ fn lstc(arguments: &[&str]) -> Output {
 }
 
 #[test]
-fn every_data_file_is_linked_and_told() {
+fn with_link_every_data_file_is_linked_and_told() {
     let model = Model::in_two_files();
-    let told = model.rewritten("tuned", &[]);
+    let told = model.rewritten("tuned", &["--link"]);
     let links: Vec<PathBuf> = ["tuned/backbone.data", "tuned/backbone.1.data"].map(|n| model.path(n)).into();
     let mut linked: Vec<u64> = links.iter().map(|path| inode(path)).collect();
     let mut sources: Vec<u64> = [DATA, OTHER].iter().map(|name| inode(&model.path(name))).collect();
@@ -109,17 +109,32 @@ fn every_data_file_is_linked_and_told() {
         assert!(told.contains(words), "{words}: {told}");
     }
     let manifest = fs::read_to_string(model.path("tuned/lst.yaml")).expect("a manifest");
-    assert_eq!(manifest.matches("blake3: ").count(), 3, "the model and two data files");
+    assert_eq!(
+        manifest.matches("blake3: ").count(),
+        3 + 5 + 2,
+        "the model and two data files, and what was written of them"
+    );
     model.holds("tuned");
 }
 
 #[test]
-fn a_copy_is_made_where_one_is_asked_for() {
+fn without_link_every_file_keeps_its_one_name() {
     let model = Model::in_two_files();
-    let told = model.rewritten("tuned", &["--copy"]);
-    assert!(told.contains("backbone.data: ") && told.contains(" copied") && !told.contains("linked"), "{told}");
-    assert_eq!(fs::metadata(model.path("tuned/backbone.data")).expect("it is there").nlink(), 1);
-    assert!(!model.path("tuned/backbone.1.data").exists());
+    let done = model.rewrite("tuned", &[]);
+    assert_eq!(done.status.code(), Some(0), "{}", stderr(&done));
+    let told = stdout(&done);
+    assert!(told.contains("backbone.data: ") && !told.contains(" linked"), "{told}");
+    if told.contains(" copied") {
+        let announced = stderr(&done);
+        assert!(announced.contains("copying ") && announced.contains(" KiB of weights"), "{announced}");
+        assert!(announced.contains("--link makes hard links"), "{announced}");
+    }
+    for file in fs::read_dir(model.path("tuned")).expect("a folder").flatten() {
+        assert_eq!(file.metadata().expect("it is there").nlink(), 1, "{:?}", file.file_name());
+    }
+    for source in ["model.onnx", DATA, OTHER] {
+        assert_eq!(fs::metadata(model.path(source)).expect("it is there").nlink(), 1, "{source}");
+    }
     model.holds("tuned");
 }
 
@@ -128,7 +143,7 @@ fn side_networks_of_one_model_share_its_copied_weights() {
     let model = Model::of("relu_torchscript");
     let told = model.rewritten("a", &["--encoder-blocks", "1"]);
     assert!(told.contains(" copied"), "{told}");
-    let told = model.rewritten("b", &["--share", text(&model.path("a")), "--init", "random"]);
+    let told = model.rewritten("b", &["--link", "--share", text(&model.path("a")), "--init", "random"]);
     assert!(told.contains("linked to `") && told.contains("a/backbone.data`"), "{told}");
     assert_eq!(inode(&model.path("a/backbone.data")), inode(&model.path("b/backbone.data")));
     model.holds("b");
@@ -136,7 +151,7 @@ fn side_networks_of_one_model_share_its_copied_weights() {
     // What a link to the model's own data file does needs nobody to share with.
     let external = Model::of("external_weights");
     external.rewritten("a", &[]);
-    let told = external.rewritten("b", &["--share", text(&external.path("a"))]);
+    let told = external.rewritten("b", &["--link", "--share", text(&external.path("a"))]);
     assert!(told.contains(&format!("{DATA}`")), "{told}");
 }
 
@@ -145,7 +160,7 @@ fn weights_of_another_model_are_not_shared() {
     let (model, other) = (Model::of("relu_torchscript"), Model::of("merge_last"));
     other.rewritten("a", &[]);
     for (directory, reason) in [(other.path("a"), "another one"), (model.path("nowhere"), "no rewritten model")] {
-        let refused = model.rewrite("b", &["--share", text(&directory)]);
+        let refused = model.rewrite("b", &["--link", "--share", text(&directory)]);
         assert_eq!(refused.status.code(), Some(2), "{}", stdout(&refused));
         let told = stderr(&refused);
         assert!(told.contains("cannot be shared") && told.contains(reason), "{told}");
@@ -156,7 +171,7 @@ fn weights_of_another_model_are_not_shared() {
 #[test]
 fn a_changed_byte_of_the_source_is_found() {
     let model = Model::of("external_weights");
-    model.rewritten("tuned", &["--copy"]);
+    model.rewritten("tuned", &[]);
     let data = model.path(DATA);
     let mut bytes = fs::read(&data).expect("the weights");
     let middle = bytes.len() / 2;

@@ -342,7 +342,7 @@ fn an_output_is_replaced_only_when_asked() {
     done(&["--force", "--external-data"]);
     tuned.holds_only(&["out.data", "out.onnx"]);
     let no = tuned.lstc(&["--external-data"]);
-    assert!(stderr(&no).contains("is there already"), "{}", stderr(&no));
+    assert!(stderr(&no).contains("already exists"), "{}", stderr(&no));
     done(&["--force", "--external-data"]);
     // The pair goes together.
     done(&["--force"]);
@@ -356,12 +356,15 @@ fn what_is_exported_is_never_overwritten() {
     fs::copy(tuned.directory().join("run/best.safetensors"), tuned.directory().join("best.onnx")).expect("a copy");
     std::os::unix::fs::symlink(tuned.directory(), tuned.path("link")).expect("a link");
     let before = |name: &str| fs::read(tuned.path(name)).expect("it is there");
-    for (output, flags) in [
-        ("model.onnx", &[][..]),
-        ("tuned/infer.onnx", &[]),
-        ("link/train.onnx", &[]),
-        ("tuned/backbone.onnx", &["--external-data"]),
-        ("tuned/best.onnx", &["--side", text(&tuned.directory().join("best.onnx"))]),
+    fs::hard_link(tuned.path("model.onnx"), tuned.path("other.onnx")).expect("a link");
+    let (read, own) = ("is a file that this command reads", "belongs to the rewritten model");
+    for (output, flags, reason) in [
+        ("model.onnx", &[][..], read),
+        ("other.onnx", &[], read),
+        ("tuned/infer.onnx", &[], own),
+        ("link/train.onnx", &[], own),
+        ("tuned/backbone.onnx", &["--external-data"], own),
+        ("tuned/best.onnx", &["--side", text(&tuned.directory().join("best.onnx"))], read),
     ] {
         let kept = ["model.onnx", "model.onnx.data", "tuned/infer.onnx", "tuned/train.onnx", "tuned/backbone.data"];
         let all: Vec<Vec<u8>> = kept.iter().map(|name| before(name)).collect();
@@ -369,7 +372,7 @@ fn what_is_exported_is_never_overwritten() {
         let arguments = [&["export", text(&directory), "-o", text(&path), "--force"], flags].concat();
         let no = lstc(&arguments);
         assert_eq!(no.status.code(), Some(2), "{output}");
-        assert!(stderr(&no).contains("belongs to what is exported"), "{output}: {}", stderr(&no));
+        assert!(stderr(&no).contains(reason), "{output}: {}", stderr(&no));
         assert!(kept.iter().zip(all).all(|(name, bytes)| before(name) == bytes), "{output}");
     }
     for output in ["tuned/run/best.safetensors", "out", "out.onnx/", "tuned"] {

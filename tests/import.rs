@@ -224,7 +224,14 @@ fn a_run_is_in_the_way_and_another_file_is_not() {
     let tuned = Tuned::new();
     let (before, trained) = (tuned.side(), tuned.trained());
     write(&tuned.path("ref.safetensors"), &reference(&trained, ""));
+    // What a run that came to nothing left is in nobody's way.
     fs::create_dir(tuned.path("tuned/run")).expect("a folder");
+    let initial = tuned.path("tuned/side.safetensors");
+    let unchanged = tuned.path("unchanged.safetensors");
+    fs::copy(&initial, &unchanged).expect("a copy");
+    let done = lstc(&["import", text(&tuned.path("tuned")), "--side", text(&unchanged)]);
+    assert!(done.status.success(), "{}", stderr(&done));
+    fs::write(tuned.path("tuned/run/metrics.jsonl"), "").expect("a file");
     let no = tuned.import(&[]);
     assert_eq!(no.status.code(), Some(2));
     assert!(stderr(&no).contains("began from another side network") && stderr(&no).contains("--force"));
@@ -235,9 +242,9 @@ fn a_run_is_in_the_way_and_another_file_is_not() {
     assert!(done.status.success(), "{}", stderr(&done));
     assert_eq!(side::load(&elsewhere).expect("a side network"), trained);
     assert_eq!(tuned.side(), before);
-    assert!(!fs::read_to_string(tuned.path("tuned/lst.yaml")).expect("the manifest").contains("imported"));
+    assert!(!fs::read_to_string(tuned.path("tuned/lst.yaml")).expect("the manifest").contains("ref.safetensors"));
     let again = tuned.import(&["-o", text(&elsewhere)]);
-    assert!(stderr(&again).contains("is there already"), "{}", stderr(&again));
+    assert!(stderr(&again).contains("already exists"), "{}", stderr(&again));
     let own = tuned.import(&["-o", text(&tuned.path("tuned/side.safetensors")), "--force"]);
     assert!(stderr(&own).contains("leave -o out"), "{}", stderr(&own));
 

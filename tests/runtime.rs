@@ -302,7 +302,7 @@ mod install {
     fn installations_at_the_same_time_make_one() {
         let user = User::new();
         // What an installation leaves that is killed.
-        let killed = user.home.path().join("lstc/.installing-killed/content");
+        let killed = user.home.path().join("lstc/.lstc-1-killed/content");
         fs::create_dir_all(killed).unwrap();
 
         let wheel = wheel();

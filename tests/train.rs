@@ -162,18 +162,21 @@ fn a_killed_run_goes_on_bit_for_bit() {
 }
 
 #[test]
-fn ctrl_c_saves_and_tells_how_to_go_on() {
+fn a_signal_saves_and_tells_how_to_go_on() {
     let tuned = Tuned::new("relu_torchscript", |_| ());
     let flags = ["--epochs", "40", "--save-every", "100000", "--overlap", "on"];
     succeeded(&tuned.train("whole", &flags));
-    assert_eq!(stopped(&tuned, "parts", &flags, 30, "-INT"), Some(130));
-    let stopped_at = tuned.losses("parts").len();
-    assert!((30..920).contains(&stopped_at));
-    let done = tuned.resume("parts");
-    succeeded(&done);
-    let said = String::from_utf8_lossy(&done.stderr);
-    assert!(said.contains(&format!("continuing after step {stopped_at}")), "{said}");
-    assert_eq!(tuned.losses("whole"), tuned.losses("parts"));
+    // The last is what a process gets whose terminal is closed.
+    for signal in ["-INT", "-TERM", "-HUP"] {
+        assert_eq!(stopped(&tuned, signal, &flags, 30, signal), Some(130));
+        let stopped_at = tuned.losses(signal).len();
+        assert!((30..920).contains(&stopped_at));
+        let done = tuned.resume(signal);
+        succeeded(&done);
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(said.contains(&format!("continuing after step {stopped_at}")), "{said}");
+        assert_eq!(tuned.losses("whole"), tuned.losses(signal));
+    }
 }
 
 #[test]
@@ -223,7 +226,7 @@ fn a_kill_leaves_nothing_behind_that_stays() {
     let tuned = Tuned::new("relu_torchscript", |_| ());
     let flags = ["--epochs", "3", "--save-every", "1"];
     assert_eq!(stopped(&tuned, "run", &flags, 9, "-KILL"), None);
-    fs::write(tuned.path("run/.lstc-left"), b"half").expect("a file");
+    fs::create_dir_all(tuned.path("run/.lstc-1-left/half")).expect("a folder");
     succeeded(&tuned.resume("run"));
     let entries = fs::read_dir(tuned.path("run")).expect("a folder").flatten();
     let mut files: Vec<String> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
@@ -427,7 +430,7 @@ fn a_run_is_not_lost_to_another_rewrite() {
     succeeded(&run(&["train", text(&directory), "--train", text(&data), "--epochs", "1"]));
     let model = case("relu_torchscript").join("model.onnx");
     let again = run(&["rewrite", text(&model), "-o", text(&directory), "--force"]);
-    refused(&again, &["holds a training run, which would be lost", "hint: write to another directory"]);
+    refused(&again, &["holds what no rewrite wrote", "`run`, a training run", "or write to another directory"]);
     assert!(directory.join("run/best.safetensors").exists());
 }
 

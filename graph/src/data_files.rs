@@ -1,16 +1,21 @@
 //! Data files: the large weights of several graphs, each once, beside them.
 //!
-//! A data file of the source is linked where the file system can, so that its bytes exist once; what is left is copied.
+//! A data file of the source is reflinked where the file system can, so that its bytes exist once; what is left is copied. A hard
+//! link is made only where the caller asks for one: a file with two names is refused by some programs, Python's `onnx` among them.
 //! No symbolic link is made: ONNX Runtime resolves them before it checks that external data lies in the model's folder.
+//!
+//! **Invariant:** a file that is written here is readable to nobody who cannot read each file that its weights come from.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use rustix::fs::ioctl_ficlone;
+use rustix::io::Errno;
 
 use crate::ir::{Graph, ValueId};
 use crate::save::used_weights;
@@ -21,6 +26,9 @@ const MIN_EXTERNAL: usize = 1024;
 
 /// Weights of at least this size start on a page of their own, so that a runtime can map them.
 const PAGE: u64 = 4096;
+
+/// Bytes that are copied at once.
+const BLOCK: usize = 1 << 20;
 
 /// The data files beside some graphs: where each weight's bytes lie in them.
 #[derive(Clone, Debug, Default)]
@@ -70,6 +78,16 @@ fn data_file(weight: &Weight) -> Option<&FileRange> {
     weight.place().filter(|place| place.file.extension().is_none_or(|e| e != "onnx"))
 }
 
+/// What may take the place of a copy of a data file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Links {
+    /// A reflink: a file of its own that shares its blocks.
+    #[default]
+    Reflinks,
+    /// A hard link, or else a reflink. A hard link is the same file under two names: what changes one changes the other.
+    HardLinks,
+}
+
 /// A data file that was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Saved {
@@ -90,23 +108,23 @@ pub enum Means {
     Copied,
 }
 
-/// Writes the large weights of `graphs` to `folder/name`, and files named after it where one does not do: links to the
-/// data files that they lie in, and a copy of those that cannot be linked.
+/// Writes the large weights of `graphs` to `folder/name`, and files named after it where one does not do: hard links to the
+/// data files that they lie in, and a copy of those that cannot be linked. The folder is one that goes again once the graphs have run.
 ///
 /// # Errors
 /// From the file system, e.g. no space, or a file of that name.
 pub fn write_data(graphs: &[&Graph], folder: &Path, name: &str) -> io::Result<(DataFiles, Vec<Saved>)> {
     let mut writer = DataWriter::new(graphs, folder, name);
-    writer.link()?;
-    writer.copy()
+    writer.link(Links::HardLinks)?;
+    writer.copy(&mut |_| ())
 }
 
-/// As [`write_data`], but always one file of its own, with these weights alone; the number of its bytes.
+/// Writes the large weights of `graphs`, and nothing else, to a file of its own; the number of its bytes.
 ///
 /// # Errors
 /// As [`write_data`].
 pub fn copy_data(graphs: &[&Graph], folder: &Path, name: &str) -> io::Result<(DataFiles, u64)> {
-    let (data, saved) = DataWriter::new(graphs, folder, name).copy()?;
+    let (data, saved) = DataWriter::new(graphs, folder, name).copy(&mut |_| ())?;
     Ok((data, saved.iter().map(|s| s.bytes).sum()))
 }
 
@@ -138,9 +156,9 @@ impl<'g> DataWriter<'g> {
     ///
     /// # Errors
     /// From the file system; that a file cannot be linked is none.
-    pub fn link(&mut self) -> io::Result<()> {
+    pub fn link(&mut self, links: Links) -> io::Result<()> {
         let lie = self.left.iter().filter_map(|(_, w)| Some((*w, data_file(w)?))).collect();
-        self.link_files(lie)
+        self.link_files(lie, links)
     }
 
     /// True where weights have no place yet.
@@ -148,11 +166,18 @@ impl<'g> DataWriter<'g> {
         !self.left.is_empty()
     }
 
+    /// Bytes of the weights that have no place yet, and how many of them lie in data files, which could be linked.
+    pub fn left(&self) -> (u64, u64) {
+        let bytes = |weight: &Weight| weight.bytes().len() as u64;
+        let in_files = self.left.iter().filter(|(_, w)| data_file(w).is_some());
+        (self.left.iter().map(|(_, w)| bytes(w)).sum(), in_files.map(|(_, w)| bytes(w)).sum())
+    }
+
     /// Links the data files of other graphs, which hold weights of the same names; how many were linked.
     ///
     /// # Errors
     /// A weight of the same name that has other contents; from the file system.
-    pub fn share(&mut self, others: &[Graph]) -> io::Result<usize> {
+    pub fn share(&mut self, others: &[Graph], links: Links) -> io::Result<usize> {
         let mut lie = Vec::new();
         for (name, weight) in &self.left {
             let mut same_name = others.iter().filter_map(|graph| graph.weight(graph.find(name)?));
@@ -165,45 +190,45 @@ impl<'g> DataWriter<'g> {
             lie.extend(data_file(other).map(|place| (*weight, place)));
         }
         let before = self.saved.len();
-        self.link_files(lie)?;
+        self.link_files(lie, links)?;
         Ok(self.saved.len() - before)
     }
 
-    /// Copies the weights that have no place yet to a file of their own; what was written.
+    /// Copies the weights that have no place yet to a file of their own; what was written. `watch` sees all bytes of that file, in
+    /// their order.
     ///
     /// # Errors
     /// From the file system.
-    pub fn copy(mut self) -> io::Result<(DataFiles, Vec<Saved>)> {
+    pub fn copy(mut self, watch: &mut dyn FnMut(&[u8])) -> io::Result<(DataFiles, Vec<Saved>)> {
         if self.left.is_empty() && !self.saved.is_empty() {
             return Ok((self.data, self.saved));
         }
         let name = self.next_name();
+        let mut sources = Sources::open(self.left.iter().map(|(_, weight)| *weight))?;
         // Never through a name that is there: it may be a link to a model's own weights.
-        let mut out = File::create_new(self.folder.join(&name))?;
-        let mut at = 0_u64;
-        let mut sources: HashMap<PathBuf, File> = HashMap::new();
+        let mut out = Copy { file: create(&self.folder.join(&name), sources.mode)?, at: 0, watch };
         let file: Arc<str> = name.as_str().into();
         for (_, weight) in &self.left {
             let align = if weight.bytes().len() as u64 >= PAGE { PAGE } else { 64 };
-            at = at.next_multiple_of(align);
-            out.seek(SeekFrom::Start(at))?;
-            copy(weight, &mut out, &mut sources)?;
-            self.data.put(weight, file.clone(), at);
-            at += weight.bytes().len() as u64;
+            out.skip(out.at.next_multiple_of(align) - out.at);
+            self.data.put(weight, file.clone(), out.at);
+            sources.copy(weight, &mut out)?;
         }
-        out.sync_data()?;
-        self.saved.push(Saved { name, bytes: at, means: Means::Copied });
+        // The last bytes may be a hole.
+        out.file.set_len(out.at)?;
+        out.file.sync_data()?;
+        self.saved.push(Saved { name, bytes: out.at, means: Means::Copied });
         Ok((self.data, self.saved))
     }
 
     /// Links the files that weights lie in, in the order of the weights.
-    fn link_files(&mut self, lie: Vec<(&Weight, &FileRange)>) -> io::Result<()> {
+    fn link_files(&mut self, lie: Vec<(&Weight, &FileRange)>, links: Links) -> io::Result<()> {
         let mut names: HashMap<&Path, Option<Arc<str>>> = HashMap::new();
         for (weight, FileRange { file, offset }) in lie {
             let name = match names.get(file.as_path()) {
                 Some(name) => name.clone(),
                 None => {
-                    let name = self.link_file(file)?;
+                    let name = self.link_file(file, links)?;
                     names.insert(file, name.clone());
                     name
                 }
@@ -217,10 +242,10 @@ impl<'g> DataWriter<'g> {
     }
 
     /// Links one file; none where it cannot be.
-    fn link_file(&mut self, file: &Path) -> io::Result<Option<Arc<str>>> {
+    fn link_file(&mut self, file: &Path, links: Links) -> io::Result<Option<Arc<str>>> {
         let name = self.next_name();
         // The file itself, where a name is a link to it.
-        let Some(means) = link(file.canonicalize()?, &self.folder.join(&name))? else { return Ok(None) };
+        let Some(means) = link(file.canonicalize()?, &self.folder.join(&name), links)? else { return Ok(None) };
         let bytes = fs::metadata(file)?.len();
         self.saved.push(Saved { name: name.clone(), bytes, means });
         Ok(Some(name.into()))
@@ -236,15 +261,18 @@ impl<'g> DataWriter<'g> {
     }
 }
 
-/// Makes `target` a hard link to a file, or a reflink where it may not be; none where neither can be.
-fn link(source: PathBuf, target: &Path) -> io::Result<Option<Means>> {
-    match fs::hard_link(&source, target) {
-        Ok(()) => return Ok(Some(Means::Linked(source))),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(error),
-        // Another file system, a file of another user, too many links.
-        Err(_) => {}
+/// Makes `target` a link to a file; none where it cannot be one.
+fn link(source: PathBuf, target: &Path, links: Links) -> io::Result<Option<Means>> {
+    if links == Links::HardLinks {
+        match fs::hard_link(&source, target) {
+            Ok(()) => return Ok(Some(Means::Linked(source))),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(error),
+            // Another file system, a file of another user, too many links.
+            Err(_) => {}
+        }
     }
-    let (from, to) = (File::open(&source)?, File::create_new(target)?);
+    let from = File::open(&source)?;
+    let to = create(target, from.metadata()?.permissions().mode())?;
     if ioctl_ficlone(&to, &from).is_ok() {
         return Ok(Some(Means::Reflinked(source)));
     }
@@ -252,23 +280,99 @@ fn link(source: PathBuf, target: &Path) -> io::Result<Option<Means>> {
     Ok(None)
 }
 
-/// Copies a weight, file to file where it lies in one: the kernel moves the bytes.
-fn copy(weight: &Weight, out: &mut File, sources: &mut HashMap<PathBuf, File>) -> io::Result<()> {
-    let Some(place) = weight.place() else {
-        let written = out.write_all(weight.bytes());
-        weight.release();
-        return written;
-    };
-    if !sources.contains_key(place.file.as_path()) {
-        sources.insert(place.file.to_path_buf(), File::open(place.file.as_path())?);
+/// Makes a file with no other permissions than these, and those that the process's mask leaves.
+fn create(path: &Path, mode: u32) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(mode & 0o666).open(path)
+}
+
+/// The files that weights are copied from.
+struct Sources {
+    files: HashMap<PathBuf, File>,
+    /// The permissions that all of them have.
+    mode: u32,
+}
+
+impl Sources {
+    fn open<'w>(weights: impl Iterator<Item = &'w Weight>) -> io::Result<Sources> {
+        let mut sources = Sources { files: HashMap::new(), mode: 0o666 };
+        for place in weights.filter_map(Weight::place) {
+            if !sources.files.contains_key(place.file.as_path()) {
+                let file = File::open(place.file.as_path())?;
+                sources.mode &= file.metadata()?.permissions().mode();
+                sources.files.insert(place.file.to_path_buf(), file);
+            }
+        }
+        Ok(sources)
     }
-    let source = sources.get_mut(place.file.as_path()).expect("it was just opened");
-    source.seek(SeekFrom::Start(place.offset))?;
-    let wanted = weight.bytes().len() as u64;
-    let copied = io::copy(&mut source.take(wanted), out)?;
-    if copied != wanted {
-        let text = format!("`{}` ended {} bytes early", place.file.display(), wanted - copied);
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
+
+    /// Copies a weight, from file to file where it lies in one. Holes stay holes.
+    fn copy(&mut self, weight: &Weight, out: &mut Copy) -> io::Result<()> {
+        let source = weight.place().and_then(|place| Some((place, self.files.get(place.file.as_path())?)));
+        let Some((place, file)) = source else {
+            let written = weight.bytes().chunks(BLOCK).try_for_each(|block| out.write(block));
+            weight.release();
+            return written;
+        };
+        let (mut at, end) = (place.offset, place.offset + weight.bytes().len() as u64);
+        let length = file.metadata()?.len();
+        if length < end {
+            let text = format!("`{}` ended {} bytes early", place.file.display(), end - length);
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
+        }
+        let mut buffer = vec![0; BLOCK];
+        while at < end {
+            let data = seek(file, rustix::fs::SeekFrom::Data(at))?.unwrap_or(end).min(end);
+            out.skip(data - at);
+            at = data;
+            let hole = seek(file, rustix::fs::SeekFrom::Hole(at))?.unwrap_or(end).min(end);
+            while at < hole {
+                let block = &mut buffer[..BLOCK.min((hole - at) as usize)];
+                file.read_exact_at(block, at)?;
+                out.write(block)?;
+                at += block.len() as u64;
+            }
+        }
+        Ok(())
     }
-    Ok(())
+}
+
+/// Where data or a hole begins; none where there is none any more.
+fn seek(file: &File, to: rustix::fs::SeekFrom) -> io::Result<Option<u64>> {
+    match rustix::fs::seek(file, to) {
+        Err(Errno::NXIO) => Ok(None),
+        // A file system that knows no holes: all is data.
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => match to {
+            rustix::fs::SeekFrom::Data(at) => Ok(Some(at)),
+            _ => Ok(None),
+        },
+        found => Ok(Some(found?)),
+    }
+}
+
+/// A file that is being written from its start to its end.
+struct Copy<'w> {
+    file: File,
+    at: u64,
+    watch: &'w mut dyn FnMut(&[u8]),
+}
+
+impl Copy<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, self.at)?;
+        self.at += bytes.len() as u64;
+        (self.watch)(bytes);
+        Ok(())
+    }
+
+    /// Leaves a hole, which reads as zeros.
+    fn skip(&mut self, bytes: u64) {
+        const ZEROS: [u8; 4096] = [0; 4096];
+        let mut left = bytes;
+        while left > 0 {
+            let block = left.min(ZEROS.len() as u64);
+            (self.watch)(&ZEROS[..block as usize]);
+            left -= block;
+        }
+        self.at += bytes;
+    }
 }

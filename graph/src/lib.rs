@@ -29,7 +29,7 @@ mod words;
 
 pub use attribute::{Attribute, Attributes};
 pub use compare::Comparer;
-pub use data_files::{DataFiles, DataWriter, Means, Saved, copy_data, write_data};
+pub use data_files::{DataFiles, DataWriter, Links, Means, Saved, copy_data, write_data};
 pub use dot::dot;
 pub use dtype::DType;
 pub use emit::Builder;

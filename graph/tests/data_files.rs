@@ -1,11 +1,11 @@
 //! Data files: linked where they can be, shared, copied; and mapped weights that give their memory back.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use lstc_graph::{
-    DataFiles, DataWriter, Graph, Means, Saved, Weight, copy_data, encode, load, parse, print, write_data,
+    DataFiles, DataWriter, Graph, Links, Means, Saved, Weight, copy_data, encode, load, parse, print, write_data,
 };
 
 const ELEMENTS: usize = 4096;
@@ -91,9 +91,9 @@ fn a_copy_is_linked_by_whoever_shares_it() {
     let more = graph(&[("a", 1.0), ("b", 2.0), ("c", 3.0)]);
     let graphs = [&more];
     let mut writer = DataWriter::new(&graphs, second.path(), "w.data");
-    assert_eq!(writer.share(&shared).expect("they are equal"), 1);
+    assert_eq!(writer.share(&shared, Links::HardLinks).expect("they are equal"), 1);
     assert!(writer.is_incomplete());
-    let (data, saved) = writer.copy().expect("it can be written");
+    let (data, saved) = writer.copy(&mut |_| ()).expect("it can be written");
     assert_eq!(names(&saved), [("w.data", "linked"), ("w.1.data", "copied")]);
     let file = second.path().join("model.onnx");
     fs::write(&file, encode(&more, &data)).expect("it can be written");
@@ -102,9 +102,60 @@ fn a_copy_is_linked_by_whoever_shares_it() {
     let third = folder();
     let other = graph(&[("a", 1.0), ("b", 2.5)]);
     let graphs = [&other];
-    let refused = DataWriter::new(&graphs, third.path(), "w.data").share(&shared);
+    let refused = DataWriter::new(&graphs, third.path(), "w.data").share(&shared, Links::HardLinks);
     assert!(refused.is_err_and(|e| e.to_string().contains("`b`")));
     assert_eq!(fs::read_dir(third.path()).expect("a folder").count(), 0);
+}
+
+#[test]
+fn a_file_keeps_its_one_name_unless_hard_links_are_asked_for() {
+    let (source, tuned) = (folder(), folder());
+    let model = in_two_files(source.path());
+    let graphs = [&model];
+    let mut writer = DataWriter::new(&graphs, tuned.path(), "w.data");
+    writer.link(Links::Reflinks).expect("it can be written");
+    let (total, linkable) = writer.left();
+    assert_eq!(total, linkable, "all weights lie in data files");
+    let mut seen = Vec::new();
+    let (data, saved) = writer.copy(&mut |bytes| seen.extend_from_slice(bytes)).expect("it can be written");
+    for file in ["a.bin", "b.bin"].map(|name| source.path().join(name)) {
+        assert_eq!(fs::metadata(file).expect("it is there").nlink(), 1);
+    }
+    let copied = saved.iter().find(|s| s.means == Means::Copied);
+    if let Some(copied) = copied {
+        assert!(
+            seen == fs::read(tuned.path().join(&copied.name)).expect("it is there"),
+            "all bytes are seen, in order"
+        );
+    }
+    let file = tuned.path().join("model.onnx");
+    fs::write(&file, encode(&model, &data)).expect("it can be written");
+    assert_eq!(print(&load(&file).unwrap_or_else(|e| panic!("{e}"))), print(&model));
+}
+
+#[test]
+fn a_copy_keeps_holes_and_is_no_wider_than_its_source() {
+    const LARGE: usize = 16 << 20;
+    let (source, tuned) = (folder(), folder());
+    let mut model = graph(&[]);
+    let value = model.add_weight("large", Weight::from_f32(&[LARGE], &vec![0.5; LARGE]));
+    model.outputs.push(value);
+    let (data, _) = copy_data(&[&model], source.path(), "a.bin").expect("it can be written");
+    fs::write(source.path().join("a.onnx"), encode(&model, &data)).expect("it can be written");
+    // All but some numbers in its middle are a hole.
+    let file = fs::File::create(source.path().join("a.bin")).expect("it can be written");
+    file.set_len(LARGE as u64 * 4).and_then(|()| file.write_all_at(&[1; 4096], 32 << 20)).expect("it can be written");
+    file.set_permissions(fs::Permissions::from_mode(0o600)).expect("it is ours");
+
+    let sparse = load(&source.path().join("a.onnx")).unwrap_or_else(|e| panic!("{e}"));
+    let (mut bytes, graphs) = (0, [&sparse]);
+    let (_, saved) = DataWriter::new(&graphs, tuned.path(), "w.data").copy(&mut |b| bytes += b.len()).expect("a copy");
+    let copy = tuned.path().join("w.data");
+    let metadata = fs::metadata(&copy).expect("it is there");
+    assert_eq!([metadata.len(), bytes as u64, saved[0].bytes], [LARGE as u64 * 4; 3]);
+    assert!(metadata.blocks() * 512 < 1 << 20, "{} blocks", metadata.blocks());
+    assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+    assert!(fs::read(copy).expect("it is there") == fs::read(source.path().join("a.bin")).expect("it is there"));
 }
 
 #[test]

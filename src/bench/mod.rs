@@ -7,7 +7,7 @@ mod row;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 use lstc_graph::count;
@@ -15,10 +15,12 @@ use lstc_passes::Options;
 use lstc_passes::options::Precision;
 use serde::{Deserialize, Serialize};
 
+use crate::interrupt;
 use crate::report::{self, Bytes};
 use crate::rewrite::opened::Opened;
 use crate::rewrite::{Request, SourceModel, manifest, rewrite};
 use crate::runtime::Device;
+use crate::scratch::Scratch;
 use crate::train::{CudaGraphs, Started};
 pub use row::measure;
 
@@ -136,7 +138,7 @@ pub fn bench(
     settings: &Settings,
     mut progress: impl FnMut(&str),
 ) -> anyhow::Result<Table> {
-    let scratch = tempfile::Builder::new().prefix("lstc-bench-").tempdir()?;
+    let scratch = Scratch::new()?;
     let mut rows = Vec::new();
     let mut settings = settings.clone();
     let directories: Vec<(PathBuf, Option<Precision>)> = match model {
@@ -172,7 +174,7 @@ pub fn bench(
 /// Measures a row in a process of its own.
 fn apart(directory: &Path, part: Part, settings: &Settings) -> anyhow::Result<Row> {
     let number = |n: usize| n.to_string();
-    let done = Command::new(std::env::current_exe()?)
+    let measuring = Command::new(std::env::current_exe()?)
         .arg("bench")
         .arg(directory)
         .args(["--row", &part.to_string(), "--device", &settings.device.to_string()])
@@ -180,8 +182,14 @@ fn apart(directory: &Path, part: Part, settings: &Settings) -> anyhow::Result<Ro
         .args(["--target-length", &number(settings.target_length), "--runs", &number(settings.runs)])
         .args(["--threads", &number(settings.threads)])
         .args(["--cuda-graphs", &settings.cuda_graphs.to_string()])
-        .output()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
         .context("the process that measures cannot be started")?;
+    let registered = interrupt::end_with(&measuring);
+    let done = measuring.wait_with_output().context("the process that measures cannot be waited for")?;
+    drop(registered);
     if !done.status.success() {
         let said = String::from_utf8_lossy(&done.stderr);
         let said = match said.trim() {

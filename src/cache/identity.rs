@@ -232,11 +232,11 @@ fn create(folder: &Path, identity: &Identity) -> anyhow::Result<()> {
     if fs::read_dir(folder).with_context(context)?.flatten().any(is_foreign) && recorded(folder)?.is_none() {
         bail!("`{}` holds other files, and is not a cache", folder.display());
     }
-    let mut file = tempfile::Builder::new().prefix(".lstc-").tempfile_in(folder).with_context(context)?;
-    file.write_all(serde_yaml::to_string(identity)?.as_bytes()).with_context(context)?;
-    files::permit(file.as_file()).and_then(|()| file.as_file().sync_all()).with_context(context)?;
-    match file.persist_noclobber(folder.join(ABOUT)) {
-        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        persisted => persisted.map(drop).map_err(|e| e.error).with_context(context),
+    let text = serde_yaml::to_string(identity)?;
+    let written = files::create(&folder.join(ABOUT), |file| Ok(file.write_all(text.as_bytes())?));
+    let is_taken = |error: &io::Error| error.kind() == io::ErrorKind::AlreadyExists;
+    match written {
+        Err(error) if error.downcast_ref().is_some_and(is_taken) => Ok(()),
+        written => written.with_context(context),
     }
 }

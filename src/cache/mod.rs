@@ -49,6 +49,7 @@ use crate::rewrite::opened::Opened;
 use crate::runtime::{DeviceTensor, HostMemory, Tensor};
 use budget::Full;
 use layout::{Layout, TapShape};
+use shard::is_shard;
 use store::{Kept, Store};
 
 /// How a cache is opened.
@@ -99,6 +100,16 @@ pub struct Holding {
     pub unfit: usize,
     /// Records and entries that were damaged.
     pub damaged: usize,
+}
+
+/// True for a folder that holds a cache.
+pub fn is_cache(folder: &Path) -> bool {
+    folder.join(ABOUT).is_file()
+}
+
+/// True for the name of a file of a cache.
+pub fn is_own(name: &str) -> bool {
+    name == ABOUT || is_shard(Path::new(name))
 }
 
 impl Cache {

@@ -23,6 +23,12 @@ pub fn index_of(records: &Path) -> PathBuf {
     records.with_extension(INDEX)
 }
 
+/// True for the name of a shard or its index.
+pub fn is_shard(path: &Path) -> bool {
+    let is_number = path.file_stem().and_then(|stem| stem.to_str()).is_some_and(|stem| stem.parse::<u64>().is_ok());
+    is_number && path.extension().is_some_and(|e| e == RECORDS || e == INDEX)
+}
+
 /// The shards of a folder by their numbers, oldest first: those that have an index.
 ///
 /// # Errors

@@ -12,11 +12,12 @@ use super::data_flags::DataFlags;
 use super::running_flags::RunningFlags;
 use super::train::{Talk, thousands};
 use crate::cache::{self, Cache, Element, Identity, Share, Size, Survey};
+use crate::interrupt;
 use crate::report::{self, Bytes, Exit, Format, Hinted, ProgressLine};
 use crate::rewrite::manifest;
 use crate::rewrite::opened::{Execution, Opened};
 use crate::runtime::{Runtime, find};
-use crate::train::{Backbone, Event, interrupt, read_corpus};
+use crate::train::{Backbone, Event, read_corpus};
 
 /// Keep the backbone's taps of a data set, so that training runs the side network alone
 #[derive(Debug, Args)]

@@ -11,11 +11,12 @@ use super::running_flags::RunningFlags;
 use super::train::Talk;
 use crate::data::Targets;
 use crate::evaluate::{self, Metrics, Request, named_labels, percent, write_predictions};
+use crate::output::{Inputs, Output};
 use crate::report::{self, Exit, Format, Hinted};
 use crate::rewrite::manifest;
 use crate::rewrite::opened::{Opened, run_of, side_file};
 use crate::runtime::{Runtime, find};
-use crate::train::{Data, Event, read_corpus};
+use crate::train::{Data, Event, Started, read_corpus};
 
 /// Evaluate a side network on labelled text
 #[derive(Debug, clap::Args)]
@@ -49,6 +50,10 @@ pub struct Eval {
     #[arg(long, value_name = "FILE")]
     predictions: Option<PathBuf>,
 
+    /// Replace the file that --predictions names
+    #[arg(long, requires = "predictions")]
+    force: bool,
+
     /// The labels, separated by commas [default: the different targets of the file]
     #[arg(long, value_name = "LABELS", value_delimiter = ',')]
     labels: Vec<String>,
@@ -70,9 +75,6 @@ pub struct Eval {
 
 impl Eval {
     pub fn run(self) -> anyhow::Result<Exit> {
-        if let Some(path) = &self.predictions {
-            crate::files::check(path)?;
-        }
         let opened = Opened::new(&self.directory)?;
         let side = side_file(&self.directory, self.side.as_deref())?;
         let mut started = match run_of(&side) {
@@ -81,6 +83,7 @@ impl Eval {
         };
         self.reading.apply(&mut started.data);
         self.running.apply(&mut started.train);
+        let output = self.output(&side, &started)?;
         let options = &started.train;
         let runtime = Runtime::load(&find(options.device)?)?;
         let tokenizer = self.reading.tokenizer.as_deref().or(options.tokenizer.as_deref());
@@ -112,13 +115,22 @@ impl Eval {
         let network = opened.side(&side)?;
         let scored = evaluate::score_side(&opened, &execution, &network, &corpus, &request, progress)?;
         talk.line.clear();
-        if let Some(path) = &self.predictions {
-            write_predictions(path, &scored, &request.labels, tokenizer.as_ref())?;
+        if let Some(output) = &output {
+            write_predictions(output, &scored, &request.labels, tokenizer.as_ref())?;
         }
         let skipped = corpus.skipped().count;
         let metrics = Metrics::of(&scored, &request.labels);
         report::data(&Evaluation { side: &side, data, held_out, skipped, metrics }, self.format)?;
         Ok(Exit::Done)
+    }
+
+    /// Where the predictions go.
+    fn output(&self, side: &Path, started: &Started) -> anyhow::Result<Option<Output>> {
+        let options = &started.train;
+        let read = [&self.data, &options.data, &options.eval, &options.tokenizer, &self.reading.tokenizer];
+        let inputs =
+            Inputs::of(read.into_iter().flatten().map(PathBuf::as_path).chain([side, self.directory.as_path()]));
+        self.predictions.as_deref().map(|path| Output::new(path, &inputs, self.force)).transpose()
     }
 }
 

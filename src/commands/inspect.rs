@@ -11,8 +11,8 @@ use super::arguments::at_least;
 use crate::inspect::{ModelReport, RewrittenReport, WhyReport, html};
 use crate::memory::Sizes;
 use crate::report::{self, Exit, Format, Hinted};
-use crate::rewrite::SourceModel;
 use crate::rewrite::manifest::is_rewritten;
+use crate::rewrite::{SourceModel, intact};
 
 /// Tell what is in a model, where the taps go, and what training will cost
 #[derive(Debug, clap::Args)]
@@ -137,7 +137,10 @@ impl Inspect {
 
     fn dot(&self) -> anyhow::Result<Exit> {
         let graph = match self.rewritten() {
-            Some(directory) => load(&directory.join("train.onnx"))?,
+            Some(directory) => {
+                intact::record(directory)?;
+                load(&directory.join("train.onnx"))?
+            }
             None => SourceModel::find(&self.path)?.read()?,
         };
         report::text(&dot(&graph))?;

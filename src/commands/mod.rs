@@ -18,6 +18,7 @@ mod verify;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::interrupt;
 use crate::report::{self, Exit};
 
 /// Train a small side network beside a frozen ONNX transformer, on stock ONNX Runtime.
@@ -78,7 +79,9 @@ enum Command {
 
 /// Reads the command line, does what it says, and tells how it ended.
 pub fn main() -> Exit {
-    let outcome = match parsed().command {
+    let command = parsed().command;
+    interrupt::handle();
+    let outcome = match command {
         Command::Inspect(inspect) => inspect.run(),
         Command::Rewrite(rewrite) => rewrite.run(),
         Command::Train(train) => train.run(),

@@ -11,11 +11,12 @@ use super::running_flags::RunningFlags;
 use super::train::Talk;
 use crate::data::{Inputs, Reading, Targets, Tokenizer};
 use crate::evaluate::{self, AnswerForm, Label, Request, Scored, named_labels, recorded_labels, write_answers};
+use crate::output::{self, Output};
 use crate::report::{self, Exit, Hinted};
 use crate::rewrite::manifest;
 use crate::rewrite::opened::{Opened, run_of, side_file};
 use crate::runtime::{Runtime, find};
-use crate::train::{Event, read_corpus};
+use crate::train::{Event, Started, read_corpus};
 
 /// Predict labels, or generate text, for rows without a target
 #[derive(Debug, clap::Args)]
@@ -49,6 +50,10 @@ pub struct Predict {
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 
+    /// Replace the file that --output names
+    #[arg(long, requires = "output")]
+    force: bool,
+
     /// Form of the answers
     #[arg(long, value_enum, default_value_t)]
     format: AnswerForm,
@@ -78,9 +83,6 @@ pub struct Predict {
 
 impl Predict {
     pub fn run(self) -> anyhow::Result<Exit> {
-        if let Some(path) = &self.output {
-            crate::files::check(path)?;
-        }
         let opened = Opened::new(&self.directory)?;
         let side = side_file(&self.directory, self.side.as_deref())?;
         let mut started = match run_of(&side) {
@@ -88,6 +90,7 @@ impl Predict {
             None => manifest::read(&self.directory)?.training(),
         };
         self.reading.apply(&mut started.data);
+        let output = self.output(&side, &started)?;
         self.running.apply(&mut started.train);
         let options = &started.train;
         let runtime = Runtime::load(&find(options.device)?)?;
@@ -112,7 +115,7 @@ impl Predict {
         let progress = |done: usize| talk.line.bar("predicting", done as u64, of as u64, format!("{done}/{of}"));
         let scored = evaluate::score_side(&opened, &options.execution(runtime), &network, &corpus, &request, progress)?;
         talk.line.clear();
-        self.write(&reading, &scored, &request.labels, tokenizer.as_ref())?;
+        self.write(output.as_ref(), &reading, &scored, &request.labels, tokenizer.as_ref())?;
         Ok(Exit::Done)
     }
 
@@ -143,8 +146,18 @@ impl Predict {
         Ok(labels)
     }
 
+    /// Where the answers go, if not to stdout.
+    fn output(&self, side: &Path, started: &Started) -> anyhow::Result<Option<Output>> {
+        let options = &started.train;
+        let read = [&options.data, &options.eval, &options.tokenizer, &self.reading.tokenizer, &self.labels_from];
+        let read = read.into_iter().flatten().map(PathBuf::as_path);
+        let inputs = output::Inputs::of(read.chain([self.data.as_path(), side, self.directory.as_path()]));
+        self.output.as_deref().map(|path| Output::new(path, &inputs, self.force)).transpose()
+    }
+
     fn write(
         &self,
+        output: Option<&Output>,
         reading: &Reading,
         scored: &[Scored],
         labels: &[Label],
@@ -152,8 +165,8 @@ impl Predict {
     ) -> anyhow::Result<()> {
         let mut inputs = Inputs::open(&self.data, reading)?;
         let mut write = |out: &mut dyn Write| write_answers(out, self.format, scored, labels, tokenizer, &mut inputs);
-        match &self.output {
-            Some(path) => crate::files::replace(path, |file| {
+        match output {
+            Some(output) => output.write(|file| {
                 let mut out = std::io::BufWriter::new(file);
                 write(&mut out)?;
                 Ok(out.flush()?)

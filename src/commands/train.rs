@@ -13,6 +13,7 @@ use super::data_flags::DataFlags;
 use super::set;
 use crate::cache::{Element, Size};
 use crate::evaluate::{Guess, percent};
+use crate::interrupt;
 use crate::memory::Sizes;
 use crate::report::{self, Bytes, Clock, Exit, Format, ProgressLine};
 use crate::rewrite::config::Config;
@@ -20,8 +21,7 @@ use crate::rewrite::opened::run_of;
 use crate::rewrite::{RUN, manifest};
 use crate::runtime::{Device, Runtime, find};
 use crate::train::{
-    CudaGraphs, Event, Forecast, Overlap, Plan, Request, Schedule, Started, Summary, TapDtype, TrainOptions, interrupt,
-    train,
+    CudaGraphs, Event, Forecast, Overlap, Plan, Request, Schedule, Started, Summary, TapDtype, TrainOptions, train,
 };
 
 /// Train the side network of a rewritten model

@@ -14,7 +14,7 @@ pub use answers::{AnswerForm, write_answers};
 pub use guess::Guess;
 pub use labels::{Label, labels, named_labels, record, recorded_labels};
 pub use metrics::{Class, Metrics, Scored, percent};
-pub use predictions::write_predictions;
+pub(crate) use predictions::write_predictions;
 pub use scorer::{Encoded, Parameter, Scorer};
 
 use crate::data::{Batch, Corpus, Order, Targets, Tokenizer, sequential_batches};

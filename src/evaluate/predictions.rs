@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::Path;
 
 use anyhow::Context;
 use serde::Serialize;
 
 use super::{Label, Scored, text};
 use crate::data::Tokenizer;
+use crate::output::Output;
 
 /// What was predicted for one row of a data file.
 #[derive(Serialize)]
@@ -28,17 +28,17 @@ struct Prediction<'p> {
     labels: BTreeMap<&'p str, f64>,
 }
 
-/// Writes what was predicted for each example, in the order of the data file. The file appears whole.
+/// Writes what was predicted for each example, in the order of the data file.
 ///
 /// # Errors
-/// From the file system.
+/// From the output.
 pub fn write_predictions(
-    path: &Path,
+    output: &Output,
     scored: &[Scored],
     labels: &[Label],
     tokenizer: Option<&Tokenizer>,
 ) -> anyhow::Result<()> {
-    crate::files::replace(path, |file| {
+    output.write(|file| {
         let mut out = std::io::BufWriter::new(file);
         for s in scored {
             let prediction = Prediction {

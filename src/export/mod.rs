@@ -12,8 +12,9 @@ mod parameters;
 mod place;
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -22,12 +23,15 @@ use serde::Serialize;
 
 pub use agreement::Agreement;
 
+use crate::files::parent;
 use crate::hash::sha256;
+use crate::output::Inputs;
 use crate::report::Bytes;
-use crate::rewrite::manifest::{self, Record};
+use crate::rewrite::manifest::Record;
 use crate::rewrite::opened::side_file;
-use crate::rewrite::{GRAPHS, MANIFEST, SIDE, data_files, directory};
+use crate::rewrite::{MANIFEST, intact};
 use crate::runtime::Runtime;
+use crate::scratch::{self, Scratch};
 use crate::side;
 use place::Place;
 
@@ -105,13 +109,6 @@ pub struct SideSummary {
     pub elements: usize,
 }
 
-/// The files that an export reads, or that belong to what it reads: none of them is ever replaced.
-fn kept(record: &Record, directory: &Path, side: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let own = [SIDE, MANIFEST].into_iter().chain(GRAPHS).map(|name| directory.join(name));
-    let data = data_files(directory).with_context(|| format!("cannot read `{}`", directory.display()))?;
-    Ok(record.source.iter().map(|s| s.file.clone()).chain(own).chain(data).chain([side.to_owned()]).collect())
-}
-
 /// The hash of the source model, or of its files in the manifest's order.
 fn source_blake3(record: &Record) -> String {
     record.source.iter().map(|s| s.blake3.as_str()).collect::<Vec<_>>().join(" ")
@@ -125,9 +122,11 @@ fn source_blake3(record: &Record) -> String {
 /// with infer.onnx is no error: it is told in [`Exported::agreement`], and nothing is left.
 pub fn export(request: Request) -> anyhow::Result<Exported> {
     let Request { directory, output, force, .. } = request;
-    let record = manifest::record(directory)?;
+    let record = intact::record(directory)?;
     let side = side_file(directory, request.side)?;
-    let place = Place::new(output, kept(&record, directory, &side)?.into_iter(), force)?;
+    // What the source is made of too, though only the rewrite read it.
+    let inputs = Inputs::of(record.source.iter().map(|s| s.file.as_path()).chain([directory, &side]));
+    let place = Place::new(output, inputs, force)?;
     place.check_model()?;
 
     let mut graph = load(&directory.join(INFER))?;
@@ -145,17 +144,20 @@ pub fn export(request: Request) -> anyhow::Result<Exported> {
     if external {
         place.check_data()?;
     }
-    let folder = directory::begin(output)?;
     let cannot = || format!("cannot write `{}`", output.display());
+    let _parents = scratch::make(parent(output)).with_context(cannot)?;
+    let folder = Scratch::new_in(parent(output)).with_context(cannot)?;
+    let written = folder.path().join(place.model_name());
+    let (infer, trained) = (fs::metadata(directory.join(INFER))?, fs::metadata(&side)?);
+    let mode = infer.permissions().mode() & trained.permissions().mode();
     let (bytes, data_bytes) = if external {
         let (data, data_bytes) = copy_data(&[&graph], folder.path(), place.data_name()).with_context(cannot)?;
         let model = Encoding::new(&graph, &data, &about);
-        (write(&model, &folder.path().join(place.model_name())).with_context(cannot)?, Some(data_bytes))
+        (write(&model, &written, mode).with_context(cannot)?, Some(data_bytes))
     } else {
-        (write(&embedded, &folder.path().join(place.model_name())).with_context(cannot)?, None)
+        (write(&embedded, &written, mode).with_context(cannot)?, None)
     };
 
-    let written = folder.path().join(place.model_name());
     let check = |runtime| agreement::measure(runtime, &directory.join(INFER), &written, &graph, &values);
     let agreement = request.runtime.map(check).transpose().context("the export cannot be checked")?;
     let exported = Exported {
@@ -188,9 +190,9 @@ fn about(record: &Record, side_sha256: &str) -> About {
     }
 }
 
-/// Writes a model, to the disk; its size.
-fn write(model: &Encoding, path: &Path) -> anyhow::Result<u64> {
-    let mut file = File::create_new(path)?;
+/// Writes a model, to the disk, with no other permissions than these; its size.
+fn write(model: &Encoding, path: &Path, mode: u32) -> anyhow::Result<u64> {
+    let mut file = File::options().write(true).create_new(true).mode(mode & 0o666).open(path)?;
     model.write(&mut file)?;
     file.flush()?;
     file.sync_data()?;

@@ -7,32 +7,32 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use lstc_graph::load;
-use rustix::fs::{CWD, RenameFlags, renameat_with};
-use tempfile::TempDir;
 
-use crate::report::Hinted;
+use crate::files::{parent, rename_new};
+use crate::interrupt;
+use crate::output::{self, Inputs};
+use crate::scratch::Scratch;
 
 /// The names of an export's files, and what must stay.
 pub(super) struct Place {
     model: PathBuf,
     data: PathBuf,
-    /// Files that are never replaced.
-    kept: Vec<PathBuf>,
+    /// Files that the export reads.
+    inputs: Inputs,
     force: bool,
 }
 
 impl Place {
     /// # Errors
     /// A name that does not end in `.onnx`.
-    pub fn new(model: &Path, kept: impl Iterator<Item = PathBuf>, force: bool) -> anyhow::Result<Place> {
+    pub fn new(model: &Path, inputs: Inputs, force: bool) -> anyhow::Result<Place> {
         // Other files of a name that was given by mistake, as a checkpoint's, are not replaced.
         if model.extension().is_none_or(|e| e != "onnx") || model.to_str().is_none() {
-            bail!("`{}` is no name for a model: it must end in .onnx", model.display());
+            bail!("`{}` is not a name for a model: it must end in .onnx", model.display());
         }
-        let kept = kept.map(|path| resolved(&path)).collect();
-        Ok(Place { model: model.to_owned(), data: model.with_extension("data"), kept, force })
+        Ok(Place { model: model.to_owned(), data: model.with_extension("data"), inputs, force })
     }
 
     pub fn data(&self) -> &Path {
@@ -52,7 +52,7 @@ impl Place {
     /// # Errors
     /// Something is there and is not to be replaced, or may not be.
     pub fn check_model(&self) -> anyhow::Result<()> {
-        self.check(&self.model)
+        output::check(&self.model, &self.inputs, self.force)
     }
 
     /// Whether the data file may be written: nothing is there, or an earlier export's.
@@ -60,25 +60,10 @@ impl Place {
     /// # Errors
     /// As [`Place::check_model`].
     pub fn check_data(&self) -> anyhow::Result<()> {
-        self.check(&self.data)?;
+        output::check(&self.data, &self.inputs, self.force)?;
         if self.data.exists() && !self.owns_data() {
             let (data, model) = (self.data.display(), self.model.display());
-            bail!("`{data}` is there already and is not the data of `{model}`: it will not be replaced");
-        }
-        Ok(())
-    }
-
-    fn check(&self, path: &Path) -> anyhow::Result<()> {
-        if self.kept.contains(&resolved(path)) {
-            bail!("`{}` belongs to what is exported: it will not be replaced", path.display());
-        }
-        let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(()) };
-        if !metadata.is_file() {
-            bail!("`{}` is there already and is no regular file: it will not be replaced", path.display());
-        }
-        if !self.force {
-            let error = anyhow!("`{}` is there already", path.display());
-            return Err(Hinted::new(error, "--force replaces it").into());
+            bail!("`{data}` already exists, is not the data of `{model}`, and will not be replaced");
         }
         Ok(())
     }
@@ -95,10 +80,11 @@ impl Place {
     ///
     /// # Errors
     /// From the file system, or something that has come there meanwhile; what is there is then as it was.
-    pub fn publish(&self, folder: TempDir, with_data: bool) -> anyhow::Result<()> {
+    pub fn publish(&self, folder: Scratch, with_data: bool) -> anyhow::Result<()> {
         self.check_model()?;
         let old_data = self.force && self.data.exists() && self.owns_data();
         let new = |name: &str| folder.path().join(name);
+        let held = interrupt::hold();
         if self.force && !with_data && !old_data {
             fs::rename(new(self.model_name()), &self.model)?;
         } else {
@@ -111,6 +97,7 @@ impl Place {
             moves.extend(with_data.then(|| (new(self.data_name()), self.data.clone())));
             moves.push((new(self.model_name()), self.model.clone()));
             if let Err(error) = rename_all(&moves) {
+                drop(held);
                 if fs::read_dir(&old).is_ok_and(|mut entries| entries.next().is_some()) {
                     let kept = folder.keep();
                     return Err(error).with_context(|| format!("the earlier export is now in `{}`", kept.display()));
@@ -118,8 +105,9 @@ impl Place {
                 return Err(error.into());
             }
         }
-        let parent = self.model.parent().filter(|p| *p != Path::new("")).unwrap_or(Path::new("."));
-        File::open(parent).and_then(|folder| folder.sync_all()).context("the output is written, but not yet synced")?;
+        drop(held);
+        let folder_of = File::open(parent(&self.model));
+        folder_of.and_then(|folder| folder.sync_all()).context("the output is written, but not yet synced")?;
         folder.close().context("the output is in place, but the temporary folder beside it cannot be removed")
     }
 }
@@ -139,22 +127,4 @@ fn rename_all(moves: &[(PathBuf, PathBuf)]) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Renames a file to a name that nobody has.
-fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
-    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // A file system that cannot do it in one step.
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) if !to.exists() => fs::rename(from, to),
-        done => Ok(done?),
-    }
-}
-
-/// A path under which a file is known, whether or not there is one: links to its folder, and to itself, are followed.
-fn resolved(path: &Path) -> PathBuf {
-    let in_folder = || {
-        let absolute = std::path::absolute(path).ok()?;
-        Some(absolute.parent()?.canonicalize().ok()?.join(absolute.file_name()?))
-    };
-    path.canonicalize().ok().or_else(in_folder).unwrap_or_else(|| path.to_owned())
 }

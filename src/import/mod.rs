@@ -15,9 +15,11 @@ use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
 use crate::hash::sha256;
+use crate::output::{Inputs, Output};
 use crate::report::{Hinted, word};
-use crate::rewrite::{MANIFEST, RUN, SIDE, manifest};
+use crate::rewrite::{MANIFEST, RUN, SIDE, intact};
 use crate::side;
+use crate::train;
 use state_dict::{Found, gather};
 pub use unused::Unused;
 
@@ -69,13 +71,13 @@ pub struct Imported {
 /// missing or misshapen, at once; anything from the file system.
 pub fn import(request: &Request) -> anyhow::Result<Imported> {
     let Request { directory, side: source, output, force } = *request;
-    let record = manifest::record(directory)?;
+    let record = intact::record(directory)?;
     let own = directory.join(SIDE);
-    let target = match output {
-        Some(path) => checked_output(path, &own, force)?,
+    let to = match output {
+        Some(path) => Some(named(path, [directory, source], force)?),
         None => {
             check_run(directory, force)?;
-            own
+            None
         }
     };
     let map = side::map(source)?;
@@ -84,12 +86,15 @@ pub fn import(request: &Request) -> anyhow::Result<Imported> {
     let unused = unused::by_group(&tensors, &prefix, &names);
     let elements = side.values().map(ndarray::ArrayD::len).sum();
     let origin = output.is_none().then(|| read_from(source)).transpose()?;
-    side::save(&target, &side)?;
+    match &to {
+        Some(output) => output.write(|file| side::write(file.path(), &side))?,
+        None => side::save(&own, &side)?,
+    }
     if let Some(origin) = origin {
-        note(directory, Origin { written: hash(&target)?, ..origin })?;
+        note(directory, Origin { written: hash(&own)?, ..origin })?;
     }
     Ok(Imported {
-        output: target,
+        output: to.map_or(own, |output| output.path().to_owned()),
         source: source.to_owned(),
         prefix,
         tensors: side.len(),
@@ -103,7 +108,7 @@ pub fn import(request: &Request) -> anyhow::Result<Imported> {
 /// A run began from the side network that was there; its figures would be told of another.
 fn check_run(directory: &Path, force: bool) -> anyhow::Result<()> {
     let run = directory.join(RUN);
-    if force || !run.exists() {
+    if force || !train::is_run(&run) {
         return Ok(());
     }
     let error = anyhow!("`{}` is a training run that began from another side network", run.display());
@@ -111,18 +116,14 @@ fn check_run(directory: &Path, force: bool) -> anyhow::Result<()> {
     Err(Hinted::new(error, hint).into())
 }
 
-fn checked_output(path: &Path, own: &Path, force: bool) -> anyhow::Result<PathBuf> {
-    if let (Ok(path), Ok(own)) = (path.canonicalize(), own.canonicalize())
+/// The file that is named for the output.
+fn named(path: &Path, [directory, source]: [&Path; 2], force: bool) -> anyhow::Result<Output> {
+    if let (Ok(path), Ok(own)) = (path.canonicalize(), directory.join(SIDE).canonicalize())
         && path == own
     {
         bail!("`{}` is the directory's own side network: leave -o out to replace it", path.display());
     }
-    if path.exists() && !force {
-        let error = anyhow!("`{}` is there already", path.display());
-        return Err(Hinted::new(error, "--force replaces it").into());
-    }
-    crate::files::check(path)?;
-    Ok(path.to_owned())
+    Output::new(path, &Inputs::of([directory, source]), force)
 }
 
 pub(crate) fn hash(path: &Path) -> anyhow::Result<String> {

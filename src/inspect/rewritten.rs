@@ -17,7 +17,7 @@ use crate::memory::Sizes;
 use crate::report;
 use crate::rewrite::config::Config;
 use crate::rewrite::manifest::{ModelSummary, PortSummary};
-use crate::rewrite::{GRAPHS, MANIFEST, manifest, nodes_by_pass, sketch};
+use crate::rewrite::{GRAPHS, MANIFEST, intact, manifest, nodes_by_pass, sketch};
 
 /// What is in a rewritten directory.
 #[derive(Debug, Serialize)]
@@ -70,7 +70,7 @@ impl RewrittenReport {
     /// # Errors
     /// A directory that is none, a graph in it that cannot be read, a side network that does not fit it.
     pub fn new(directory: &Path, sizes: Sizes, side: Option<&Path>) -> anyhow::Result<RewrittenReport> {
-        let recorded = manifest::record(directory)?;
+        let recorded = intact::record(directory)?;
         let config = manifest::read(directory)?;
         let model = recorded.model.clone();
         let parameters = by_group(recorded.parameters.iter().map(|p| (p.group, p.shape.as_slice())));

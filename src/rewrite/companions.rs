@@ -61,7 +61,8 @@ pub fn special_tokens(model: &Path, family: &str) -> anyhow::Result<SpecialToken
 pub fn copy_tokenizer(model: &Path, folder: &Path) -> anyhow::Result<()> {
     let source = model.with_file_name(TOKENIZER);
     if source.is_file() {
-        fs::copy(&source, folder.join(TOKENIZER)).with_context(|| format!("cannot copy `{}`", source.display()))?;
+        let copied = crate::files::copy(&source, &folder.join(TOKENIZER));
+        copied.with_context(|| format!("cannot copy `{}`", source.display()))?;
     }
     Ok(())
 }

@@ -42,6 +42,8 @@ pub struct Config {
     _inputs: Option<IgnoredAny>,
     #[serde(rename = "tokens")]
     _tokens: Option<IgnoredAny>,
+    #[serde(rename = "files")]
+    _files: Option<IgnoredAny>,
     #[serde(rename = "graphs")]
     _graphs: Option<IgnoredAny>,
     #[serde(rename = "chosen_blocks")]

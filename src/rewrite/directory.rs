@@ -1,94 +1,124 @@
 //! Directories that appear whole: written under a temporary name, then renamed.
+//!
+//! **Invariant:** a directory that gives way holds nothing but what a rewrite wrote there, or a run that came to nothing left.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
-use tempfile::TempDir;
 
+use super::is_own;
 use super::manifest::is_rewritten;
+use crate::files::parent;
+use crate::interrupt;
 use crate::report::Hinted;
+use crate::scratch::{self, Made, Scratch};
+use crate::train;
 
-/// Begins the name of a folder that is being written; the process's number follows.
-const PREFIX: &str = ".lstc-";
-
-/// A folder of a process that is gone is removed when it is this old. Processes of other machines are not seen.
-const STALE: Duration = Duration::from_secs(600);
-
-/// The folder that a path lies in.
-fn parent(path: &Path) -> &Path {
-    path.parent().filter(|p| *p != Path::new("")).unwrap_or(Path::new("."))
-}
+/// Files that an error names; the rest are counted.
+const MAX_LISTED: usize = 5;
 
 /// Whether a directory may be written at `output`, for a model that must stay.
 ///
 /// # Errors
 /// Something is there and is not to be replaced, or may not be.
 pub fn check(model: &[PathBuf], output: &Path, force: bool) -> anyhow::Result<()> {
+    let shown = output.display();
     if output.file_name().is_none() {
-        bail!("`{}` names no directory that could be made", output.display());
+        bail!("`{shown}` names no directory that could be made");
     }
     let Ok(metadata) = fs::symlink_metadata(output) else { return Ok(()) };
-    let is_rewrite = is_rewritten(output);
-    let is_empty = fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_none());
-    if metadata.is_dir() && is_empty {
+    let is_empty = || fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_none());
+    if metadata.is_dir() && is_empty() {
         return Ok(());
     }
-    if !metadata.is_dir() || !is_rewrite {
-        bail!("`{}` is there already and is no rewritten model: it will not be replaced", output.display());
+    if !metadata.is_dir() || !is_rewritten(output) {
+        let error = anyhow!("`{shown}` already exists, is not a rewritten model, and will not be replaced");
+        return Err(Hinted::new(error, "write to another directory: -o DIR").into());
     }
-    let run = output.join(super::RUN);
-    if run.exists() {
-        let error = anyhow!("`{}` holds a training run, which would be lost", output.display());
-        let hint = format!("write to another directory, or remove `{}` first", run.display());
-        return Err(Hinted::new(error, hint).into());
+    let mut foreign = Vec::new();
+    collect(output, Path::new(""), &mut foreign).with_context(|| format!("cannot read `{shown}`"))?;
+    if !foreign.is_empty() {
+        foreign.sort_unstable();
+        let more = foreign.len().saturating_sub(MAX_LISTED);
+        let mut listed = foreign[..foreign.len() - more].join("\n  ");
+        if more > 0 {
+            listed += &format!("\n  and {more} more");
+        }
+        let error = anyhow!("`{shown}` holds what no rewrite wrote, and what would be lost\n  {listed}");
+        return Err(Hinted::new(error, "move it elsewhere, or write to another directory: -o DIR").into());
     }
     if !force {
-        let error = anyhow!("`{}` is there already", output.display());
-        return Err(Hinted::new(error, "--force replaces it").into());
+        return Err(Hinted::new(anyhow!("`{shown}` already exists"), "--force replaces it").into());
     }
     let inside = |file: &PathBuf| match (file.canonicalize(), output.canonicalize()) {
         (Ok(file), Ok(output)) => file.starts_with(output),
         _ => false,
     };
     if model.iter().any(inside) {
-        bail!("the model lies in `{}`, which would be replaced", output.display());
+        bail!("the model lies in `{shown}`, which would be replaced");
     }
     Ok(())
+}
+
+/// Adds the files below a rewritten directory that no rewrite wrote. Empty folders, and what runs that came to nothing or were killed
+/// left, are in nobody's way.
+fn collect(directory: &Path, below: &Path, foreign: &mut Vec<String>) -> std::io::Result<()> {
+    let folder = directory.join(below);
+    for entry in fs::read_dir(&folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let (path, shown) = (entry.path(), below.join(&name));
+        let named = |what: &str| format!("`{}`{what}", shown.display());
+        if !entry.file_type()?.is_dir() {
+            let is_own = below == Path::new("") && name.to_str().is_some_and(is_own);
+            let is_left = train::is_left(&folder, &name);
+            if !is_own && !is_left {
+                foreign.push(named(""));
+            }
+        } else if train::is_run(&path) {
+            foreign.push(named(", a training run"));
+        } else if is_in_use(&path) {
+            foreign.push(named(", which another process uses"));
+        } else if !name.to_str().is_some_and(scratch::is_name) {
+            collect(directory, &shown, foreign)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a process works in a folder: it holds its lock.
+fn is_in_use(folder: &Path) -> bool {
+    File::open(folder).is_ok_and(|folder| matches!(folder.try_lock(), Err(TryLockError::WouldBlock)))
+}
+
+/// A directory that is being written.
+pub struct Unfinished {
+    scratch: Scratch,
+    content: PathBuf,
+    _parents: Made,
+}
+
+impl Unfinished {
+    pub fn path(&self) -> &Path {
+        &self.content
+    }
 }
 
 /// A new folder beside `output`, which is removed unless it is published.
 ///
 /// # Errors
 /// From the file system.
-pub fn begin(output: &Path) -> anyhow::Result<TempDir> {
+pub fn begin(output: &Path) -> anyhow::Result<Unfinished> {
     let parent = parent(output);
-    fs::create_dir_all(parent).with_context(|| format!("cannot create `{}`", parent.display()))?;
-    sweep(parent);
-    tempfile::Builder::new()
-        .prefix(&format!("{PREFIX}{}-", std::process::id()))
-        .tempdir_in(parent)
-        .with_context(|| format!("cannot create a folder in `{}`", parent.display()))
-}
-
-/// Removes what killed processes left.
-fn sweep(parent: &Path) {
-    let is_stale = |path: &Path| {
-        let name = path.file_name()?.to_str()?.strip_prefix(PREFIX)?;
-        let process = name.split('-').next()?.parse::<u32>().ok()?;
-        let age = fs::symlink_metadata(path).ok()?.modified().ok()?.elapsed().ok()?;
-        Some(age > STALE && !Path::new(&format!("/proc/{process}")).exists())
-    };
-    let Ok(entries) = fs::read_dir(parent) else { return };
-    for path in entries.flatten().map(|e| e.path()) {
-        if is_stale(&path) == Some(true) {
-            // What cannot be removed is in nobody's way.
-            let _ = fs::remove_dir_all(path);
-        }
-    }
+    let context = || format!("cannot create a folder in `{}`", parent.display());
+    let parents = scratch::make(parent).with_context(context)?;
+    let scratch = Scratch::new_in(parent).with_context(context)?;
+    // Its permissions are those of any new folder, but nobody else comes to it before it is published.
+    let content = scratch.path().join("content");
+    fs::create_dir(&content).with_context(context)?;
+    Ok(Unfinished { scratch, content, _parents: parents })
 }
 
 /// Puts a finished folder in its place. An earlier rewrite gives way in the same step, where `force` says so, and is
@@ -96,19 +126,19 @@ fn sweep(parent: &Path) {
 ///
 /// # Errors
 /// From the file system, or as [`check`]; what is there is then as it was.
-pub fn publish(folder: TempDir, model: &[PathBuf], output: &Path, force: bool) -> anyhow::Result<()> {
+pub fn publish(folder: Unfinished, model: &[PathBuf], output: &Path, force: bool) -> anyhow::Result<()> {
     let context = || format!("cannot rename the finished folder to `{}`", output.display());
-    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).with_context(context)?;
     check(model, output, force)?;
+    let held = interrupt::hold();
     // A rename takes the place of nothing, or of an empty directory; the system refuses any other.
     let occupied = fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_some());
     if force && occupied {
         exchange(folder.path(), output).with_context(context)?;
-        return folder.close().context("the new directory is in place, but the earlier one cannot be removed");
+    } else {
+        fs::rename(folder.path(), output).with_context(context)?;
     }
-    fs::rename(folder.path(), output).with_context(context)?;
-    let _ = folder.keep(); // it has another name now
-    Ok(())
+    drop(held);
+    folder.scratch.close().context("the new directory is in place, but the temporary one cannot be removed")
 }
 
 /// Exchanges two directories' names, in one step where the file system can.

@@ -11,6 +11,7 @@ use lstc_passes::{Artifacts, Choice, Folded, Group, Module, Point};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
+use super::intact::WrittenFile;
 use super::precision::Quantised;
 use super::{MANIFEST, SourceModel};
 use crate::data::Reading;
@@ -104,6 +105,8 @@ pub struct Manifest {
     /// What the backbone lost by its precision.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantised: Option<Quantised>,
+    /// The graphs and the data files, as they were written.
+    pub files: Vec<WrittenFile>,
     pub graphs: Vec<GraphSummary>,
     pub parameters: Vec<ParameterSummary>,
     pub moments: Vec<MomentSummary>,
@@ -324,7 +327,7 @@ impl Manifest {
     pub fn new(
         module: &Module,
         artifacts: &Artifacts,
-        source: Vec<SourceFile>,
+        (source, files): (Vec<SourceFile>, Vec<WrittenFile>),
         tokens: SpecialTokens,
         training: Started,
         quantised: Option<Quantised>,
@@ -350,6 +353,7 @@ impl Manifest {
             chosen_blocks: module.plan.choices.iter().map(|c| ChoiceSummary::new(c, &module.anatomy)).collect(),
             folded: module.folded.as_ref().map(FoldedSummary::new),
             quantised,
+            files,
             graphs: artifacts.files().into_iter().map(|(file, g)| GraphSummary::new(file, g, module)).collect(),
             parameters: module
                 .parameters
@@ -405,6 +409,9 @@ pub fn is_rewritten(path: &Path) -> bool {
 #[derive(Debug, Deserialize)]
 pub struct Record {
     pub source: Vec<SourceFile>,
+    /// None where an earlier version wrote them.
+    #[serde(default)]
+    pub files: Vec<WrittenFile>,
     pub model: ModelSummary,
     pub inputs: Vec<InputSummary>,
     pub tokens: SpecialTokens,

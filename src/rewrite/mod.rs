@@ -3,6 +3,7 @@
 mod companions;
 pub mod config;
 pub(crate) mod directory;
+pub(crate) mod intact;
 pub mod manifest;
 mod model;
 pub mod opened;
@@ -11,10 +12,11 @@ pub mod precision;
 mod source;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
-use lstc_graph::{DataFiles, DataWriter, Graph, Means, Saved, Spill, encode, load};
+use lstc_graph::{DataFiles, DataWriter, Graph, Links, Means, Saved, Spill, encode, load};
 use lstc_models::{Anatomy, MASKED_TOKEN, recognise, unread_inputs};
 use lstc_passes::options::Precision;
 use lstc_passes::{
@@ -29,6 +31,8 @@ use crate::train::Started;
 pub use companions::TOKENIZER;
 use companions::{copy_tokenizer, special_tokens};
 use config::Config;
+pub use intact::SEEN;
+use intact::WrittenFile;
 use manifest::{Manifest, SourceFile};
 pub use model::SourceModel;
 use precision::{Candidate, Given, Quantised, Sample};
@@ -57,16 +61,23 @@ pub struct Request<'r> {
     pub force: bool,
 }
 
-/// What becomes of the frozen weights.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Backbone<'r> {
-    /// The source's own data files are linked where they can be; what cannot is copied.
-    #[default]
-    Linked,
-    /// All are copied.
-    Copied,
-    /// As `Linked`, but what cannot be is linked to the data files of this rewritten directory.
-    Shared(&'r Path),
+/// What becomes of the frozen weights: data files that hold them are linked where they can be, and the rest is copied.
+#[derive(Clone, Copy, Default)]
+pub struct Backbone<'r> {
+    pub links: Links,
+    /// Weights that lie in no data file of the source are linked to those of this rewritten directory.
+    pub shared: Option<&'r Path>,
+    /// Hears of what is copied, from before the first byte on.
+    pub copying: Option<&'r dyn Fn(&Copying)>,
+}
+
+/// How far a copy is.
+#[derive(Clone, Copy, Debug)]
+pub struct Copying {
+    pub done: u64,
+    pub of: u64,
+    /// Bytes that a hard link would have spared.
+    pub linkable: u64,
 }
 
 /// How the backbone's precision is measured, and chosen where it is to be the fastest.
@@ -283,10 +294,12 @@ pub fn rewrite_with(
     }
     let artifacts = artifacts(&module);
     let cannot = || format!("cannot write `{}`", output.display());
-    let data = write(&model, &module, &artifacts, backbone, folder.path()).with_context(cannot)?;
-    let manifest = Manifest::new(&module, &artifacts, source, tokens, training.clone(), quantised);
+    let (data, files) = write(&model, &module, &artifacts, &source, backbone, folder.path()).with_context(cannot)?;
+    let manifest = Manifest::new(&module, &artifacts, (source, files), tokens, training.clone(), quantised);
     fs::write(folder.path().join(MANIFEST), manifest.to_yaml()?).with_context(cannot)?;
+    narrow(folder.path(), &manifest.source, &data).with_context(cannot)?;
     sync(folder.path(), &data).with_context(cannot)?;
+    intact::remember(folder.path(), &manifest.files).with_context(cannot)?;
     directory::publish(folder, model.files(), output, force)?;
     let head = module.quantised_head.as_ref().map(|head| (head.bytes_before, head.bytes_after));
     Ok(Written { manifest, timings, data, head, frozen: frozen_elements(&module), candidates, warnings })
@@ -412,55 +425,107 @@ impl Quantising<'_> {
     }
 }
 
-/// Writes every file of a rewritten model but its manifest into a folder.
+/// Writes every file of a rewritten model but its manifest into a folder; the data files, and what the manifest records of files.
 fn write(
     model: &SourceModel,
     module: &Module,
     artifacts: &Artifacts,
+    source: &[SourceFile],
     backbone: Backbone,
     folder: &Path,
-) -> anyhow::Result<Vec<Saved>> {
+) -> anyhow::Result<(Vec<Saved>, Vec<WrittenFile>)> {
     let files = artifacts.files();
     let graphs: Vec<&Graph> = files.iter().map(|(_, graph)| *graph).collect();
-    let (data, saved) = write_backbone(&graphs, backbone, folder)?;
+    let (data, saved, copied) = write_backbone(&graphs, backbone, folder)?;
+    let mut written = Vec::new();
     for (name, graph) in files {
-        fs::write(folder.join(name), encode(graph, &data)).with_context(|| name.to_owned())?;
+        let bytes = encode(graph, &data);
+        fs::write(folder.join(name), &bytes).with_context(|| name.to_owned())?;
+        let blake3 = blake3::hash(&bytes).to_hex().to_string();
+        written.push(WrittenFile { file: name.to_owned(), bytes: bytes.len() as u64, blake3 });
+    }
+    for Saved { name, bytes, means } in &saved {
+        let blake3 = match means {
+            Means::Copied => copied.clone(),
+            Means::Linked(file) | Means::Reflinked(file) => hash_of(file, source)?,
+        };
+        written.push(WrittenFile { file: name.clone(), bytes: *bytes, blake3 });
     }
     let initial = module.plan.parameters.iter().map(|p| p.name.as_str()).zip(&module.initial);
     side::save_initial(&folder.join(SIDE), initial)?;
     copy_tokenizer(model.first(), folder)?;
-    Ok(saved)
+    Ok((saved, written))
 }
 
-/// Writes the data files.
-fn write_backbone(graphs: &[&Graph], backbone: Backbone, folder: &Path) -> anyhow::Result<(DataFiles, Vec<Saved>)> {
+/// The BLAKE3 of a file, which is known where it is one of the source's.
+fn hash_of(file: &Path, source: &[SourceFile]) -> anyhow::Result<String> {
+    let known = source.iter().find(|known| known.file.canonicalize().is_ok_and(|path| path == file));
+    known.map_or_else(|| Ok(source_file(file, manifest::FilePart::Data)?.blake3), |known| Ok(known.blake3.clone()))
+}
+
+/// Writes the data files; the last is the BLAKE3 of the one that is a copy.
+fn write_backbone(
+    graphs: &[&Graph],
+    backbone: Backbone,
+    folder: &Path,
+) -> anyhow::Result<(DataFiles, Vec<Saved>, String)> {
     let mut writer = DataWriter::new(graphs, folder, DATA);
-    if backbone != Backbone::Copied {
-        writer.link()?;
-    }
-    if let Backbone::Shared(directory) = backbone {
-        share(&mut writer, directory)
+    writer.link(backbone.links)?;
+    if let Some(directory) = backbone.shared {
+        share(&mut writer, directory, backbone.links)
             .with_context(|| format!("the weights of `{}` cannot be shared", directory.display()))?;
     }
-    Ok(writer.copy()?)
+    let (of, linkable) = writer.left();
+    let tell = |done| backbone.copying.filter(|_| of > 0).map_or((), |hear| hear(&Copying { done, of, linkable }));
+    let mut hasher = blake3::Hasher::new();
+    tell(0);
+    let (data, saved) = writer.copy(&mut |bytes| {
+        hasher.update(bytes);
+        tell(hasher.count());
+    })?;
+    Ok((data, saved, hasher.finalize().to_hex().to_string()))
 }
 
 /// Links what is left to the data files of a rewritten directory.
-fn share(writer: &mut DataWriter, directory: &Path) -> anyhow::Result<()> {
-    manifest::record(directory)?;
+fn share(writer: &mut DataWriter, directory: &Path, links: Links) -> anyhow::Result<()> {
+    intact::record(directory)?;
     let graphs = GRAPHS.iter().map(|file| load(&directory.join(file))).collect::<Result<Vec<_>, _>>()?;
-    if writer.is_incomplete() && writer.share(&graphs)? == 0 {
-        bail!("they are none of the model's, or lie on another file system");
+    if writer.is_incomplete() && writer.share(&graphs, links)? == 0 {
+        let error = anyhow!("they are none of the model's, or the file system cannot share them");
+        let hint =
+            "--link makes hard links where a file system has no reflinks; without --share the weights are copied";
+        return Err(if links == Links::Reflinks { Hinted::new(error, hint).into() } else { error });
     }
     Ok(())
 }
 
-/// Makes sure that the files are on the disk before they get their final name. A hard link's bytes are the source's.
-fn sync(folder: &Path, data: &[Saved]) -> anyhow::Result<()> {
-    let is_linked = |path: &Path| data.iter().any(|s| path.ends_with(&s.name) && matches!(s.means, Means::Linked(_)));
+/// Takes from the files of a folder the permissions that a file of the source does not give: weights are in all of them.
+fn narrow(folder: &Path, source: &[SourceFile], data: &[Saved]) -> std::io::Result<()> {
+    let mode = |path: &Path| Ok::<u32, std::io::Error>(fs::metadata(path)?.permissions().mode());
+    let mut mask = 0o777;
+    for file in source {
+        mask &= mode(&file.file)?;
+    }
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
-        if !is_linked(&path) {
+        let now = mode(&path)?;
+        if !is_linked(&path, data) && now & mask != now & 0o777 {
+            fs::set_permissions(&path, fs::Permissions::from_mode(now & mask))?;
+        }
+    }
+    Ok(())
+}
+
+/// True for a file whose bytes and permissions are those of a file of the user's.
+fn is_linked(path: &Path, data: &[Saved]) -> bool {
+    data.iter().any(|saved| path.ends_with(&saved.name) && matches!(saved.means, Means::Linked(_)))
+}
+
+/// Makes sure that the files are on the disk before they get their final name. A hard link's bytes are the source's.
+fn sync(folder: &Path, data: &[Saved]) -> anyhow::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if !is_linked(&path, data) {
             fs::File::open(path)?.sync_data()?;
         }
     }
@@ -468,17 +533,13 @@ fn sync(folder: &Path, data: &[Saved]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The data files of a rewritten directory.
-///
-/// # Errors
-/// From the file system.
-pub fn data_files(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
-    let is_data = |path: &PathBuf| {
-        let name = path.file_name().and_then(|name| name.to_str());
-        name.is_some_and(|name| name.starts_with("backbone.") && name.ends_with(".data"))
+/// True for the name of a file that a rewrite writes.
+pub fn is_own(name: &str) -> bool {
+    let is_data = || {
+        let number = name.strip_prefix("backbone.").and_then(|rest| rest.strip_suffix(".data"));
+        name == DATA || number.is_some_and(|number| number.parse::<u32>().is_ok())
     };
-    let paths = fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
-    Ok(paths.into_iter().filter(is_data).collect())
+    GRAPHS.contains(&name) || [MANIFEST, SIDE, TOKENIZER, SEEN].contains(&name) || is_data()
 }
 
 /// Elements of the source's float weights. A tied head's transposed copy counts once with the table.

@@ -9,7 +9,8 @@ use lstc_models::{InputRole, TowerKind};
 use lstc_passes::{Parts, for_cuda, parts};
 use ndarray::Array2;
 
-use super::manifest::{InputSummary, Record, TapSummary, record};
+use super::intact;
+use super::manifest::{InputSummary, Record, TapSummary};
 use super::placement;
 use super::{RUN, SIDE, TOKENIZER};
 use crate::data::{Batch, Fixed, Tokenizer};
@@ -63,7 +64,7 @@ impl Opened {
     /// # Errors
     /// A directory that is no rewritten model; an input of the model that no batch could fill.
     pub fn new(directory: &Path) -> anyhow::Result<Opened> {
-        let record = record(directory)?;
+        let record = intact::record(directory)?;
         let graph = graph(directory, "eval.onnx")?;
         let parameter = |name: &str| record.parameters.iter().any(|p| p.name == name);
         let mut inputs = Vec::new();

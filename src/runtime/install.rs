@@ -15,6 +15,7 @@ use super::pins::{Flavour, Package, Pin};
 use super::pip::{self, PipError};
 use super::wheel::{self, WheelError};
 use crate::hash;
+use crate::scratch::Scratch;
 
 /// What to install, and from what.
 #[derive(Clone, Debug)]
@@ -150,8 +151,7 @@ pub fn install(request: &Request, progress: &mut dyn FnMut(Progress)) -> Result<
     {
         return Ok(installed);
     }
-    remove_leftovers(&home);
-    let work = tempfile::Builder::new().prefix(LEFTOVER).tempdir_in(&home).map_err(files(&home))?;
+    let work = Scratch::new_in(&home).map_err(files(&home))?;
     let content = work.path().join("content");
     fs::create_dir(&content).map_err(files(&content))?;
 
@@ -214,8 +214,6 @@ pub(super) fn directories(flavours: &[Flavour]) -> Vec<PathBuf> {
     directories
 }
 
-const LEFTOVER: &str = ".installing-";
-
 /// `<cache>/lstc`.
 fn home() -> Option<PathBuf> {
     let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
@@ -261,17 +259,6 @@ fn lock(home: &Path, progress: &mut dyn FnMut(Progress)) -> Result<File, Install
         Err(TryLockError::Error(source)) => return Err(InstallError::Files { path, source }),
     }
     Ok(file)
-}
-
-/// Deletes what killed installations left. Under the lock no other is under way.
-fn remove_leftovers(home: &Path) {
-    let Ok(entries) = fs::read_dir(home) else { return };
-    for entry in entries.flatten() {
-        if entry.file_name().to_string_lossy().starts_with(LEFTOVER) {
-            // What cannot be deleted only takes space.
-            let _ = fs::remove_dir_all(entry.path());
-        }
-    }
 }
 
 /// A wheel whose SHA-256 was checked, by the very handle that it is unpacked from.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::install::Progress;
 use super::pins::{Package, Pin};
+use crate::interrupt;
 
 /// Why pip brought nothing.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +55,7 @@ pub(super) fn download(
         .stderr(output)
         .spawn()
         .map_err(PipError::NoPython)?;
+    let registered = interrupt::end_with(&pip);
     let status = loop {
         if let Some(status) = pip.try_wait().map_err(PipError::NoPython)? {
             break status;
@@ -61,6 +63,7 @@ pub(super) fn download(
         thread::sleep(Duration::from_millis(100));
         progress(Progress::Arrived { bytes: size_below(into) });
     };
+    drop(registered);
     if !status.success() {
         let words = fs::read(&log).map_err(scratch)?;
         let words = String::from_utf8_lossy(&words);

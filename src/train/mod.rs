@@ -14,13 +14,13 @@ mod buckets;
 mod captures;
 mod checkpoint;
 mod forecast;
-pub mod interrupt;
 mod log;
 mod options;
 mod run;
 mod source;
 mod stepper;
 
+use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -43,6 +43,7 @@ use crate::report::Hinted;
 use crate::rewrite::RUN;
 use crate::rewrite::opened::Opened;
 use crate::runtime::Runtime;
+use crate::scratch;
 use run::Run;
 
 /// The side network of a run's best evaluation.
@@ -73,11 +74,50 @@ impl Started {
         serde_yaml::from_str(&text).with_context(|| format!("`{}` is damaged", path.display()))
     }
 
+    fn text(&self) -> anyhow::Result<String> {
+        Ok(serde_yaml::to_string(self)?)
+    }
+
     fn write(&self, out: &Path) -> anyhow::Result<()> {
         use std::io::Write as _;
-        let text = serde_yaml::to_string(self)?;
+        let text = self.text()?;
         crate::files::replace(&out.join(STARTED), |file| Ok(file.write_all(text.as_bytes())?))
     }
+}
+
+/// True for a folder that holds what a run made.
+pub fn is_run(folder: &Path) -> bool {
+    [CHECKPOINT, BEST, METRICS].iter().any(|name| fs::symlink_metadata(folder.join(name)).is_ok())
+}
+
+/// True for the name of a file that a run writes.
+pub fn is_own(name: &str) -> bool {
+    [CHECKPOINT, BEST, METRICS, STARTED].contains(&name)
+}
+
+/// True for what a run that came to nothing left in its folder: how it was started, as it was written.
+pub fn is_left(folder: &Path, name: &OsStr) -> bool {
+    let as_written = || Started::read(folder).and_then(|started| started.text()).ok();
+    let text = || fs::read_to_string(folder.join(name)).ok();
+    name == STARTED && !is_run(folder) && as_written().is_some_and(|written| text() == Some(written))
+}
+
+/// Whether a run may begin in a folder.
+///
+/// # Errors
+/// A run, or a file that one would replace.
+fn check_vacant(out: &Path) -> anyhow::Result<()> {
+    if out.join(CHECKPOINT).exists() {
+        let error = anyhow!("there is a run in `{}` already", out.display());
+        let hint = "--resume continues it; --out DIR starts another; with --from, DIR is the folder of the new run";
+        return Err(Hinted::new(error, hint).into());
+    }
+    let is_there = |name: &&str| fs::symlink_metadata(out.join(name)).is_ok() && !is_left(out, OsStr::new(name));
+    let Some(name) = [CHECKPOINT, BEST, METRICS, STARTED].into_iter().find(|name| is_there(name)) else {
+        return Ok(());
+    };
+    let error = anyhow!("a new run would replace `{}`", out.join(name).display());
+    Err(Hinted::new(error, "move it elsewhere, or begin the run in another folder with --out DIR").into())
 }
 
 /// What is to be trained, and how.
@@ -195,17 +235,16 @@ pub fn train(request: &Request, mut tell: impl FnMut(Event)) -> anyhow::Result<S
     }
     let opened = Opened::new(request.directory)?;
     let out = request.out();
-    if !request.resume && out.join(CHECKPOINT).exists() {
-        let error = anyhow!("there is a run in `{}` already", out.display());
-        let hint = "--resume continues it; --out DIR starts another; with --from, DIR is the folder of the new run";
-        return Err(Hinted::new(error, hint).into());
+    if !request.resume {
+        check_vacant(&out)?;
     }
-    fs::create_dir_all(&out).with_context(|| format!("cannot create `{}`", out.display()))?;
+    // One that a run leaves empty goes again.
+    let _made = scratch::make(&out).with_context(|| format!("cannot create `{}`", out.display()))?;
     let lock = lock(&out)?;
-    crate::files::sweep(&out);
+    scratch::sweep(&out);
     let run = Run::new(request, &opened, out, &mut tell)?;
     let cache = run.cache()?;
-    let (state, progress) = run.begin(cache.as_ref())?;
+    let (state, progress) = run.begin()?;
     let summary = run.go(state, progress, cache, tell);
     drop(lock);
     summary

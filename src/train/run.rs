@@ -17,15 +17,16 @@ use super::ahead::Upcoming;
 use super::buckets::Buckets;
 use super::checkpoint::{self, CHECKPOINT, Identity, Progress};
 use super::forecast::Forecast;
-use super::log::{Log, METRICS, StepLine};
+use super::log::{Log, StepLine};
 use super::options::{CudaGraphs, LearningRate, TrainOptions};
 use super::source::TapSource;
 use super::stepper::{Outcome, Pending, Stepper};
-use super::{BEST, Data, Event, Plan, Request, Started, Summary, interrupt};
+use super::{Data, Event, Plan, Request, STARTED, Started, Summary};
 use crate::cache::{self, Cache};
 use crate::data::{Batch, Batches, Corpus, epoch_batches};
 use crate::evaluate::{Guess, Label};
 use crate::hash::sha256;
+use crate::interrupt;
 use crate::report::{self, Hinted};
 use crate::rewrite::INTEGERS_ON_CUDA;
 use crate::rewrite::opened::{Execution, Opened, side_file};
@@ -104,9 +105,8 @@ impl<'r> Run<'r> {
         })
     }
 
-    /// The state to begin with: the checkpoint's, or the side network as the rewrite initialised it. A run that begins records
-    /// with what its figures come about: the threads, and how its cache keeps taps.
-    pub(super) fn begin(&self, cache: Option<&Cache>) -> anyhow::Result<(Side, Progress)> {
+    /// The state to begin with: the checkpoint's, or the side network as the rewrite initialised it.
+    pub(super) fn begin(&self) -> anyhow::Result<(Side, Progress)> {
         let path = self.out.join(CHECKPOINT);
         if self.request.resume {
             if !path.exists() {
@@ -125,20 +125,22 @@ impl<'r> Run<'r> {
             }
             return Ok((state, progress));
         }
-        let (threads, cache_dtype) = (Some(self.execution.threads), cache.map(Cache::element));
-        let seed = Some(self.identity.seed);
-        let train = TrainOptions { threads, cache_dtype, seed, ..self.request.train.clone() };
-        Started { train, data: self.request.reading.clone() }.write(&self.out)?;
-        // Of a run that came to nothing.
-        for stale in [BEST, METRICS].map(|name| self.out.join(name)).iter().filter(|path| path.exists()) {
-            fs::remove_file(stale).with_context(|| format!("cannot remove `{}`", stale.display()))?;
-        }
         let progress = Progress { step: 0, epochs: 0, best: None, identity: self.identity.clone() };
         let begins = match &self.request.train.from {
             Some(from) => self.opened.side(&side_file(&self.opened.directory, Some(from))?)?,
             None => self.opened.initial()?,
         };
         Ok((begins, progress))
+    }
+
+    /// Records how the run was started, with what its figures come about: the threads, the seed, and how its cache keeps taps. And the
+    /// state that it begins with: both, or neither.
+    fn record(&self, stepper: &Stepper, progress: &Progress, cache: Option<&Cache>) -> anyhow::Result<()> {
+        let (threads, cache_dtype) = (Some(self.execution.threads), cache.map(Cache::element));
+        let seed = Some(self.identity.seed);
+        let train = TrainOptions { threads, cache_dtype, seed, ..self.request.train.clone() };
+        Started { train, data: self.request.reading.clone() }.write(&self.out)?;
+        self.save(stepper, progress).inspect_err(|_| drop(fs::remove_file(self.out.join(STARTED))))
     }
 
     /// How to train on where a run has come to its end.
@@ -206,7 +208,7 @@ impl<'r> Run<'r> {
         drop(stepper.reserve(forecast.first_piece()));
         drop(state);
         if !self.request.resume {
-            self.save(&stepper, &progress)?;
+            self.record(&stepper, &progress, cache.as_ref())?;
         }
         let mut source = TapSource::new(self.opened, backbone, cache, stepper.host_memory()?)?;
         tell(Event::Begins(&Plan { forecast: Some(forecast), cache: source.holding(), ..self.plan(progress.step) }));

@@ -13,6 +13,7 @@ use super::precision::Arithmetic;
 use super::{Check, Subject, difference, give, run, sample};
 use crate::rewrite::opened::on_cpu;
 use crate::runtime::{Optimisation, Tensor};
+use crate::scratch::Scratch;
 
 /// With graph optimisation on: fusions see other consumers.
 const FUSED: f64 = 1e-5;
@@ -53,7 +54,7 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
         let originals: Vec<ValueId> = values.iter().chain([&logits]).copied().collect();
         let names = give(&mut reference, &originals);
         let reference = reference.slice(&reference.outputs);
-        let folder = tempfile::tempdir()?;
+        let folder = Scratch::new()?;
         let (data, _) = write_data(&[&reference, &tuned], folder.path(), "source.data")?;
         for optimisation in [Optimisation::Off, Optimisation::All] {
             let open = |graph: &Graph| {

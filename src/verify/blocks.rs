@@ -11,6 +11,7 @@ use super::precision::Arithmetic;
 use super::wide::widen;
 use super::{Check, Subject, difference, give, run, sample};
 use crate::runtime::{Optimisation, Tensor};
+use crate::scratch::Scratch;
 
 /// Error relative to the block's largest output.
 const OUTPUT: f64 = 1e-5;
@@ -45,7 +46,7 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
     let outputs = graph.outputs.clone();
     let names = give(&mut graph, &outputs);
     let graph = graph.slice(&graph.outputs);
-    let folder = tempfile::tempdir()?;
+    let folder = Scratch::new()?;
     let (data, _) = write_data(&[&graph], folder.path(), "source.data")?;
     let inputs = sample::inputs(module, subject.seed)?;
     let evaluate = |graph: &Graph| -> anyhow::Result<Vec<Tensor>> {

@@ -7,8 +7,14 @@ use lstc_passes::artifacts;
 
 use super::{Check, Subject};
 use crate::import::{self, Origin};
-use crate::rewrite::{MANIFEST, SIDE, manifest};
+use crate::rewrite::{MANIFEST, SIDE, intact, manifest};
 use crate::side;
+
+/// The directory's files are those that were written, by the manifest's hashes.
+pub(super) fn unchanged(directory: &Path) -> anyhow::Result<Check> {
+    let differences = intact::differences(directory, &manifest::record(directory)?.files)?;
+    Ok(Check::holds("the files are those that the rewrite wrote", "BLAKE3 equal", &differences))
+}
 
 /// `written_by` is the version of lstc that the manifest names: another version may emit other graphs.
 pub(super) fn check(subject: &Subject, written_by: Option<&str>) -> anyhow::Result<Vec<Check>> {

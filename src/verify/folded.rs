@@ -5,6 +5,7 @@ use lstc_graph::{DType, ValueId, Weight, encode, write_data};
 use super::backbone::{same_bits, source_of};
 use super::{Check, Subject, give, run, sample};
 use crate::runtime::{Optimisation, Tensor};
+use crate::scratch::Scratch;
 
 pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
     let module = &subject.module;
@@ -18,7 +19,7 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
     let mut source = source_of(subject)?;
     let names = give(&mut source, &folded);
     let source = source.slice(&source.outputs);
-    let folder = tempfile::tempdir()?;
+    let folder = Scratch::new()?;
     let (data, _) = write_data(&[&source], folder.path(), "source.data")?;
     let session = subject.runtime.session().optimisation(Optimisation::Off);
     let mut session = session.load(&encode(&source, &data), Some(folder.path()))?;

@@ -122,7 +122,14 @@ pub fn verify(
         return Ok(Verdict { directory: directory.to_owned(), holds: false, checks });
     }
     let (module, _) = compile(source, config.options(), None, |_, _| ())?;
-    checks.extend(prove(directory, module, config.written_by(), runtime, seed, progress)?);
+    let unchanged = files::unchanged(directory)?;
+    match prove(directory, module, config.written_by(), runtime, seed, progress) {
+        Ok(proved) => checks.extend(proved),
+        // What cannot be read or run is the file that has changed.
+        Err(_) if !unchanged.holds => {}
+        Err(error) => return Err(error),
+    }
+    checks.push(unchanged);
     Ok(Verdict { directory: directory.to_owned(), holds: checks.iter().all(|c| c.holds), checks })
 }
 

@@ -6,6 +6,7 @@ use lstc_passes::quantise::{Quantised, QuantisedProduct};
 use super::{Check, Subject};
 use crate::rewrite::precision::{Given, Measured, TapError, measure, spread};
 use crate::rewrite::{TOKENIZER, manifest};
+use crate::scratch::Scratch;
 
 /// Rounding of the step itself, in steps.
 const HALF: f64 = 0.5 + 1e-4;
@@ -85,7 +86,7 @@ fn errors(subject: &Subject) -> anyhow::Result<Vec<Check>> {
         Ok(feeds) => feeds,
         Err(error) => return Ok(vec![Check::holds(name, "", &[format!("{error:#}")])]),
     };
-    let scratch = tempfile::tempdir()?;
+    let scratch = Scratch::new()?;
     let measured = measure(subject.runtime, &subject.module, &feeds, scratch.path())?;
     let breaches = differences(&measured, &recorded.measured);
     let (most, median) = spread(&measured.taps);

@@ -5,17 +5,19 @@ mod summary;
 
 use std::cell::RefCell;
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use lstc_graph::listing;
+use lstc_graph::{Links, listing};
 use lstc_passes::{Module, Timing};
 
-use crate::report::{self, Exit, Format, Hinted, ProgressLine};
+use crate::output::{Inputs, Output};
+use crate::report::{self, Bytes, Exit, Format, Hinted, ProgressLine};
 use crate::rewrite::config::{Config, annotated};
 use crate::rewrite::manifest::{self, SourceFile, model_of};
-use crate::rewrite::{Backbone, Request, SourceModel, compile, rewrite_with, source_file};
+use crate::rewrite::{Backbone, Copying, Request, SourceModel, compile, rewrite_with, source_file};
 use flags::MethodFlags;
 use summary::Summary;
 
@@ -24,7 +26,7 @@ use summary::Summary;
 #[command(
     long_about = "\
 Compiles a T5 that was exported to ONNX into the graphs that train a ladder side network beside it. The model itself \
-is read, never changed; its data files are hard-linked where they can be, and weights are copied once where not.
+is read, never changed; its weights are copied once, or share their blocks on the disk where the file system has reflinks.
 
 What is written to the output directory:
   train.onnx        one optimizer step: forward, backward, clipping, AdamW
@@ -49,7 +51,7 @@ Examples:
   lstc rewrite t5.onnx --config lst.yaml -o tuned/
   lstc rewrite --from tuned/ -o again/                   the same once more
   lstc rewrite --from tuned/ -o again/ -r 4 --seed 1     the same but for what flags say
-  lstc rewrite t5.onnx -o small/ -r 16 --share tuned/    another side network on the same weights"
+  lstc rewrite t5.onnx -o small/ -r 16 --link --share tuned/     another side network on the same weights"
 )]
 pub struct Rewrite {
     /// The ONNX model: a file, an encoder's and a decoder's file, or a folder that holds them; with --config of a manifest,
@@ -72,16 +74,16 @@ pub struct Rewrite {
     #[arg(long)]
     print_config: bool,
 
-    /// Replace an earlier rewrite in the output's place, and all that lies in its directory
+    /// Replace an earlier rewrite in the output's place, and the listings of --emit; a directory that holds anything else stays
     #[arg(long)]
     force: bool,
 
-    /// Copy the frozen weights, also where the model's own data files could be linked; Python's onnx package reads no hard
-    /// links
-    #[arg(long, conflicts_with = "share")]
-    copy: bool,
+    /// Make hard links to the model's data files instead of copies. They take no room, but each file then has two names: Python's
+    /// onnx refuses to open such a model, also the original one, and what changes one changes the other
+    #[arg(long)]
+    link: bool,
 
-    /// Link weights that would be copied to those of an earlier rewrite of the same model
+    /// Take weights that would be copied from an earlier rewrite of the same model: as a reflink, or with --link as a hard link
     #[arg(long, value_name = "DIR")]
     share: Option<PathBuf>,
 
@@ -117,14 +119,6 @@ fn pass_name(text: &str) -> Result<String, String> {
 }
 
 impl Rewrite {
-    fn backbone(&self) -> Backbone<'_> {
-        match &self.share {
-            Some(directory) => Backbone::Shared(directory),
-            None if self.copy => Backbone::Copied,
-            None => Backbone::Linked,
-        }
-    }
-
     pub fn run(self) -> anyhow::Result<Exit> {
         let config = self.base()?;
         let mut options = config.options();
@@ -151,7 +145,7 @@ impl Rewrite {
         if self.model.is_empty() {
             self.check_source(&config.source)?;
         }
-        let emit = self.emit.as_deref().map(Emit::new).transpose()?;
+        let emit = self.emit.as_deref().map(|folder| Emit::new(folder, &model, self.force)).transpose()?;
         let mut failed = None;
         let show = |pass: &'static str, module: &Module| {
             if let Some(emit) = &emit
@@ -176,7 +170,10 @@ impl Rewrite {
                     line.borrow_mut().bar("error by block", done as u64, of as u64, format!("{done} of {of}"));
                 };
                 let measuring = self.method.measuring(&config, self.config.is_some() || self.from.is_some(), &progress);
-                let written = rewrite_with(request, self.backbone(), measuring, show);
+                let copying = |copying: &Copying| tell_copy(&mut line.borrow_mut(), copying);
+                let links = if self.link { Links::HardLinks } else { Links::Reflinks };
+                let backbone = Backbone { links, shared: self.share.as_deref(), copying: Some(&copying) };
+                let written = rewrite_with(request, backbone, measuring, show);
                 line.borrow_mut().clear();
                 let written = written?;
                 report::data(&Summary::new(output, &written), self.format)?;
@@ -255,21 +252,37 @@ impl Rewrite {
     }
 }
 
-/// Writes a listing after each pass.
-struct Emit<'d> {
-    folder: &'d Path,
+/// Shows how far a copy of the weights is, and says at its beginning where it could be spared.
+fn tell_copy(line: &mut ProgressLine, Copying { done, of, linkable }: &Copying) {
+    if *done == 0 && *linkable > 0 {
+        let size = Bytes(*linkable);
+        report::note(format!(
+            "copying {size} of weights: the file system has no reflinks; --link makes hard links instead"
+        ));
+    }
+    line.bar("copying weights", *done, *of, format!("{} of {}", Bytes(*done), Bytes(*of)));
 }
 
-impl<'d> Emit<'d> {
-    fn new(folder: &'d Path) -> anyhow::Result<Emit<'d>> {
+/// Writes a listing after each pass.
+struct Emit {
+    /// By pass.
+    files: Vec<(&'static str, Output)>,
+}
+
+impl Emit {
+    fn new(folder: &Path, model: &SourceModel, force: bool) -> anyhow::Result<Emit> {
         fs::create_dir_all(folder).with_context(|| format!("cannot create `{}`", folder.display()))?;
-        Ok(Emit { folder })
+        let inputs = Inputs::of(model.files());
+        let file = |(place, pass): (usize, &'static str)| {
+            Ok((pass, Output::new(&folder.join(format!("{}-{pass}.txt", place + 1)), &inputs, force)?))
+        };
+        let files = lstc_passes::ladder_side_tuning().names().into_iter().enumerate().map(file);
+        Ok(Emit { files: files.collect::<anyhow::Result<_>>()? })
     }
 
     fn pass(&self, pass: &str, module: &Module) -> anyhow::Result<()> {
-        let place = lstc_passes::ladder_side_tuning().names().iter().position(|n| *n == pass).unwrap_or_default();
-        let path = self.folder.join(format!("{}-{pass}.txt", place + 1));
-        fs::write(&path, listing(&module.graph)).with_context(|| format!("cannot write `{}`", path.display()))
+        let Some((_, output)) = self.files.iter().find(|(name, _)| *name == pass) else { return Ok(()) };
+        output.write(|file| Ok(file.write_all(listing(&module.graph).as_bytes())?))
     }
 }
 

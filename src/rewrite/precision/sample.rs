@@ -13,6 +13,7 @@ use crate::rewrite::manifest::FilePart;
 use crate::rewrite::opened::fill;
 use crate::rewrite::source_file;
 use crate::runtime::Tensor;
+use crate::scratch::Scratch;
 use crate::verify::sample;
 
 /// Examples of a file that are taken, from its first on, and how many are run at once.
@@ -84,7 +85,7 @@ impl Sample {
         }
         let tokenizer =
             given.tokenizer.is_file().then(|| Tokenizer::open(given.tokenizer, given.special)).transpose()?;
-        let scratch = tempfile::tempdir()?;
+        let scratch = Scratch::new()?;
         let vocabulary = u32::try_from(module.anatomy.head.linear.outputs).unwrap_or(u32::MAX);
         let fixed = fixed(module);
         let reading = given.reading.within(&fixed);

@@ -5,12 +5,13 @@ use std::time::Instant;
 use super::Run;
 use crate::data::{Corpus, Targets};
 use crate::evaluate::{self, Metrics, Scorer};
+use crate::interrupt;
 use crate::rewrite::opened::Execution;
 use crate::side;
 use crate::train::checkpoint::{self, Best, CHECKPOINT, Progress};
 use crate::train::log::{EvalLine, Log};
 use crate::train::stepper::Stepper;
-use crate::train::{BEST, Event, interrupt};
+use crate::train::{BEST, Event};
 
 impl Run<'_> {
     /// Evaluates after an epoch, keeps the best, and saves. An evaluation that the user stops is made again when the run is

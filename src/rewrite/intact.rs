@@ -1,0 +1,186 @@
+//! Whether the files of a rewritten directory are those that were written.
+//!
+//! The manifest records the size and the BLAKE3 of each. Graphs are hashed whenever a directory is opened; a data file is hashed when
+//! it is not the file that was hashed before, by its size, its times and its number on the disk. Those stand in a file of their own:
+//! a copy of the directory has others, and is hashed once.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, Metadata};
+use std::io::Write as _;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context, anyhow};
+use serde::{Deserialize, Serialize};
+
+use super::GRAPHS;
+use super::manifest::{self, Record};
+use crate::files;
+use crate::hash::blake3;
+use crate::report::{Hinted, ProgressLine};
+
+/// What was seen of the data files when they were hashed.
+pub const SEEN: &str = ".seen.json";
+
+/// A file of a rewritten directory as it was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WrittenFile {
+    pub file: String,
+    pub bytes: u64,
+    pub blake3: String,
+}
+
+/// A state of a file. What was written to has another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct State {
+    blake3: String,
+    bytes: u64,
+    device: u64,
+    inode: u64,
+    /// Seconds and nanoseconds: when its contents and when anything of it was changed.
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl State {
+    fn new(metadata: &Metadata, blake3: &str) -> State {
+        State {
+            blake3: blake3.to_owned(),
+            bytes: metadata.len(),
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+type Seen = BTreeMap<String, State>;
+
+/// How a file is.
+enum Found {
+    Same(State),
+    Changed { names: u64 },
+    Missing,
+}
+
+impl WrittenFile {
+    fn is_graph(&self) -> bool {
+        GRAPHS.contains(&self.file.as_str())
+    }
+
+    /// Looks at the file, and hashes it unless it is in a state that is known.
+    fn look(&self, directory: &Path, known: Option<&State>) -> anyhow::Result<Found> {
+        let path = directory.join(&self.file);
+        let context = || format!("cannot read `{}`", path.display());
+        // A manifest names files that lie beside it, and a pipe would be waited for.
+        let is_file = super::is_own(&self.file) && path.is_file();
+        if !is_file {
+            return Ok(Found::Missing);
+        }
+        let mut file = File::open(&path).with_context(context)?;
+        // Before it is read: what is written to it meanwhile is seen the next time.
+        let metadata = file.metadata().with_context(context)?;
+        let state = State::new(&metadata, &self.blake3);
+        if known == Some(&state) {
+            return Ok(Found::Same(state));
+        }
+        let changed = Found::Changed { names: metadata.nlink() };
+        if metadata.len() != self.bytes {
+            return Ok(changed);
+        }
+        let mut line = ProgressLine::default();
+        if !self.is_graph() {
+            line.show(format!("checking {} ...", self.file));
+        }
+        let found = blake3(&mut file, &AtomicBool::new(false)).with_context(context)?;
+        Ok(if found.as_ref() == Some(&self.blake3) { Found::Same(state) } else { changed })
+    }
+}
+
+/// What the manifest of a rewritten directory records, whose files are those that were written.
+///
+/// # Errors
+/// A directory without a readable manifest; a file that has changed, or is missing.
+pub fn record(directory: &Path) -> anyhow::Result<Record> {
+    let record = manifest::record(directory)?;
+    check(directory, &record.files)?;
+    Ok(record)
+}
+
+/// Directories of earlier versions record no files.
+fn check(directory: &Path, files: &[WrittenFile]) -> anyhow::Result<()> {
+    let seen = recall(directory);
+    let mut now = Seen::new();
+    for file in files {
+        let known = seen.get(&file.file).filter(|_| !file.is_graph());
+        let found = file.look(directory, known)?;
+        let shown = directory.join(&file.file);
+        let problem = match &found {
+            Found::Same(_) => None,
+            Found::Changed { names } => Some((
+                anyhow!("`{}` has changed since the rewrite", shown.display()),
+                if *names > 1 { LINKED } else { "" },
+            )),
+            Found::Missing => Some((anyhow!("`{}` is missing", shown.display()), "")),
+        };
+        if let Some((error, why)) = problem {
+            let hint = format!("{why}put back what was there, or rewrite the model: `lstc rewrite MODEL -o DIR`");
+            return Err(Hinted::new(error, hint).into());
+        }
+        if let Found::Same(state) = found
+            && !file.is_graph()
+        {
+            now.insert(file.file.clone(), state);
+        }
+    }
+    if now != seen {
+        // Where it cannot be kept, the files are hashed the next time too.
+        let _ = keep(directory, &now);
+    }
+    Ok(())
+}
+
+/// What is probably wrong with a changed file that has more names.
+const LINKED: &str = "it is a hard link, and was written to under another name; ";
+
+/// What of the files of a directory is not as it was written, whatever was seen before.
+///
+/// # Errors
+/// From the file system.
+pub fn differences(directory: &Path, files: &[WrittenFile]) -> anyhow::Result<Vec<String>> {
+    let mut differences = Vec::new();
+    for file in files {
+        match file.look(directory, None)? {
+            Found::Same(_) => {}
+            Found::Changed { .. } => differences.push(format!("{} has changed since the rewrite", file.file)),
+            Found::Missing => differences.push(format!("{} is missing", file.file)),
+        }
+    }
+    Ok(differences)
+}
+
+/// Records how the data files of a directory are: as they were written.
+///
+/// # Errors
+/// From the file system.
+pub fn remember(directory: &Path, files: &[WrittenFile]) -> anyhow::Result<()> {
+    let state = |file: &WrittenFile| {
+        let metadata = fs::metadata(directory.join(&file.file))?;
+        Ok((file.file.clone(), State::new(&metadata, &file.blake3)))
+    };
+    let seen: std::io::Result<Seen> = files.iter().filter(|file| !file.is_graph()).map(state).collect();
+    keep(directory, &seen?)
+}
+
+fn recall(directory: &Path) -> Seen {
+    let text = fs::read_to_string(directory.join(SEEN)).ok();
+    text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
+}
+
+fn keep(directory: &Path, seen: &Seen) -> anyhow::Result<()> {
+    let text = serde_json::to_vec_pretty(seen)?;
+    files::replace(&directory.join(SEEN), |file| Ok(file.write_all(&text)?))
+}
