@@ -210,6 +210,9 @@ fn what_a_command_reads_or_lstc_wrote_is_never_replaced() {
         let before = path.is_file().then(|| tuned.read(output));
         let words = ["eval", "--predictions", text(&path), "--force"];
         refused(&tuned.command(&words), &[reason, "will not be replaced"]);
+        let [directory, data, side] = ["tuned", "data.jsonl", "tuned/side.safetensors"].map(|name| tuned.path(name));
+        let predict = ["predict", text(&directory), "--data", text(&data), "--side", text(&side)];
+        refused(&lstc(&[&predict[..], &["-o", text(&path), "--force"]].concat()), &[reason, "will not be replaced"]);
         assert!(path.is_file().then(|| tuned.read(output)) == before, "{output}");
     }
     assert!(!tuned.path("fresh.jsonl").exists());

@@ -145,7 +145,7 @@ mod tests {
             ("lstc rewrite a.onnx --bias=OFF", "lstc rewrite a.onnx --bias=false"),
             ("lstc rewrite a.onnx --no-bias", "lstc rewrite a.onnx --bias=false"),
             ("lstc rewrite --merge-last a.onnx", "lstc rewrite --merge-last=true a.onnx"),
-            ("lstc rewrite a.onnx --force false --copy yes", "lstc rewrite a.onnx --copy"),
+            ("lstc rewrite a.onnx --force false --link yes", "lstc rewrite a.onnx --link"),
             ("lstc eval d --no-generation false", "lstc eval d"),
             ("lstc eval d --no-generation", "lstc eval d --no-generation"),
             ("lstc runtime install --cuda 1", "lstc runtime install --cuda"),
