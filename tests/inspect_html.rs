@@ -201,7 +201,7 @@ fn a_manifest_that_does_not_hold_together_is_told() {
     for (from, to, words) in [
         ("blocks: 3", "blocks: 900000000000", "is said to have 900000000000 blocks"),
         ("blocks: 3", "blocks: 1", "there is a tap at `"),
-        ("point: embedding", "point: nowhere", "there is a tap at `nowhere`"),
+        ("point: embedding", "point: nowhere", "`nowhere` is not a point at which a tower is tapped"),
         ("name: encoder.side_first_downsample.weight", "name: x", "`x` is missing"),
     ] {
         assert!(sound.contains(from), "{from}");

@@ -24,6 +24,7 @@ pub mod options;
 mod parts;
 pub mod pipeline;
 pub mod plan;
+mod point;
 pub mod projections;
 mod provider;
 pub mod prune;

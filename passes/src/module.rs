@@ -11,20 +11,8 @@ use crate::fold::Folded;
 use crate::initial::Initial;
 use crate::options::Options;
 use crate::plan::{Group, Plan, PlannedParameter};
+pub use crate::point::Point;
 use crate::quantise::{QUANTISE, Quantised, QuantisedHead, Remade, Store};
-
-/// Where in a tower a hidden state is tapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Point {
-    /// The embedding output e.
-    Embedding,
-    /// h of this block.
-    Block(usize),
-    /// The tower's output, behind its final norm.
-    Output,
-    /// The backbone's own logits, `[batch, length, vocabulary]`.
-    Logits,
-}
 
 /// A hidden state of the backbone that the side network reads.
 #[derive(Clone, Debug)]

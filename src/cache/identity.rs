@@ -11,6 +11,7 @@ use std::path::Path;
 use anyhow::{Context, anyhow, bail};
 use lstc_graph::{DType, Dim, Graph};
 use lstc_models::TowerKind;
+use lstc_passes::Point;
 use serde::{Deserialize, Serialize};
 
 use super::element::Element;
@@ -56,7 +57,7 @@ pub struct Identity {
 #[serde(deny_unknown_fields)]
 pub struct TapIdentity {
     pub tower: TowerKind,
-    pub point: String,
+    pub point: Point,
     pub axis: Axis,
     pub width: usize,
     /// Its element type in the graphs.
@@ -101,7 +102,7 @@ impl Identity {
             Ok(TapIdentity {
                 native,
                 tower: tap.tower,
-                point: tap.point.clone(),
+                point: tap.point,
                 axis: if Some(tap.tower) == last { Axis::Target } else { Axis::Source },
                 width: width.ok_or_else(|| anyhow!("the tap `{name}` is no [batch, length, width] tensor"))?,
                 blake3: hash.to_hex().to_string(),

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, bail};
 use lstc_models::TowerKind;
-use lstc_passes::Options;
 use lstc_passes::options::Gate as Mixing;
+use lstc_passes::{Options, Point};
 use serde::Serialize;
 
 use super::gates::{Alphas, Gate};
@@ -132,11 +132,7 @@ impl Source<'_> {
         let first = format!("{kind}.side_first_downsample");
         let weight = format!("{first}.weight");
         let side_width = self.shapes.get(&weight).and_then(|shape| shape.first());
-        let beyond = |t: &&TapSummary| {
-            let is_known = |block: usize| block < tower.blocks;
-            let beside = ["embedding", "output", "logits"].contains(&t.point.as_str());
-            t.tower == kind && !beside && !t.point.parse().is_ok_and(is_known)
-        };
+        let beyond = |t: &&TapSummary| t.tower == kind && t.point.block().is_some_and(|block| block >= tower.blocks);
         if let Some(tap) = self.taps.iter().find(beyond) {
             bail!("there is a tap at `{}` of the {kind}, which has {} blocks", tap.point, tower.blocks);
         }
@@ -147,7 +143,9 @@ impl Source<'_> {
             width: tower.width,
             side_width: *side_width.with_context(|| format!("there is no parameter `{weight}`"))?,
             first: Tap {
-                value: self.tapped(kind, "embedding").with_context(|| format!("the {kind}'s embedding has no tap"))?,
+                value: self
+                    .tapped(kind, Point::Embedding)
+                    .with_context(|| format!("the {kind}'s embedding has no tap"))?,
                 elements: elements_of(self.shapes, &format!("{first}.")),
             },
             rungs,
@@ -157,12 +155,12 @@ impl Source<'_> {
         })
     }
 
-    fn tapped(&self, tower: TowerKind, point: &str) -> Option<String> {
+    fn tapped(&self, tower: TowerKind, point: Point) -> Option<String> {
         self.taps.iter().find(|t| t.tower == tower && t.point == point).map(|t| t.value.clone())
     }
 
     fn rung(&self, kind: TowerKind, block: usize) -> anyhow::Result<Option<Rung>> {
-        let Some(value) = self.tapped(kind, &block.to_string()) else { return Ok(None) };
+        let Some(value) = self.tapped(kind, Point::Block(block)) else { return Ok(None) };
         let method = &self.options.method;
         let gate = match method.gate {
             Mixing::Learnable => Some(self.alphas.trained(&format!("{kind}.side_gate_params.{block}"))?),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use lstc_graph::{Graph, load};
 use lstc_passes::artifacts;
-use lstc_passes::is_backbone;
+use lstc_passes::{Point, is_backbone};
 use serde::Serialize;
 
 use super::gates::{Alphas, State};
@@ -124,7 +124,7 @@ fn predict(config: &Config, recorded: &manifest::Record, sizes: Sizes) -> Predic
     if options.method.keep_blocks.take().is_some() {
         options.method.blocks.clear();
         for tap in &recorded.taps {
-            if let Ok(block) = tap.point.parse() {
+            if let Some(block) = tap.point.block() {
                 options.method.blocks.entry(tap.tower.into()).or_default().push(block);
             }
         }
@@ -154,8 +154,8 @@ fn frontier(graph: &Graph, recorded: &manifest::Record) -> Vec<CutReport> {
             let tap = recorded.taps.iter().find(|t| t.value == summary.name);
             let read_by = |pass| readers.iter().any(|(name, _)| name == pass);
             let role = match tap {
-                Some(t) if t.point == "output" => "final output".to_owned(),
-                Some(t) if t.point == "logits" => "logits".to_owned(),
+                Some(t) if t.point == Point::Output => "final output".to_owned(),
+                Some(t) if t.point == Point::Logits => "logits".to_owned(),
                 Some(t) => format!("tap {} {}", t.tower, t.point),
                 // Constants that the ladder reads are masks that the exporter folded.
                 None if graph.weight(value).is_some() && !read_by("ladder") => "LM head".to_owned(),

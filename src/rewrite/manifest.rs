@@ -317,8 +317,7 @@ impl MomentSummary {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TapSummary {
     pub tower: TowerKind,
-    /// `embedding`, the block's number, `output` or `logits`.
-    pub point: String,
+    pub point: Point,
     /// The backbone's value.
     pub value: String,
 }
@@ -389,12 +388,7 @@ pub fn taps(module: &Module) -> Vec<TapSummary> {
         .iter()
         .map(|t| TapSummary {
             tower: module.anatomy.towers[t.tower].kind,
-            point: match t.point {
-                Point::Embedding => "embedding".to_owned(),
-                Point::Block(block) => block.to_string(),
-                Point::Output => "output".to_owned(),
-                Point::Logits => "logits".to_owned(),
-            },
+            point: t.point,
             value: module.graph.value(t.value).name.clone(),
         })
         .collect()
@@ -424,13 +418,10 @@ pub struct Record {
     pub method: Method,
 }
 
-/// The point of the tap that distillation reads.
-const LOGITS: &str = "logits";
-
 impl Record {
     /// Whether the side network learns from the backbone's own logits too.
     pub fn distills(&self) -> bool {
-        self.taps.iter().any(|tap| tap.point == LOGITS)
+        self.taps.iter().any(|tap| tap.point == Point::Logits)
     }
 
     /// Names and shapes of the parameters.

@@ -39,7 +39,7 @@ pub struct Summary {
 impl Summary {
     pub fn new(output: &Path, written: &Written) -> Summary {
         let manifest = &written.manifest;
-        let kept = |kind| manifest.taps.iter().filter(|t| t.tower == kind && t.point.parse::<usize>().is_ok()).count();
+        let kept = |kind| manifest.taps.iter().filter(|t| t.tower == kind && t.point.block().is_some()).count();
         Summary {
             output: output.to_owned(),
             family: manifest.model.family.clone(),
