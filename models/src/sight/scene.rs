@@ -35,8 +35,7 @@ impl<'g> Scene<'g> {
         let inputs = model_inputs(graph, anatomy);
         let of_inputs = |tower: Option<usize>, axis: usize| {
             let of_tower = inputs.iter().filter(|input| tower.is_none_or(|tower| input.tower == tower));
-            let fixed = of_tower.filter_map(|input| fixed(graph.shape(input.value)?.get(axis)?)).next();
-            fixed
+            of_tower.filter_map(|input| fixed(graph.shape(input.value)?.get(axis)?)).next()
         };
         let batch = of_inputs(None, 0).unwrap_or(BATCH);
         let towers = anatomy.towers.len();
@@ -81,9 +80,9 @@ impl<'g> Scene<'g> {
         let shift = row + input;
         let in_first_half = match round / 2 {
             0 => position < length.saturating_sub(1 + shift % 2).max(1),
-            _ => (position * position + shift) % 3 != 0,
+            _ => !(position * position + shift).is_multiple_of(3),
         };
-        in_first_half == (round % 2 == 0)
+        in_first_half == round.is_multiple_of(2)
     }
 
     /// What an input holds in a round.
