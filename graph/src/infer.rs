@@ -4,6 +4,8 @@
 //! hostile constant counts as "shape unknown": see [`fenced`]. It also makes as many dimensions or elements as a
 //! constant asks for, and expressions as deep as a graph is, so what goes in and comes out is bounded: see [`bounded`].
 
+mod bounds;
+mod contents;
 mod fused;
 
 use std::cell::Cell;
@@ -17,7 +19,7 @@ use rten_shape_inference::{
 
 use crate::attribute::Attribute;
 use crate::dtype::DType;
-use crate::ir::{Graph, Node, NodeId, Source};
+use crate::ir::{Graph, Node, NodeId, Source, ValueId};
 use crate::weight::Weight;
 
 /// A symbolic dimension: a number, a named symbol, or an expression of them.
@@ -102,6 +104,9 @@ fn bounded(fact: SymTensor, symbols: &mut SymbolGen) -> SymTensor {
             return expression;
         }
         let mut simple = expression.simplify();
+        if simple.iter().any(|part| matches!(part, Dim::Min(..) | Dim::Max(..))) && !simple.exceeds_depth(MAX_DEPTH) {
+            simple = bounds::decided(&simple);
+        }
         for _ in 0..4 {
             let again = simple.simplify();
             if again == simple {
@@ -129,7 +134,7 @@ fn bounded(fact: SymTensor, symbols: &mut SymbolGen) -> SymTensor {
 impl Graph {
     /// Infers the type and shape of every value, from the inputs on.
     ///
-    /// What a node's operator does not tell is left as it was: a declared type and shape, else unknown.
+    /// What a node's operator does not tell is left as it was: a declared type, shape or size, else unknown.
     ///
     /// # Errors
     /// A node on a cycle, or a node whose operands cannot fit, with the reason.
@@ -166,10 +171,29 @@ impl Graph {
             if let Some(fact) = facts.get(slot)
                 && fact.shape().is_some()
             {
-                self.values[output.index()].fact = fact.clone();
+                let fact = self.with_what_was_known(fact, output);
+                self.values[output.index()].fact = fact;
             }
         }
         Ok(())
+    }
+}
+
+impl Graph {
+    /// A fact, with the sizes that inference does not know from what was known of the value before, or declared: numbers, and
+    /// sizes of the graph's inputs. What inference knows is never given up for a declaration.
+    fn with_what_was_known(&self, fact: &SymTensor, value: ValueId) -> SymTensor {
+        let is_new = |dim: &Dim| matches!(dim, Dim::Var(symbol) if symbol.synthetic);
+        let shape: Vec<Dim> = fact.shape().into_iter().flatten().collect();
+        if fact.values().is_some() || !shape.iter().any(is_new) {
+            return fact.clone();
+        }
+        let Some(before) = self.shape(value).filter(|before| before.len() == shape.len()) else { return fact.clone() };
+        let of_input = |dim: &Dim| self.inputs.iter().any(|input| self.shape(*input).is_some_and(|s| s.contains(dim)));
+        let is_known = |dim: &Dim| matches!(dim, Dim::Value(_)) || matches!(dim, Dim::Var(_)) && of_input(dim);
+        let merged = shape.into_iter().zip(before);
+        let merged = merged.map(|(new, old)| if is_new(&new) && is_known(&old) { old } else { new });
+        SymTensor::from_shape(merged.collect())
     }
 }
 
@@ -267,6 +291,9 @@ fn output_facts(
         return Some(Err(format!("makes a tensor of {rank} dimensions")));
     }
 
+    if let Some(fact) = contents::known(graph, node, inputs, output_dtype(graph, node, 0)) {
+        return Some(Ok(vec![fact]));
+    }
     let result = match node.op.as_str() {
         "Add" => ops::Add.infer_shapes(context(), symbols),
         "Sub" => ops::Sub.infer_shapes(context(), symbols),

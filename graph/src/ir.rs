@@ -444,16 +444,24 @@ impl Graph {
         }
     }
 
-    /// Takes over what `view`, a copy of this graph, has besides: its new values and the nodes that make them. A new
-    /// node that makes a value of this graph stays out.
-    pub fn annex(&mut self, view: &Graph) {
+    /// Takes over from `view`, a copy of this graph with more in it, what it computes `values` from: its new values and the nodes
+    /// that make them. A new node that makes a value of this graph stays behind: the value is made here already.
+    pub fn annex(&mut self, view: &Graph, values: &[ValueId]) {
         let own = self.values.len();
-        let makes_new = |n: &Node| n.outputs.iter().flatten().all(|v| v.index() >= own);
+        if values.iter().all(|v| v.index() < own) {
+            return;
+        }
+        let needed = view.ancestors_until(values.iter().copied(), |v| v.index() < own);
         for value in &view.values[own..] {
             self.by_name.insert(value.name.clone(), ValueId(self.values.len() as u32));
             self.values.push(value.clone());
         }
-        let added = view.nodes[self.nodes.len()..].iter().map(|n| n.clone().filter(makes_new));
+        let makes_new = |n: &Node| n.outputs.iter().flatten().all(|v| v.index() >= own);
+        let added = (self.nodes.len()..view.nodes.len()).map(|index| {
+            let node = view.nodes[index].as_ref().filter(|_| needed.contains(&NodeId(index as u32)));
+            node.filter(|n| makes_new(n)).cloned()
+        });
+        let added: Vec<Option<Node>> = added.collect();
         self.nodes.extend(added);
     }
 
