@@ -63,6 +63,34 @@ impl Anatomy {
         [AttentionKind::SelfAttention, AttentionKind::Cross].into_iter().flat_map(masks).any(|mask| tokens(mask.input))
     }
 
+    /// Every value of the graph that is mentioned.
+    pub fn values(&self) -> Vec<ValueId> {
+        let mut values = vec![self.head.logits];
+        values.extend(self.head.linear.weight.constant());
+        for tower in &self.towers {
+            values.extend([tower.tokens, tower.embedding, tower.final_norm.weight, tower.output]);
+            values.extend(tower.table.constant());
+            for block in &tower.blocks {
+                values.extend([block.input, block.output]);
+                for Sublayer { norm, kind } in &block.sublayers {
+                    values.push(norm.weight);
+                    match kind {
+                        SublayerKind::Attention(a) => {
+                            values.extend([&a.q, &a.k, &a.v, &a.o].into_iter().filter_map(|l| l.weight.constant()));
+                            values.extend(a.bias.iter().flat_map(Bias::values).chain(a.context).chain([a.softmax]));
+                            values.extend(a.mask.map(|mask| mask.input));
+                            values.extend(a.relative().and_then(|relative| relative.table.constant()));
+                        }
+                        SublayerKind::FeedForward(f) => {
+                            values.extend(f.inner.iter().chain([&f.outer]).filter_map(|l| l.weight.constant()));
+                        }
+                    }
+                }
+            }
+        }
+        values
+    }
+
     /// The tower whose output the LM head reads.
     pub fn last(&self) -> &Tower {
         self.towers.last().expect("a recognised model has a tower")

@@ -178,11 +178,6 @@ impl Matcher<'_> {
                     value = inner;
                 }
                 _ => {
-                    if let Ok(inner) = self.attempt(|| self.folded_transpose(value)) {
-                        order = order.map(|axis| [0, 1, 3, 2][axis]);
-                        value = self.resolve(inner);
-                        continue;
-                    }
                     if order != wanted {
                         let reason = format!("splits heads in the order {order:?}, not {wanted:?}");
                         return Err(self.mismatch(node, reason));
@@ -219,27 +214,6 @@ impl Matcher<'_> {
             part.filter(|v| (1..=i64::from(i32::MAX)).contains(v))
         };
         [at(2), at(1)]
-    }
-
-    /// The last two of four axes swapped by way of three: `reshape(transpose(reshape(x)))`.
-    fn folded_transpose(&self, value: ValueId) -> Match<ValueId> {
-        let unfold = self.expect(value, &["Reshape"])?;
-        let swap = self.expect(self.operand(unfold, 0)?, &["Transpose"])?;
-        let fold = self.expect(self.operand(swap, 0)?, &["Reshape"])?;
-        let inner = self.operand(fold, 0)?;
-        let (before, after) = (self.graph.shape(inner), self.graph.shape(value));
-        let swapped =
-            |a: &[Dim], b: &[Dim]| a.len() == 4 && b.len() == 4 && a[..2] == b[..2] && a[2] == b[3] && a[3] == b[2];
-        let folded = fold.output(0).and_then(|v| self.graph.shape(v));
-        let keeps = |a: &[Dim], f: &[Dim]| f.len() == 3 && a.len() == 4 && f[1..] == a[2..];
-        match (before, after, folded) {
-            (Some(a), Some(b), Some(f))
-                if swap.attributes.get_ints("perm") == Some(&[0, 2, 1]) && swapped(&a, &b) && keeps(&a, &f) =>
-            {
-                Ok(inner)
-            }
-            _ => Err(self.mismatch(unfold, "expected the last two axes to be swapped")),
-        }
     }
 
     /// What is added to the scores; `None` for nothing but zeros.

@@ -1,6 +1,6 @@
 //! What passes its operand on: copies, quantisation that is undone at once, guards against overflow.
 
-use lstc_graph::{DType, Dim, Node, NodeId, ValueId, Weight};
+use lstc_graph::{DType, Dim, Node, NodeId, ValueId, Weight, fenced};
 
 use crate::matcher::{MAX_ARITHMETIC, Matcher};
 
@@ -26,6 +26,14 @@ impl Side {
     }
 }
 
+/// One step from a copy to what it is a copy of.
+pub struct Copied {
+    pub from: ValueId,
+    pub by: NodeId,
+    /// The node before it, where the two quantise and dequantise.
+    pub quantised_by: Option<NodeId>,
+}
+
 impl Matcher<'_> {
     /// The value that `value` is a copy of: behind Identity, Dropout, reshapes that change nothing, casts between float
     /// types, quantisation that is undone at once, and guards against overflow.
@@ -47,43 +55,46 @@ impl Matcher<'_> {
     /// As [`Matcher::settle`], with something done to each copying node.
     pub fn settle_with(&self, value: ValueId, copied: impl Fn(NodeId)) -> ValueId {
         let mut value = value;
-        while let Some((id, 0)) = self.graph.producer_of(value) {
-            let node = self.graph.node(id);
-            let dtype = |v: ValueId| self.graph.value(v).dtype;
-            let same_type = || {
-                let is_float = |v: ValueId| dtype(v).is_some_and(DType::is_float);
-                node.input(0).is_some_and(|x| dtype(x) == dtype(value) || is_float(x) && is_float(value))
-            };
-            // Without its third input, `training_mode`, Dropout copies.
-            let same_shape = || {
-                let shape = self.graph.shape(value);
-                shape.is_some() && node.input(0).and_then(|x| self.graph.shape(x)) == shape
-            };
-            let copies = node.is("Identity")
-                || node.is("Dropout") && node.input(2).is_none()
-                || (node.is("Cast") || node.is("CastLike")) && same_type()
-                || (node.is("Reshape") || node.is("Expand") || node.is("Flatten")) && same_shape()
-                || node.is("Concat") && node.inputs.len() == 1
-                || node.is("Slice") && self.keeps_all(node);
-            let quantising = || {
-                let (quantise, _) = self.graph.producer_of(node.input(0).filter(|_| node.is("DequantizeLinear"))?)?;
-                self.undoes(node, self.graph.node(quantise)).then_some(quantise)
-            };
-            match node.input(0) {
-                Some(input) if copies => {
-                    copied(id);
-                    value = input;
-                }
-                _ => {
-                    let Some(quantise) = quantising() else { break };
-                    let Some(input) = self.graph.node(quantise).input(0) else { break };
-                    copied(id);
-                    copied(quantise);
-                    value = input;
-                }
-            }
+        while let Some(Copied { from, by, quantised_by }) = self.copied(value) {
+            copied(by);
+            quantised_by.into_iter().for_each(&copied);
+            value = from;
         }
         value
+    }
+
+    /// Of a value that is a copy of another, that other and the nodes between them.
+    pub fn copied(&self, value: ValueId) -> Option<Copied> {
+        let (by, 0) = self.graph.producer_of(value)? else { return None };
+        let node = self.graph.node(by);
+        let from = node.input(0)?;
+        if self.copies(node, value) {
+            return Some(Copied { from, by, quantised_by: None });
+        }
+        let (quantise, _) = self.graph.producer_of(node.is("DequantizeLinear").then_some(from)?)?;
+        let quantiser = self.graph.node(quantise);
+        let from = quantiser.input(0).filter(|_| self.undoes(node, quantiser))?;
+        Some(Copied { from, by, quantised_by: Some(quantise) })
+    }
+
+    /// True for a node that gives its first operand as its output `value`.
+    fn copies(&self, node: &Node, value: ValueId) -> bool {
+        let dtype = |v: ValueId| self.graph.value(v).dtype;
+        let same_type = || {
+            let is_float = |v: ValueId| dtype(v).is_some_and(DType::is_float);
+            node.input(0).is_some_and(|x| dtype(x) == dtype(value) || is_float(x) && is_float(value))
+        };
+        // Without its third input, `training_mode`, Dropout copies.
+        let same_shape = || {
+            let shape = self.graph.shape(value);
+            shape.is_some() && node.input(0).and_then(|x| self.graph.shape(x)) == shape
+        };
+        node.is("Identity")
+            || node.is("Dropout") && node.input(2).is_none()
+            || (node.is("Cast") || node.is("CastLike")) && same_type()
+            || (node.is("Reshape") || node.is("Expand") || node.is("Flatten")) && same_shape()
+            || node.is("Concat") && node.inputs.len() == 1
+            || node.is("Slice") && self.keeps_all(node)
     }
 
     /// True for a dequantisation by the scale and the zero point of the quantisation before it, between which no sign is
@@ -160,7 +171,8 @@ impl Matcher<'_> {
         };
         let whole = |((start, end), axis): ((&Dim, &Dim), &Dim)| {
             size(axis).is_some_and(|size| {
-                let from_first = *start == Dim::Value(0) || (start.clone() + size.clone()).simplify() == Dim::Value(0);
+                let from_end = || fenced(|| (start.clone() + size.clone()).simplify());
+                let from_first = *start == Dim::Value(0) || from_end() == Some(Dim::Value(0));
                 from_first && (*end == Dim::Value(i32::MAX) || end == size)
             })
         };

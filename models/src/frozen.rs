@@ -77,6 +77,14 @@ impl Frozen {
         }
     }
 
+    /// The constant of the graph that this is, or is a part of.
+    pub fn constant(&self) -> Option<ValueId> {
+        match self {
+            Frozen::Part(part) => part.whole.constant(),
+            other => other.value(),
+        }
+    }
+
     /// The numbers as an f32 value of the graph.
     pub fn emit(&self, b: &Builder) -> ValueId {
         match self {

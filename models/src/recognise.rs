@@ -53,8 +53,8 @@ fn examine(graph: &mut Graph, matcher: for<'g> fn(&'g Graph) -> Matcher<'g>) -> 
     }
     let Some(View { graph: view, fused }) = restate(graph) else { return walk(matcher(graph), &[]) };
     let (found, trace) = walk(matcher(&view), &fused);
-    if found.is_ok() {
-        graph.annex(&view);
+    if let Ok(anatomy) = &found {
+        graph.annex(&view, &anatomy.values());
     }
     (found, trace)
 }

@@ -8,14 +8,16 @@
 //! | operator | in plain words |
 //! | --- | --- |
 //! | `SkipSimplifiedLayerNormalization` | the residual sum, and its norm |
-//! | `FusedMatMul` | transpositions, a product, a scale |
+//! | `FusedMatMul`, `Gemm` without a bias | transpositions, a product, a scale |
 //! | `Attention` (opset 23), `MultiHeadAttention` | heads, scores, masks, softmax, mix |
 //! | exponentials over their sum | `Softmax` |
-//! | products of integers, as ONNX Runtime's quantisation leaves them | a product with a dequantised matrix |
+//! | products of integers, as ONNX Runtime's quantisation leaves them | a product of floats, with a dequantised matrix or of activations |
+//! | what is computed of flattened tokens or heads | the same of tokens and heads (`flattened.rs`) |
 //!
 //! **Invariant:** an operator in a form that is not understood stays as it is, and is refused where it matters.
 
 mod attention;
+mod flattened;
 mod quantised;
 
 use std::collections::HashMap;
@@ -43,7 +45,14 @@ pub struct Fused {
 
 /// The graph without fused operators, under the same ids; `None` where it has none.
 pub fn restate(graph: &Graph) -> Option<View> {
-    restate_where(graph, |_| true)
+    let plain = restate_where(graph, |_| true);
+    let lifts = flattened::lifts(plain.as_ref().map_or(graph, |view| &view.graph));
+    if lifts.is_empty() {
+        return plain;
+    }
+    let mut view = plain.unwrap_or_else(|| View { graph: graph.clone(), fused: Vec::new() });
+    view.fused.extend(lifts.apply(&mut view.graph));
+    Some(view)
 }
 
 /// A graph with the quantised products and moves of some nodes on dequantised numbers, and their attention of `com.microsoft` in plain
@@ -69,9 +78,11 @@ fn restate_where(graph: &Graph, chosen: impl Fn(&Node) -> bool) -> Option<View> 
         let b = Builder::new(&mut view, RESTATED);
         b.scope(&node.name);
         const ATTENTION: &str = "heads, scores, masks, softmax and mix";
+        const PRODUCT: &str = "transpositions, a product and a scale";
         let (rule, made) = match (node.op.as_str(), node.domain.as_str()) {
             ("SkipSimplifiedLayerNormalization", _) => ("a residual sum and its norm", skip_norm(&b, &node)),
-            ("FusedMatMul", _) => ("transpositions, a product and a scale", product(&b, &node)),
+            ("FusedMatMul", _) => (PRODUCT, product(&b, &node)),
+            ("Gemm", _) => (PRODUCT, gemm(&b, &node)),
             ("MultiHeadAttention", _) => (ATTENTION, attention::multi_head(&b, &node)),
             ("Attention", _) => (ATTENTION, attention::attention(&b, &node)),
             _ if quantised::is_quantised(graph, &node) => {
@@ -113,6 +124,7 @@ fn is_fused(graph: &Graph, node: &Node) -> bool {
     const OWN: [&str; 3] = ["SkipSimplifiedLayerNormalization", "FusedMatMul", "MultiHeadAttention"];
     node.domain == MICROSOFT && OWN.contains(&node.op.as_str())
         || node.is("Attention")
+        || node.is("Gemm")
         || quantised::is_quantised(graph, node)
         || node.is("Div") && exponentials(graph, node).is_some()
 }
@@ -155,6 +167,16 @@ fn product(b: &Builder, node: &Node) -> Made {
         return Ok(vec![(0, product)]);
     }
     Ok(vec![(0, b.unshared("Mul", &[product, constant_like(b, alpha, x)], Attributes::none(), 1)[0])])
+}
+
+/// `alpha a' b'`: a product of two axes, without a bias or with zeros for one.
+fn gemm(b: &Builder, node: &Node) -> Made {
+    let is_zeros =
+        |c: ValueId| b.read(|graph| graph.weight(c).is_some_and(|w| w.bytes().iter().all(|byte| *byte == 0)));
+    if node.input(2).is_some_and(|c| !is_zeros(c)) {
+        return Err("it adds a bias");
+    }
+    product(b, node)
 }
 
 /// A scalar of the element type of `like`; recognition looks through the cast.

@@ -1,5 +1,7 @@
 //! The LM head, and where the last tower ends.
 
+use std::collections::HashSet;
+
 use lstc_graph::ValueId;
 
 use super::{Walk, outputs};
@@ -14,7 +16,7 @@ impl Walk<'_, '_> {
     /// The one graph output that is an LM head, and the tower output that it reads; where there is none, what looks like the end of
     /// the last tower.
     pub fn head(&mut self) -> Result<(Head, ValueId), Option<ValueId>> {
-        let mut found = Vec::new();
+        let mut found: Vec<(Head, ValueId)> = Vec::new();
         let mut reasons = Vec::new();
         let outputs = outputs(self.graph());
         for output in &outputs {
@@ -23,6 +25,9 @@ impl Walk<'_, '_> {
                 Err(mismatch) => reasons.push((*output, mismatch)),
             }
         }
+        // Copies of the same logits are one head.
+        let mut seen = HashSet::new();
+        found.retain(|(head, _)| seen.insert(self.matcher.settle_with(head.logits, |_| ())));
         if found.len() > 1 {
             let others = found.len() - 1;
             for (head, _) in &found {

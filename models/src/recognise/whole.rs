@@ -1,9 +1,12 @@
 //! What only the whole model shows: widths that do not fit, what reads the inside of a block, outputs that are no part.
 
+use std::collections::HashSet;
+
 use lstc_graph::{Dim, Graph, NodeId, ValueId, Weight};
 
 use super::{Walk, outputs};
 use crate::anatomy::{Anatomy, AttentionKind, Norm, Sublayer, SublayerKind};
+use crate::copies::Copied;
 use crate::place::Place;
 use crate::refusal::Refusal;
 
@@ -12,8 +15,28 @@ impl Walk<'_, '_> {
     pub fn check_whole(&mut self, anatomy: &Anatomy) {
         self.misfits(anatomy);
         self.short(anatomy);
-        self.strangers();
-        self.others(anatomy);
+        let (claimed, given) = self.with_copies();
+        self.strangers(&claimed);
+        self.others(anatomy, &claimed, &given);
+    }
+
+    /// The nodes of the recognised model together with those that copy what it computes, and the values that are copies of
+    /// graph inputs. A copy is nothing of its own: what it copies counts, and what reads it.
+    fn with_copies(&self) -> (HashSet<NodeId>, HashSet<ValueId>) {
+        let graph = self.graph();
+        let mut claimed = self.matcher.claimed();
+        let mut given: HashSet<ValueId> = graph.inputs.iter().copied().collect();
+        for id in graph.order().unwrap_or_default() {
+            let Some(output) = graph.node(id).output(0) else { continue };
+            let Some(Copied { from, by, quantised_by }) = self.matcher.copied(output) else { continue };
+            if given.contains(&from) {
+                given.insert(output);
+            } else if graph.producer_of(from).is_some_and(|(maker, _)| claimed.contains(&maker)) {
+                claimed.insert(by);
+                claimed.extend(quantised_by);
+            }
+        }
+        (claimed, given)
     }
 
     /// Refuses weights that do not fit the width of their residual stream, which shapes that are not known may hide.
@@ -73,9 +96,8 @@ impl Walk<'_, '_> {
 
     /// Refuses nodes that read the inside of what was recognised and whose results reach an output. What only a shape
     /// is taken of does not count.
-    fn strangers(&mut self) {
+    fn strangers(&mut self, claimed: &HashSet<NodeId>) {
         let graph = self.graph();
-        let claimed = self.matcher.claimed();
         let is_shape = |v: ValueId| {
             graph.producer_of(v).is_some_and(|(n, _)| graph.node(n).is("Shape") || graph.node(n).is("Size"))
         };
@@ -103,12 +125,11 @@ impl Walk<'_, '_> {
         }
     }
 
-    /// Refuses outputs that are neither the logits nor a value of the recognised model.
-    fn others(&mut self, anatomy: &Anatomy) {
+    /// Refuses outputs that are neither the logits, nor a value of the recognised model, nor a graph input.
+    fn others(&mut self, anatomy: &Anatomy, claimed: &HashSet<NodeId>, given: &HashSet<ValueId>) {
         let graph = self.graph();
-        let claimed = self.matcher.claimed();
         for output in outputs(graph).into_iter().filter(|o| *o != anatomy.head.logits) {
-            let known = graph.producer_of(output).is_some_and(|(n, _)| claimed.contains(&n));
+            let known = given.contains(&output) || graph.producer_of(output).is_some_and(|(n, _)| claimed.contains(&n));
             if !known {
                 let name = graph.value(output).name.clone();
                 self.refuse(Place::Outputs, name, "is an output besides the logits that is not part of the model");
