@@ -184,6 +184,11 @@ fn every_exporters_source_is_read_once() {
         "ts_relu_tied_f32_equal",
         "ts_unfolded",
         "optimum_merged",
+        "reported_dynamo_export",
+        "reported_dynamo_raw",
+        "reported_opset_converted",
+        "reported_states_given_back",
+        "reported_optimum_quantised",
     ] {
         let folder = tempfile::tempdir().expect("a temporary folder");
         archive::unpack(name, folder.path());

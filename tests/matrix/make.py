@@ -20,6 +20,8 @@ What is written:
     expected/<backbone>_folded_scale...  the same where a tool folded the scale of a tied head into the final norm
     matrix.json                          of each model: name, arithmetic, backbone, expectation, what its refusal must name
 
+Models that users reported are written by reported.py.
+
 Everything is seeded. Exporters and tools decide on some names and orders anew in each run; the numbers stay.
 """
 
@@ -45,6 +47,7 @@ import archives
 import catalogue
 import expectations
 import quantised
+import reported
 import runs
 from backbones import BACKBONES, build, cases
 
@@ -159,7 +162,8 @@ def write_fixtures(zoo):
     for folder in ("models", "expected", "weights"):
         (HERE / folder).mkdir(exist_ok=True)
         for stale in (HERE / folder).iterdir():
-            stale.unlink()
+            if not stale.name.startswith(reported.PREFIX):
+                stale.unlink()
     references, names, pools = {}, {}, {}
     for model in catalogue.all_models():
         pool = pools.setdefault(model.backbone, archives.Pool(model.backbone or "refused"))
@@ -189,7 +193,7 @@ def write_list():
         {"name": model.name, "arithmetic": model.arithmetic, "backbone": model.backbone, "expected": model.expected,
          "refused": model.refused}
         for model in catalogue.all_models()
-    ]
+    ] + reported.entries()
     lines = ",\n".join(json.dumps({key: value for key, value in entry.items() if value}) for entry in entries)
     (HERE / "matrix.json").write_text(f"[\n{lines}\n]\n")
 
