@@ -227,6 +227,42 @@ mod install {
     }
 
     #[test]
+    fn what_was_installed_can_be_removed() {
+        let user = User::new();
+        let remove = |arguments: &[&str]| output(&mut user.lstc_alone(&[&["runtime", "remove"], arguments].concat()));
+        assert_failed(&remove(&[]), &["no ONNX Runtime is installed in"]);
+
+        assert_done(&user.install(&wheel()));
+        // Another version, and what only looks like one.
+        let home = user.home.path().join("lstc");
+        for name in ["onnxruntime-1.30.2-cuda", "onnxruntime-1.32.0-mine", "onnxruntime"] {
+            fs::create_dir(home.join(name)).unwrap();
+            fs::write(home.join(name).join("file"), "12345").unwrap();
+        }
+        let there = "which has 1.32.0-cpu, 1.30.2-cuda";
+        assert_failed(&remove(&["1.31.0"]), &["no such ONNX Runtime is installed in", there]);
+        assert_failed(&remove(&["1.32.0-cuda"]), &[there]);
+        assert_failed(&remove(&["../x"]), &["a version is expected"]);
+        assert!(user.library().is_file());
+
+        let removed = remove(&["1.32.0", "--format", "json"]);
+        assert_done(&removed);
+        let report: Value = serde_json::from_slice(&removed.stdout).unwrap();
+        assert_eq!(report["removed"][0]["directory"], user.directory().to_str().unwrap());
+        assert!(report["removed"][0]["bytes"].as_u64() > Some(30 << 20), "{report}");
+        let mut left = user.left();
+        left.sort();
+        assert_eq!(left, ["onnxruntime", "onnxruntime-1.30.2-cuda", "onnxruntime-1.32.0-mine"]);
+        assert!(!output(&mut user.lstc_alone(&["runtime", "show"])).status.success());
+
+        let rest = remove(&[]);
+        assert_done(&rest);
+        assert!(stdout(&rest).starts_with("removed: ONNX Runtime 1.30.2 (cuda), 5 bytes, from "), "{}", stdout(&rest));
+        assert!(home.join("onnxruntime-1.32.0-mine/file").exists() && home.join("onnxruntime/file").exists());
+        assert_done(&user.install(&wheel()));
+    }
+
+    #[test]
     fn the_users_own_index_is_asked_and_not_trusted() {
         let user = User::new();
         let shelf = tempfile::tempdir().unwrap();

@@ -45,6 +45,7 @@ Examples:
   lstc bench t5.onnx                   what training costs on this machine
   lstc runtime install                 fetch the ONNX Runtime library, once
   lstc runtime show                    tell which library is used, and why
+  lstc runtime remove                  remove what was fetched
 
 A flag that is on or off may have a value: `--bias`, `--bias false`, `--bias=false` and `--no-bias` all work.
 

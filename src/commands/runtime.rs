@@ -8,9 +8,10 @@ use serde::Serialize;
 
 use crate::report::{self, Bytes, Exit, Format, ProgressLine};
 use crate::runtime::install::{self, Installed, Progress, Request};
+use crate::runtime::remove::{Removed, Which, remove};
 use crate::runtime::{self, Device, Flavour, Look, Outcome};
 
-/// Install and show the ONNX Runtime library that lstc runs on
+/// Install, show and remove the ONNX Runtime library that lstc runs on
 #[derive(Debug, Args)]
 pub struct Runtime {
     #[command(subcommand)]
@@ -21,6 +22,7 @@ pub struct Runtime {
 enum Command {
     Install(Install),
     Show(Show),
+    Remove(Remove),
 }
 
 impl Runtime {
@@ -28,6 +30,7 @@ impl Runtime {
         match self.command {
             Command::Install(install) => install.run(),
             Command::Show(show) => show.run(),
+            Command::Remove(remove) => remove.run(),
         }
     }
 }
@@ -185,6 +188,72 @@ impl Show {
                 Err(error.into())
             }
         }
+    }
+}
+
+/// Remove what `lstc runtime install` fetched
+#[derive(Debug, Args)]
+#[command(
+    long_about = "\
+Remove what `lstc runtime install` fetched: the version that is named, or all of it. Other libraries, of Python or of the \
+system, are not touched.",
+    after_long_help = "\
+Examples:
+  lstc runtime remove
+  lstc runtime remove 1.32.0
+  lstc runtime remove 1.31.1-cuda"
+)]
+struct Remove {
+    /// Which installation, as in 1.32.0, or 1.32.0-cpu where both builds are there [default: all]
+    #[arg(value_name = "VERSION")]
+    which: Option<Which>,
+
+    /// The form of the report
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+impl Remove {
+    fn run(self) -> anyhow::Result<Exit> {
+        let mut line = ProgressLine::default();
+        let removed = remove(self.which, &mut |progress| tell(progress, &mut line))?;
+        drop(line);
+        let removed = removed.iter().map(RemovedReport::new).collect();
+        report::data(&RemoveReport { removed }, self.format)?;
+        Ok(Exit::Done)
+    }
+}
+
+#[derive(Serialize)]
+struct RemoveReport {
+    removed: Vec<RemovedReport>,
+}
+
+#[derive(Serialize)]
+struct RemovedReport {
+    version: String,
+    flavour: String,
+    directory: PathBuf,
+    bytes: u64,
+}
+
+impl RemovedReport {
+    fn new(removed: &Removed) -> RemovedReport {
+        RemovedReport {
+            version: removed.version.to_string(),
+            flavour: removed.flavour.to_string(),
+            directory: removed.directory.clone(),
+            bytes: removed.bytes,
+        }
+    }
+}
+
+impl fmt::Display for RemoveReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.removed.iter().try_for_each(|r| {
+            let (version, flavour, size) = (&r.version, &r.flavour, Bytes(r.bytes));
+            writeln!(f, "removed: ONNX Runtime {version} ({flavour}), {size}, from {}", r.directory.display())
+        })
     }
 }
 

@@ -78,6 +78,8 @@ pub enum InstallError {
     NoWheel { flavour: Flavour, machine: String },
     #[error("neither XDG_CACHE_HOME nor HOME says where the cache directory is")]
     NoCacheDirectory,
+    #[error("{}", not_installed(home, there))]
+    NotInstalled { home: PathBuf, there: Vec<String> },
     #[error("cannot use `{}`", path.display())]
     Files { path: PathBuf, source: io::Error },
     #[error("cannot fetch `{expected}`")]
@@ -101,6 +103,13 @@ pub enum InstallError {
     DoesNotLoad { reason: String },
     #[error("the library in the wheel is {}", super::error::too_old(*version))]
     TooOld { version: Version },
+}
+
+fn not_installed(home: &Path, there: &[String]) -> String {
+    match there {
+        [] => format!("no ONNX Runtime is installed in `{}`", home.display()),
+        _ => format!("no such ONNX Runtime is installed in `{}`, which has {}", home.display(), there.join(", ")),
+    }
 }
 
 /// The file name and the SHA-256 of a wheel that would have been accepted.
@@ -198,15 +207,12 @@ pub fn install(request: &Request, progress: &mut dyn FnMut(Progress)) -> Result<
 /// the given order, then the pinned version, then the newest.
 pub(super) fn directories(flavours: &[Flavour]) -> Vec<PathBuf> {
     let Some(home) = home() else { return Vec::new() };
-    let entries: Vec<_> = fs::read_dir(&home).map(|entries| entries.flatten().collect()).unwrap_or_default();
+    let installed = installations();
     let mut directories = Vec::new();
     for &flavour in flavours {
         let pinned = flavour.version();
-        let mut others: Vec<Version> = entries
-            .iter()
-            .filter_map(|entry| installed_version(entry.file_name().to_str()?, flavour))
-            .filter(|&version| version != pinned)
-            .collect();
+        let mine = installed.iter().filter(|(of, version)| *of == flavour && *version != pinned);
+        let mut others: Vec<Version> = mine.map(|(_, version)| *version).collect();
         others.sort();
         others.push(pinned);
         directories.extend(others.into_iter().rev().map(|version| directory(&home, flavour, version)));
@@ -214,14 +220,24 @@ pub(super) fn directories(flavours: &[Flavour]) -> Vec<PathBuf> {
     directories
 }
 
+/// What is installed, by the names of the directories.
+pub(super) fn installations() -> Vec<(Flavour, Version)> {
+    let entries: Vec<_> = home().and_then(|home| fs::read_dir(home).ok()).into_iter().flatten().flatten().collect();
+    let of = |flavour: Flavour| {
+        let version = move |entry: &fs::DirEntry| installed_version(entry.file_name().to_str()?, flavour);
+        entries.iter().filter_map(move |entry| Some((flavour, version(entry)?)))
+    };
+    Flavour::ALL.into_iter().flat_map(of).collect()
+}
+
 /// `<cache>/lstc`.
-fn home() -> Option<PathBuf> {
+pub(super) fn home() -> Option<PathBuf> {
     let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
     Some(cache.join("lstc"))
 }
 
-fn directory(home: &Path, flavour: Flavour, version: Version) -> PathBuf {
+pub(super) fn directory(home: &Path, flavour: Flavour, version: Version) -> PathBuf {
     home.join(format!("onnxruntime-{version}-{flavour}"))
 }
 
@@ -247,7 +263,7 @@ fn downloads(flavour: Flavour) -> Result<Vec<&'static Pin>, InstallError> {
 }
 
 /// The lock is released when the file is closed, also by the end of the process.
-fn lock(home: &Path, progress: &mut dyn FnMut(Progress)) -> Result<File, InstallError> {
+pub(super) fn lock(home: &Path, progress: &mut dyn FnMut(Progress)) -> Result<File, InstallError> {
     let path = home.join("install.lock");
     let file = File::options().create(true).append(true).open(&path).map_err(files(&path))?;
     match file.try_lock() {
@@ -328,6 +344,6 @@ fn sync(directory: &Path) -> Result<(), InstallError> {
     File::open(directory).and_then(|directory| directory.sync_all()).map_err(files(directory))
 }
 
-fn files(path: &Path) -> impl Fn(io::Error) -> InstallError {
+pub(super) fn files(path: &Path) -> impl Fn(io::Error) -> InstallError {
     move |source| InstallError::Files { path: path.to_owned(), source }
 }

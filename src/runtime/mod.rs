@@ -1,6 +1,6 @@
 //! ONNX Runtime: found or installed, loaded once, and asked to run graphs.
 //!
-//! * [`search`] looks for the library, [`install`] fetches a pinned one.
+//! * [`search`] looks for the library, [`install`] fetches a pinned one, and [`remove`] takes it away.
 //! * [`Runtime`] is the loaded library. A process loads one library, once, and keeps it.
 //! * [`Session`] is one model, ready to run on a [`Device`]; [`Tensor`] is what goes in and comes out.
 //!
@@ -18,6 +18,7 @@ mod pins;
 mod pip;
 mod placement;
 mod places;
+pub mod remove;
 mod session;
 mod tensor;
 mod wheel;

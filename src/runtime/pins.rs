@@ -15,6 +15,8 @@ pub enum Flavour {
 }
 
 impl Flavour {
+    pub const ALL: [Flavour; 2] = [Flavour::Cpu, Flavour::Cuda];
+
     /// The version that is pinned.
     pub fn version(self) -> Version {
         match self {
