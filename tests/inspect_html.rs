@@ -1,9 +1,13 @@
 //! The page of `lstc inspect --format html`: sound, complete and inert, and its drawing free of overlaps.
 
+#[path = "common/cli.rs"]
+mod cli;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use cli::{lstc, stderr, stdout, text};
 use lstc::inspect::layout::{Arrangement, Block, Layout, Part, Rect};
 use lstc::inspect::{Gate, Head, Ladder, Rung, Stack, State, Tap};
 use lstc::rewrite::{Request, config::Config, rewrite};
@@ -392,4 +396,80 @@ fn a_drawing_is_as_narrow_as_a_phone_where_towers_are_stacked() {
     ];
     let layout = Layout::new(&ladder(stacks, None, false), Arrangement::Stacked);
     assert!(layout.width <= 354.0, "{}", layout.width);
+}
+
+/// Inspects a folder with a log of these lines.
+fn inspected_run(lines: &str, format: &str) -> (tempfile::TempDir, Output) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    fs::write(folder.path().join("metrics.jsonl"), lines).expect("a log");
+    let output = lstc(&["inspect", text(folder.path()), "--format", format]);
+    (folder, output)
+}
+
+/// A log of three epochs of ten steps, in which one gate opens and one does not.
+fn log() -> String {
+    let mut lines = String::new();
+    for step in 1..=30_u64 {
+        let (epoch, loss) = ((step - 1) / 10 + 1, 3.0 / step as f64);
+        let (open, shut) = (0.5 + 0.004 * step as f64, 0.5 - 0.001 * step as f64);
+        lines += &format!(
+            "{{\"step\":{step},\"epoch\":{epoch},\"loss\":{loss},\"lr\":0.1,\"gates\":{{\"decoder.side_gate_params.0\":{shut},\
+             \"encoder.side_gate_params.<0>\":{open}}}}}\n"
+        );
+        if step % 10 == 0 {
+            let accuracy = [0.5, 0.9, 0.8][epoch as usize - 1];
+            lines += &format!(
+                "{{\"step\":{step},\"epoch\":{epoch},\"eval_loss\":{loss},\"eval_accuracy\":{accuracy},\"seconds\":1}}\n"
+            );
+        }
+    }
+    lines
+}
+
+#[test]
+fn a_run_has_curves() {
+    let (_folder, page) = inspected_run(&log(), "html");
+    assert!(page.status.success(), "{}", stderr(&page));
+    let page = stdout(&page);
+    for part in
+        ["<h2>Loss</h2>", "<h2>Accuracy</h2>", "<h2>Gates</h2>", "90.0 %", "accuracy of epoch 2", ">evaluation<"]
+    {
+        assert!(page.contains(part), "`{part}` is not in the page");
+    }
+    assert_eq!(page.matches("<path class=\"curve").count(), 5);
+    assert!(!page.contains("<0>") && page.contains("&lt;0&gt;"), "a name from a file is text");
+    // Every point lies within its chart.
+    for path in page.split("<path class=\"curve").skip(1) {
+        let data = path.split("d=\"").nth(1).and_then(|d| d.split('"').next()).expect("a path");
+        for point in data.split(['M', 'L']).filter(|p| !p.is_empty()) {
+            let (x, y) = point.split_once(' ').expect("two numbers");
+            let [x, y] = [x, y].map(|n| n.parse::<f64>().expect("a number"));
+            assert!((0.0..=720.0).contains(&x) && (0.0..=250.0).contains(&y), "{point}");
+        }
+    }
+}
+
+#[test]
+fn a_run_says_when_its_gates_opened() {
+    let (_folder, told) = inspected_run(&log(), "json");
+    let told: serde_json::Value = serde_json::from_str(&stdout(&told)).expect("JSON");
+    assert_eq!((told["best"]["epoch"].as_u64(), told["epochs"].as_array().map(Vec::len)), (Some(2), Some(3)));
+    let mean: f64 = (1..=10).map(|step| 3.0 / f64::from(step)).sum::<f64>() / 10.0;
+    assert!((told["epochs"][0]["loss"].as_f64().expect("a mean") - mean).abs() < 1e-12);
+    // 0.504 + 0.05 is reached at 0.5 + 0.004 * 14.
+    assert_eq!((&told["gates"][0]["opened"], &told["gates"][1]["opened"]), (&serde_json::Value::Null, &14.into()));
+    let (_folder, told) = inspected_run(&(log() + "{\"step\": 31, \"ep"), "text");
+    let told = stdout(&told);
+    for part in [
+        "30 steps in 3 epochs",
+        "epoch 2, step 20: loss 0.1500, accuracy 90.0 %",
+        "1 damaged line",
+        "not yet",
+        "step 14",
+    ] {
+        assert!(told.contains(part), "`{part}` is not in: {told}");
+    }
+    let (_folder, none) = inspected_run("", "text");
+    assert_eq!(none.status.code(), Some(2));
+    assert!(stderr(&none).contains("has no step yet"), "{}", stderr(&none));
 }

@@ -8,7 +8,7 @@ use lstc_graph::{dot, load};
 use serde::Serialize;
 
 use super::arguments::at_least;
-use crate::inspect::{ModelReport, RewrittenReport, WhyReport, html};
+use crate::inspect::{ModelReport, RewrittenReport, RunReport, WhyReport, html, is_run};
 use crate::memory::Sizes;
 use crate::report::{self, Exit, Format, Hinted};
 use crate::rewrite::manifest::is_rewritten;
@@ -27,7 +27,9 @@ every value of the backbone that the side network reads, how far its gates are o
 takes, where the source is still there. The gates are those of --side, else those that training left in the \
 directory, else the initial ones.
 
---format html gives all of it as one page that needs nothing else, with a drawing of the ladder.
+Of a training run's folder (`tuned/run`): its epochs, the best evaluation, and when the gates opened.
+
+--format html gives all of it as one page that needs nothing else, with a drawing of the ladder, or the run's curves.
 
 --why tells what recognition tried on a model, what held, and what did not and why: at a block (`decoder.1`), a \
 sublayer (`decoder.1.feed-forward`, or by its number), a tower, the `head`, or a node or value by its name; everything \
@@ -38,6 +40,7 @@ Examples:
   lstc inspect t5.onnx --batch 32 --source-length 512
   lstc inspect tuned/ --format json
   lstc inspect tuned/ --format html > ladder.html
+  lstc inspect tuned/run --format html > run.html
   lstc inspect t5.onnx --why decoder.1.cross-attention
   lstc inspect t5.onnx --why '/model/decoder/block.1/layer.2/DenseReluDense/act/Mul'
   lstc inspect t5.onnx --format dot | dot -Tsvg > t5.svg"
@@ -98,6 +101,12 @@ impl Inspect {
         if let Some(directory) = self.rewritten() {
             let rewritten = RewrittenReport::new(directory, sizes, self.side.as_deref())?;
             self.give(&rewritten, html::rewritten)?;
+            return Ok(Exit::Done);
+        }
+        if let [folder] = &self.path[..]
+            && is_run(folder)
+        {
+            self.give(&RunReport::new(folder)?, html::run)?;
             return Ok(Exit::Done);
         }
         if self.side.is_some() {

@@ -51,10 +51,13 @@ impl Guess {
         let loss = self.is_reached_by(loss).then_some(self.loss);
         match (accuracy, loss) {
             (Some(_), Some(loss)) => {
-                format!("  not better than the majority ({}), loss of a guess ({loss:.4})", percent(self.majority))
+                format!(
+                    "  not better than the majority ({}), nor the loss of a guess ({loss:.4})",
+                    percent(self.majority)
+                )
             }
             (Some(_), None) => format!("  not better than the majority ({})", percent(self.majority)),
-            (None, Some(loss)) => format!("  loss of a guess ({loss:.4})"),
+            (None, Some(loss)) => format!("  loss not better than that of a guess ({loss:.4})"),
             (None, None) => String::new(),
         }
     }

@@ -5,15 +5,19 @@
 
 use std::path::Path;
 
+use lstc_graph::count;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
+use super::chart::{Chart, Series};
 use super::drawing;
 use super::ladder::Ladder;
 use super::layout::{Arrangement, Layout};
 use super::model::ModelReport;
 use super::rewritten::{Prediction, RewrittenReport};
+use super::run::{Epoch, GateCourse, RunReport};
 use super::tables;
 use super::text::Grouped;
+use crate::evaluate::percent;
 
 const STYLE: &str = include_str!("page.css");
 
@@ -100,6 +104,85 @@ pub fn rewritten(report: &RewrittenReport) -> String {
         None => "The side network, with its gates as the options begin them.".to_owned(),
     };
     page(&directory, &about, &figures, Some((&report.ladder, caption)), &body)
+}
+
+/// The page of a training run: its curves, above what they show in figures.
+pub fn run(report: &RunReport) -> String {
+    let folder = report.folder.display().to_string();
+    let about = html! { "A training run" @if let Some(asked) = report.asked() { ": " (asked) } };
+    let mut figures: Vec<Figure> = vec![(
+        "steps",
+        Grouped(report.steps() as usize).to_string(),
+        format!("in {}", count(report.epochs.len(), "epoch")),
+    )];
+    if let Some((step, loss)) = report.losses.last() {
+        figures.push(("loss", format!("{loss:.4}"), format!("of step {step}")));
+    }
+    if let Some(best) = &report.best {
+        let (value, what) = match best.accuracy {
+            Some(accuracy) => (percent(accuracy), "accuracy"),
+            None => (format!("{:.4}", best.loss), "evaluated loss"),
+        };
+        figures.push(("best", value, format!("{what} of epoch {}", best.epoch)));
+    }
+    let body = html! {
+        @for (title, chart, note) in curves(report) {
+            section { h2 { (title) } p.note { (note) } (chart.svg()) }
+        }
+        section { (tables::epochs(&report.epochs)) }
+        @if !report.gates.is_empty() { section { (tables::courses(&report.gates)) } }
+        @if report.damaged > 0 { p.note { (count(report.damaged, "damaged line")) " of the log left out." } }
+    };
+    page(&folder, &about, &figures, None, &body)
+}
+
+/// The curves of a run, each with what to know about it.
+fn curves(report: &RunReport) -> Vec<(&'static str, Chart, String)> {
+    let evaluated = |of: fn(&Epoch) -> Option<f64>| -> Vec<(f64, f64)> {
+        report.epochs.iter().filter_map(|e| Some((e.step as f64, of(e)?))).collect()
+    };
+    let curve = |label: &str, class: &'static str, points: Vec<(f64, f64)>, is_marked: bool| Series {
+        label: label.to_owned(),
+        class,
+        points,
+        is_marked,
+    };
+    let (loss, accuracy) = (evaluated(|e| e.eval_loss), evaluated(|e| e.eval_accuracy));
+    let training: Vec<(f64, f64)> = report.losses.iter().map(|(step, loss)| (*step as f64, *loss)).collect();
+    let last = report.steps() as f64;
+    let steps = (report.losses.first().map_or(1.0, |(step, _)| *step as f64), last);
+    // The first steps may be far above all others.
+    let settled = training.iter().chain(&loss).filter(|(step, _)| *step > 0.1 * last).map(|(_, loss)| *loss);
+    let most = 1.1 * settled.fold(f64::MIN_POSITIVE, f64::max);
+    let is_cut = training.iter().any(|(_, loss)| *loss > most);
+    let mut series = vec![curve("training", "quiet", training, false)];
+    if !loss.is_empty() {
+        series.push(curve("evaluation", "accent", loss, true));
+    }
+    let cut = if is_cut { " What is higher in the first steps is cut off." } else { "" };
+    let note = format!("Cross-entropy of a target token in nats, by step.{cut}");
+    let mut all = vec![("Loss", Chart { title: "Loss by step".to_owned(), series, steps, range: (0.0, most) }, note)];
+    if !accuracy.is_empty() {
+        let series = vec![curve("", "accent", accuracy, true)];
+        let chart = Chart { title: "Accuracy by step".to_owned(), series, steps, range: (0.0, 1.0) };
+        all.push(("Accuracy", chart, "The share of the evaluated rows whose label is the likeliest.".to_owned()));
+    }
+    if !report.gates.is_empty() {
+        let course = |gate: &GateCourse| {
+            let points = gate.values.iter().map(|(step, value)| (*step as f64, *value)).collect();
+            let (class, tower) = match gate.name.split_once('.') {
+                Some(("encoder", _)) => ("accent", "encoder"),
+                Some((_, _)) => ("cross", "decoder"),
+                None => ("quiet", "merge"),
+            };
+            let block = gate.name.rsplit('.').next().filter(|block| block.parse::<usize>().is_ok());
+            curve(&block.map_or_else(|| tower.to_owned(), |block| format!("{tower} {block}")), class, points, false)
+        };
+        let series = report.gates.iter().map(course).collect();
+        let chart = Chart { title: "Gates by step".to_owned(), series, steps, range: (0.0, 1.0) };
+        all.push(("Gates", chart, "The share of the side state at each rung; the rest is the tap's.".to_owned()));
+    }
+    all
 }
 
 /// The last two parts of a path.

@@ -1,5 +1,6 @@
 //! What is in a model, and what a rewrite made of it: figures as text, as JSON, and as a page with a drawing.
 
+mod chart;
 mod drawing;
 mod gates;
 pub mod html;
@@ -8,6 +9,7 @@ pub mod layout;
 mod memory;
 mod model;
 mod rewritten;
+mod run;
 mod tables;
 mod text;
 pub mod why;
@@ -22,6 +24,7 @@ pub use ladder::{Head, Ladder, Rung, Stack, Tap};
 pub use memory::Memory;
 pub use model::ModelReport;
 pub use rewritten::{Prediction, RewrittenReport};
+pub use run::{RunReport, is_run};
 pub use why::WhyReport;
 
 use crate::rewrite::manifest::PortSummary;

@@ -7,8 +7,10 @@ use maud::{Markup, html};
 use super::Memory;
 use super::ladder::Ladder;
 use super::rewritten::{CutReport, GraphReport};
+use super::run::{Epoch, GateCourse};
 use super::text::Grouped;
 use super::{Gate, Weights};
+use crate::evaluate;
 use crate::memory::{Cost, total};
 use crate::report::Bytes;
 use crate::rewrite::manifest::ModelSummary;
@@ -208,6 +210,37 @@ pub fn cut(cut: &[CutReport]) -> Markup {
         ]
     });
     table("The cut: all that nodes of train.onnx read of the backbone", &columns, rows)
+}
+
+/// The epochs of a run.
+pub fn epochs(epochs: &[Epoch]) -> Markup {
+    use Column::{Number, Text};
+    let columns =
+        [Text("epoch"), Number("last step"), Number("mean loss"), Number("evaluated loss"), Number("accuracy")];
+    let optional = |value: Option<String>| html! { (value.unwrap_or_else(|| "–".to_owned())) };
+    let rows = epochs.iter().map(|e| {
+        vec![
+            html! { (e.epoch) },
+            number(e.step as usize),
+            html! { (format!("{:.4}", e.loss)) },
+            optional(e.eval_loss.map(|loss| format!("{loss:.4}"))),
+            optional(e.eval_accuracy.map(evaluate::percent)),
+        ]
+    });
+    table("Epochs", &columns, rows)
+}
+
+/// What became of the gates of a run.
+pub fn courses(gates: &[GateCourse]) -> Markup {
+    let columns = [Column::Text("gate"), Column::Number("first"), Column::Number("last"), Column::Number("opened")];
+    let rows = gates.iter().map(|gate| {
+        let value = |value: f64| html! { (format!("{value:.3}")) };
+        vec![name(&gate.name), value(gate.first()), value(gate.last()), html! { (gate.opened_in_words()) }]
+    });
+    html! {
+        (table("Gates", &columns, rows))
+        p.note { "Opened: 0.05 or more away from where it began." }
+    }
 }
 
 /// Nodes of each graph by the pass that made them.

@@ -1,5 +1,6 @@
 //! The metrics of a run, one JSON object a line.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -26,6 +27,10 @@ pub struct StepLine {
     pub memory: u64,
     /// Its peak, in bytes.
     pub peak_memory: u64,
+    /// How far each gate is open, by its parameter: at the first step, some times in an epoch on the CPU, and
+    /// where the run is saved or an epoch ends.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub gates: BTreeMap<String, f64>,
 }
 
 /// What is logged of one evaluation.

@@ -4,14 +4,14 @@ mod closing;
 mod failure;
 mod pace;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, anyhow, bail};
-use lstc_passes::integer_products;
+use lstc_passes::{Group, integer_products};
 
 use super::ahead::Upcoming;
 use super::buckets::Buckets;
@@ -26,13 +26,18 @@ use crate::cache::{self, Cache};
 use crate::data::{Batch, Batches, Corpus, epoch_batches};
 use crate::evaluate::{Guess, Label};
 use crate::hash::sha256;
+use crate::inspect::{Gate, State};
 use crate::interrupt;
 use crate::report::{self, Hinted};
 use crate::rewrite::INTEGERS_ON_CUDA;
+use crate::rewrite::manifest::Record;
 use crate::rewrite::opened::{Execution, Opened, side_file};
 use crate::runtime::{Device, Resident};
 use crate::side::Side;
 use pace::Clock;
+
+/// How often in an epoch the log says how far the gates are open, where that takes no waiting.
+const GATES_AN_EPOCH: u64 = 20;
 
 /// Data, model and schedule of a run.
 pub(super) struct Run<'r> {
@@ -375,15 +380,48 @@ impl<'r> Run<'r> {
         }
         let Some((_, _, _, _, loss, _)) = measured.last() else { return Ok(Vec::new()) };
         begun.loss = Some(*loss);
+        let step = measured.last().map_or(0, |(step, ..)| *step);
+        let is_due = step == 1 || step.is_multiple_of((self.steps_an_epoch / GATES_AN_EPOCH).max(1));
+        let mut gates = BTreeMap::new();
+        if waits || (is_due && !on_device) {
+            gates = self.gates(stepper)?;
+        }
+        let last = measured.len();
         let seconds = begun.clock.lap() / std::mem::take(&mut begun.started).max(1) as f64;
         let Resident { now: memory, peak: peak_memory } = stepper.memory()?;
-        let lines = measured.into_iter().map(|(step, epoch, lr, tokens, loss, grad_norm)| {
+        let lines = measured.into_iter().zip(1..).map(|((step, epoch, lr, tokens, loss, grad_norm), place)| {
             let tokens_per_second = tokens as f64 / seconds.max(1e-9);
-            StepLine { step, epoch, loss, lr, grad_norm, seconds, tokens, tokens_per_second, memory, peak_memory }
+            let gates = if place == last { std::mem::take(&mut gates) } else { BTreeMap::new() };
+            StepLine {
+                step,
+                epoch,
+                loss,
+                lr,
+                grad_norm,
+                seconds,
+                tokens,
+                tokens_per_second,
+                memory,
+                peak_memory,
+                gates,
+            }
         });
         let lines: Vec<StepLine> = lines.collect();
         lines.iter().for_each(|line| begun.clock.add(line));
         Ok(lines)
+    }
+
+    /// How far each gate is open, by its parameter.
+    fn gates(&self, stepper: &Stepper) -> anyhow::Result<BTreeMap<String, f64>> {
+        let Record { parameters, method, .. } = &self.opened.record;
+        let is_gate = |name: &str| parameters.iter().any(|p| p.group == Group::Gate && p.name == name);
+        let gates = stepper.parameters().iter().filter(|(name, _)| is_gate(name));
+        gates
+            .map(|(name, tensor)| {
+                let alpha = tensor.read()?.first().copied().unwrap_or(method.alpha);
+                Ok((name.clone(), Gate::new(alpha, method.temperature, State::Trained).value))
+            })
+            .collect()
     }
 
     /// Tells why steps are not captured, where there is a reason; that is an error where captures were asked for.
