@@ -1,8 +1,16 @@
 //! Whole commands: what they write, print and answer.
 
+#[path = "matrix/archive.rs"]
+mod archive;
 #[path = "common/cli.rs"]
 mod cli;
 mod common;
+#[path = "commands/companions.rs"]
+mod companions;
+#[path = "commands/folders.rs"]
+mod folders;
+#[path = "commands/sizes.rs"]
+mod sizes;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -518,7 +526,7 @@ fn what_is_no_rewrite_or_no_model_is_said() {
     assert!(stderr(&empty).contains("is no rewritten model"), "{}", stderr(&empty));
     let directory = lstc(&["inspect", text(folder.path())]);
     assert_eq!(code(&directory), 2);
-    assert!(stderr(&directory).contains("holds no ONNX model"), "{}", stderr(&directory));
+    assert!(stderr(&directory).contains("does not hold an ONNX model"), "{}", stderr(&directory));
     let absent = lstc(&["rewrite", "nowhere.onnx", "-o", text(&folder.path().join("x"))]);
     assert_eq!(code(&absent), 2);
     assert!(stderr(&absent).contains("nowhere.onnx"), "{}", stderr(&absent));

@@ -23,11 +23,14 @@ struct Tuned {
 
 impl Tuned {
     fn new() -> Tuned {
+        Tuned::of(&["--encoder-blocks", "1", "--decoder-blocks", "0,2", "-r", "4"])
+    }
+
+    fn of(flags: &[&str]) -> Tuned {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let tuned = Tuned { folder };
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases/two_and_three_blocks/model.onnx");
-        let kept = ["--encoder-blocks", "1", "--decoder-blocks", "0,2", "-r", "4"];
-        let done = lstc(&[&["rewrite", text(&model), "-o", text(&tuned.path("tuned"))], &kept[..]].concat());
+        let done = lstc(&[&["rewrite", text(&model), "-o", text(&tuned.path("tuned"))], flags].concat());
         assert!(done.status.success(), "{}", stderr(&done));
         tuned
     }
@@ -204,6 +207,27 @@ fn all_that_does_not_fit_is_told_at_once_and_nothing_is_written() {
     assert!(told.contains("hint: rewrite the model as that network was made"), "{told}");
     assert_eq!(tuned.side(), before);
     assert_eq!(fs::read(tuned.path("tuned/lst.yaml")).expect("the manifest"), manifest);
+}
+
+#[test]
+fn a_network_that_was_made_otherwise_is_told_in_two_lines_with_the_flags_that_make_it() {
+    let (tuned, other) =
+        (Tuned::new(), Tuned::of(&["--encoder-blocks", "0,1", "-r", "8", "--bias=false", "--merge-last=true"]));
+    write(&tuned.path("ref.safetensors"), &state_dict(&other.side(), |n| format!("net.{n}"), |_| Dtype::F32));
+    let done = tuned.import(&[]);
+    assert_eq!(done.status.code(), Some(2));
+    let told = stderr(&done);
+    assert!(told.lines().count() <= 9, "{told}");
+    let file = "the file: r = 8 of a backbone 48 wide, decoder blocks 0,1,2, encoder blocks 0,1, no biases, merge_last";
+    let directory = "the directory: r = 4 of a backbone 48 wide, decoder blocks 0,2, encoder blocks 1, biases";
+    assert!(told.contains(file) && told.contains(directory), "{told}");
+    let flags = told.split_once("-o AGAIN ").and_then(|(_, rest)| rest.split_once('`')).expect("flags").0.to_owned();
+    let (from, again) = (tuned.path("tuned"), tuned.path("again"));
+    let flags: Vec<&str> = flags.split(' ').collect();
+    let done = lstc(&[&["rewrite", "--from", text(&from), "-o", text(&again)], &flags[..]].concat());
+    assert!(done.status.success(), "{}", stderr(&done));
+    let done = lstc(&["import", text(&again), "--side", text(&tuned.path("ref.safetensors"))]);
+    assert!(done.status.success(), "{}", stderr(&done));
 }
 
 #[test]

@@ -120,6 +120,7 @@ struct Build {
 impl Build {
     fn run(self) -> anyhow::Result<Exit> {
         let opened = Opened::new(&self.directory)?;
+        self.running.check(&opened)?;
         let mut started = manifest::read(&self.directory)?.training();
         self.reading.apply(&mut started.data);
         let mut options = started.train;

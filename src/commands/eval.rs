@@ -76,6 +76,7 @@ pub struct Eval {
 impl Eval {
     pub fn run(self) -> anyhow::Result<Exit> {
         let opened = Opened::new(&self.directory)?;
+        self.running.check(&opened)?;
         let side = side_file(&self.directory, self.side.as_deref())?;
         let mut started = match run_of(&side) {
             Some(started) => started,

@@ -2,6 +2,7 @@
 
 use super::arguments::at_least;
 use super::set;
+use crate::rewrite::opened::Opened;
 use crate::runtime::Device;
 use crate::train::TrainOptions;
 
@@ -23,6 +24,12 @@ pub struct RunningFlags {
 }
 
 impl RunningFlags {
+    /// # Errors
+    /// A batch that the model does not take.
+    pub fn check(&self, opened: &Opened) -> anyhow::Result<()> {
+        opened.check_batch_size(self.batch_size.map(|n| n as usize))
+    }
+
     pub fn apply(&self, options: &mut TrainOptions) {
         options.threads = self.threads.map(|n| n as usize).or(options.threads);
         set(&mut options.batch_size, &self.batch_size.map(|n| n as usize));

@@ -17,6 +17,7 @@ use crate::interrupt;
 use crate::memory::Sizes;
 use crate::report::{self, Bytes, Clock, Exit, Format, ProgressLine};
 use crate::rewrite::config::Config;
+use crate::rewrite::opened::Opened;
 use crate::rewrite::opened::run_of;
 use crate::rewrite::{RUN, manifest};
 use crate::runtime::{Device, Runtime, find};
@@ -200,6 +201,7 @@ struct TrainFlags {
 impl Train {
     pub fn run(self) -> anyhow::Result<Exit> {
         let started = self.started()?;
+        Opened::new(&self.directory)?.check_batch_size(self.flags.batch_size)?;
         let runtime = Runtime::load(&find(started.train.device)?)?;
         let request = Request {
             directory: &self.directory,

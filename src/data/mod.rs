@@ -39,4 +39,4 @@ pub use order::{Batches, Order, epoch_batches, sequential_batches};
 pub use reading::{DataFormat, OnBadRow, Quoting, Reading, Targets};
 pub use source::LONGEST_ROW;
 pub use template::Template;
-pub use tokenizer::{Encoded, Tokenizer};
+pub use tokenizer::{Encoded, Tokenizer, Vocabulary};

@@ -31,6 +31,13 @@ pub struct Reading {
     /// In tokens, with the end token.
     pub max_target_length: usize,
     pub on_bad_row: OnBadRow,
+    /// What fills rows up; what lies beside the model says it where nothing is said. Settled when a model is rewritten, as
+    /// the two below.
+    pub pad_token_id: Option<i64>,
+    /// What ends every text.
+    pub eos_token_id: Option<i64>,
+    /// What the decoder begins with.
+    pub decoder_start_token_id: Option<i64>,
     /// Set by what is done with the rows, and no option.
     #[serde(skip)]
     pub targets: Targets,
@@ -57,6 +64,9 @@ impl Default for Reading {
             max_source_length: 128,
             max_target_length: 32,
             on_bad_row: OnBadRow::Fail,
+            pad_token_id: None,
+            eos_token_id: None,
+            decoder_start_token_id: None,
             targets: Targets::Read,
         }
     }

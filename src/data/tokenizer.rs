@@ -18,6 +18,39 @@ pub struct Tokenizer {
     end: u32,
 }
 
+/// What a tokenizer's file says of its tokens.
+#[derive(Debug)]
+pub struct Vocabulary {
+    inner: tokenizers::Tokenizer,
+    /// What the post-processor puts behind every text.
+    pub end: Option<u32>,
+    /// What its own padding fills up with.
+    pub pad: Option<u32>,
+}
+
+impl Vocabulary {
+    /// Reads a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::open`].
+    pub fn open(path: &Path) -> anyhow::Result<Vocabulary> {
+        let mut inner = read(path)?;
+        let pad = inner.get_padding().map(|padding| padding.pad_id);
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|error| anyhow!(error))?;
+        let ids = |special: bool| inner.encode_fast("a", special).map(|e| e.get_ids().to_vec()).unwrap_or_default();
+        let (plain, whole) = (ids(false), ids(true));
+        // What stands behind the text's own tokens.
+        let behind = (0..=whole.len()).rev().find(|end| whole[..*end].ends_with(&plain)).unwrap_or(0);
+        let end = whole[behind..].last().copied();
+        Ok(Vocabulary { inner, end, pad })
+    }
+
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+}
+
 /// The token ids of a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Encoded {
@@ -31,13 +64,9 @@ impl Tokenizer {
     /// Reads a `tokenizer.json`. Padding and truncation that it configures are left out: both are the caller's.
     ///
     /// # Errors
-    /// A file that cannot be read or is no tokenizer, or one that lacks the end token.
+    /// A file that cannot be read or is not a tokenizer, or one that lacks the end token.
     pub fn open(path: &Path, special: SpecialTokens) -> anyhow::Result<Tokenizer> {
-        let bytes = std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-        let mut inner = parsed(&bytes).map_err(|cause| {
-            let error = cause.context(format!("`{}` is no tokenizer", path.display()));
-            Hinted::new(error, "lstc reads the `tokenizer.json` of Hugging Face's tokenizers")
-        })?;
+        let mut inner = read(path)?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| anyhow!(error))?;
         let end = u32::try_from(special.end).ok().filter(|end| inner.id_to_token(*end).is_some());
@@ -102,6 +131,17 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[u32]) -> anyhow::Result<String> {
         self.inner.decode(ids, true).map_err(|error| anyhow!(error))
     }
+}
+
+fn read(path: &Path) -> anyhow::Result<tokenizers::Tokenizer> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    let read = parsed(&bytes).map_err(|cause| {
+        let error = cause.context(format!("`{}` is not a tokenizer", path.display()));
+        let hint = "lstc reads the `tokenizer.json` of Hugging Face's tokenizers; of others, such as spiece.model, \
+                    `AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)` in Python writes it";
+        Hinted::new(error, hint)
+    });
+    Ok(read?)
 }
 
 /// A tokenizer from its file. The library panics on some damaged files, so it is fenced, and tried with a text; JSON

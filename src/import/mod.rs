@@ -4,6 +4,7 @@
 //! manifest says where it came from, so that `lstc verify` knows what side.safetensors must be. Neither is touched
 //! where one parameter cannot be had.
 
+mod made;
 mod state_dict;
 mod unused;
 

@@ -14,6 +14,7 @@ use ndarray::{ArrayD, IxDyn};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
+use super::made::Made;
 use crate::report::Hinted;
 use crate::rewrite::manifest::ParameterSummary;
 use crate::side::Side;
@@ -64,16 +65,48 @@ pub fn gather(path: &Path, tensors: &SafeTensors, parameters: &[ParameterSummary
     if misfits.is_empty() {
         return Ok(found);
     }
-    let error = anyhow!("the side network `{}` does not fit the rewritten model{}", path.display(), misfits.concat());
-    let hint = if found.names.is_empty() {
-        "names are those of the reference's state dict, as in encoder.side_first_downsample.weight, with or without a \
-         prefix before all of them"
-    } else {
-        "rewrite the model as that network was made: reduction, kept blocks, gates, biases and merge_last decide its \
-         parameters; `lstc rewrite --from DIR -o AGAIN ...`"
-    };
-    Err(Hinted::new(error, hint).into())
+    Err(misfit(path, tensors, parameters, &found, &misfits))
 }
+
+/// What is said of a file that does not fit: how it was made and how the directory was, where these differ.
+fn misfit(
+    path: &Path,
+    tensors: &SafeTensors,
+    parameters: &[ParameterSummary],
+    found: &Found,
+    misfits: &[String],
+) -> anyhow::Error {
+    let views = tensors.tensors();
+    let of_file = views.iter().filter_map(|(name, view)| Some((name.strip_prefix(&found.prefix)?, view.shape())));
+    let file = Made::of(&of_file.collect());
+    let directory = Made::of(&parameters.iter().map(|p| (p.name.as_str(), p.shape.as_slice())).collect());
+    let is_side = !found.names.is_empty();
+    let differ = is_side && file.is_whole() && file != directory;
+    let shown = if differ && misfits.len() > MOST_MISFITS { FEW_MISFITS } else { MOST_MISFITS };
+    let mut list = misfits[..misfits.len().min(shown)].concat();
+    if misfits.len() > shown {
+        list += &format!("\n  and {} more", misfits.len() - shown);
+    }
+    let made = match differ {
+        true => format!("\n  the file: {}\n  the directory: {}", file.told(), directory.told()),
+        false => String::new(),
+    };
+    let error = anyhow!("the side network `{}` does not fit the rewritten model{made}{list}", path.display());
+    let hint = match file.flags(&directory).filter(|flags| differ && !flags.is_empty()) {
+        Some(flags) => format!("rewrite the model as that network was made: `lstc rewrite --from DIR -o AGAIN {flags}`"),
+        None if is_side => "rewrite the model as that network was made: reduction, kept blocks, gates, biases and merge_last \
+                            decide its parameters; `lstc rewrite --from DIR -o AGAIN ...`"
+            .to_owned(),
+        None => "names are those of the reference's state dict, as in encoder.side_first_downsample.weight, with or without a \
+                 prefix before all of them"
+            .to_owned(),
+    };
+    Hinted::new(error, hint).into()
+}
+
+/// Misfits that are listed: of many, a few where how the network was made explains them.
+const FEW_MISFITS: usize = 3;
+const MOST_MISFITS: usize = 12;
 
 /// What stands before the most of the parameters' names; of equally many the shortest.
 fn prefix(tensors: &SafeTensors, parameters: &[ParameterSummary]) -> String {

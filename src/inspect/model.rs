@@ -12,10 +12,11 @@ use serde::Serialize;
 use super::gates::Alphas;
 use super::ladder::Ladder;
 use super::{Memory, Weights, by_group, port, why};
+use crate::data::Reading;
 use crate::memory::Sizes;
 use crate::report::Bytes;
 use crate::rewrite::manifest::{ModelSummary, PortSummary, TapSummary, TowerSummary, taps};
-use crate::rewrite::{SourceModel, odd_inputs};
+use crate::rewrite::{Settled, SourceModel, odd_inputs, tokens};
 
 /// What is in a model file.
 #[derive(Debug, Serialize)]
@@ -32,6 +33,8 @@ pub struct ModelReport {
     pub weights: BTreeMap<String, Weights>,
     /// What was recognised; none where the model is refused.
     pub model: Option<ModelSummary>,
+    /// The special tokens, and who says them; none where that is not settled.
+    pub tokens: Option<Settled>,
     pub taps: Vec<TapSummary>,
     /// Trainable tensors and elements by group.
     pub parameters: BTreeMap<String, Weights>,
@@ -71,6 +74,7 @@ impl ModelReport {
             outputs: ports(&graph.outputs),
             weights: weights(&graph),
             model: None,
+            tokens: None,
             taps: Vec::new(),
             parameters: BTreeMap::new(),
             ladder: None,
@@ -84,6 +88,10 @@ impl ModelReport {
             Ok(anatomy) => {
                 let summary = ModelSummary::new(&graph, &anatomy);
                 report.warnings = odd_inputs(&graph, &anatomy);
+                match tokens(model, &anatomy, &Reading::default()) {
+                    Ok(settled) => report.tokens = Some(settled),
+                    Err(error) => report.warnings.push(format!("{error:#}")),
+                }
                 let compiled = REDUCTIONS.iter().find_map(|r| {
                     let mut options = Options::default();
                     options.method.reduction = *r;
@@ -180,6 +188,9 @@ impl fmt::Display for ModelReport {
         }
         let tied = if model.tied { "tied to the embedding" } else { "untied" };
         writeln!(f, "  LM head: vocabulary {}, scale {:.6}, {tied}", model.vocabulary, model.head_scale)?;
+        if let Some(tokens) = &self.tokens {
+            writeln!(f, "  special tokens: {tokens}")?;
+        }
         writeln!(f, "\ntaps")?;
         for t in &self.taps {
             writeln!(f, "  {} {:<9} {}", t.tower, t.point, t.value)?;

@@ -17,7 +17,7 @@ use crate::memory::Sizes;
 use crate::report;
 use crate::rewrite::config::Config;
 use crate::rewrite::manifest::{ModelSummary, PortSummary};
-use crate::rewrite::{GRAPHS, MANIFEST, intact, manifest, nodes_by_pass, sketch};
+use crate::rewrite::{GRAPHS, MANIFEST, Settled, intact, manifest, nodes_by_pass, sketch};
 
 /// What is in a rewritten directory.
 #[derive(Debug, Serialize)]
@@ -25,6 +25,8 @@ pub struct RewrittenReport {
     pub directory: PathBuf,
     pub source: PathBuf,
     pub model: ModelSummary,
+    /// The special tokens, and who says them; none in a directory that does not record it.
+    pub tokens: Option<Settled>,
     /// Trainable tensors and elements by group.
     pub parameters: BTreeMap<String, Weights>,
     /// Nodes by the pass that made them, for each graph.
@@ -94,7 +96,8 @@ impl RewrittenReport {
         let memory = predict(&config, &recorded, sizes);
         let directory = directory.to_owned();
         let side = alphas.file;
-        Ok(RewrittenReport { directory, source, model, parameters, graphs, cut, ladder, side, memory })
+        let tokens = recorded.tokens_from.map(|from| Settled { ids: recorded.tokens, from });
+        Ok(RewrittenReport { directory, source, model, tokens, parameters, graphs, cut, ladder, side, memory })
     }
 
     /// Elements of all trainable tensors.
@@ -172,6 +175,9 @@ fn frontier(graph: &Graph, recorded: &manifest::Record) -> Vec<CutReport> {
 impl fmt::Display for RewrittenReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}, rewritten from {}\n", self.directory.display(), self.source.display())?;
+        if let Some(tokens) = &self.tokens {
+            writeln!(f, "special tokens: {tokens}\n")?;
+        }
         let total = self.trainable();
         let share = |w: &Weights| format!("{:.1} %", 100.0 * w.elements as f64 / total.max(1) as f64);
         let rows = self

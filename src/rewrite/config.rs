@@ -44,6 +44,8 @@ pub struct Config {
     _tokens: Option<IgnoredAny>,
     #[serde(rename = "files")]
     _files: Option<IgnoredAny>,
+    #[serde(rename = "tokens_from")]
+    _tokens_from: Option<IgnoredAny>,
     #[serde(rename = "graphs")]
     _graphs: Option<IgnoredAny>,
     #[serde(rename = "chosen_blocks")]
@@ -254,6 +256,10 @@ pub fn annotated(options: &Options, training: &Started) -> String {
     line("  max_source_length", d.max_source_length.to_string(), "tokens; longer inputs are cut");
     line("  max_target_length", d.max_target_length.to_string(), "tokens; longer targets are cut");
     line("  on_bad_row", word(&d.on_bad_row), "fail | skip");
+    let id = |id: Option<i64>| optional(id.map(|id| id.to_string()));
+    line("  pad_token_id", id(d.pad_token_id), "what fills rows up; null is what the files beside the model say");
+    line("  eos_token_id", id(d.eos_token_id), "what ends every text; null likewise");
+    line("  decoder_start_token_id", id(d.decoder_start_token_id), "what the decoder begins with; null likewise");
     text
 }
 
@@ -302,6 +308,7 @@ mod tests {
         training.data.prefix = "gloss: ".to_owned();
         training.data.template = Some("a: {b} {{\"#".to_owned());
         training.data.format = Some(crate::data::DataFormat::Tsv);
+        training.data.decoder_start_token_id = Some(2);
         training.data.quoting = Some(crate::data::Quoting::None);
         let read: Config = serde_yaml::from_str(&annotated(&options, &training)).expect("it is a configuration");
         assert_eq!((read.options(), read.training()), (options, training));

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::intact::WrittenFile;
 use super::precision::Quantised;
-use super::{MANIFEST, SourceModel};
+use super::{MANIFEST, Origins, Settled, SourceModel};
 use crate::data::Reading;
 use crate::report::Hinted;
 use crate::train::{Started, TrainOptions};
@@ -97,6 +97,8 @@ pub struct Manifest {
     /// What the model's inputs are for.
     pub inputs: Vec<InputSummary>,
     pub tokens: SpecialTokens,
+    /// Who says these.
+    pub tokens_from: Origins,
     /// Towers whose kept blocks were chosen by importance.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub chosen_blocks: Vec<ChoiceSummary>,
@@ -327,7 +329,7 @@ impl Manifest {
         module: &Module,
         artifacts: &Artifacts,
         (source, files): (Vec<SourceFile>, Vec<WrittenFile>),
-        tokens: SpecialTokens,
+        tokens: Settled,
         training: Started,
         quantised: Option<Quantised>,
     ) -> Manifest {
@@ -348,7 +350,8 @@ impl Manifest {
             data: training.data,
             model: ModelSummary::new(&module.graph, &module.anatomy),
             inputs: inputs(module),
-            tokens,
+            tokens: tokens.ids,
+            tokens_from: tokens.from,
             chosen_blocks: module.plan.choices.iter().map(|c| ChoiceSummary::new(c, &module.anatomy)).collect(),
             folded: module.folded.as_ref().map(FoldedSummary::new),
             quantised,
@@ -409,6 +412,7 @@ pub struct Record {
     pub model: ModelSummary,
     pub inputs: Vec<InputSummary>,
     pub tokens: SpecialTokens,
+    pub tokens_from: Option<Origins>,
     pub parameters: Vec<ParameterSummary>,
     pub moments: Vec<MomentSummary>,
     pub taps: Vec<TapSummary>,

@@ -3,10 +3,12 @@
 mod companions;
 pub mod config;
 pub(crate) mod directory;
+mod folder;
 pub(crate) mod intact;
 pub mod manifest;
 mod model;
 pub mod opened;
+mod other_formats;
 mod placement;
 pub mod precision;
 mod source;
@@ -16,20 +18,21 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
-use lstc_graph::{DataFiles, DataWriter, Graph, Links, Means, Saved, Spill, encode, load};
+use lstc_graph::{DataFiles, DataWriter, Dim, Graph, Links, Means, Saved, Spill, encode, load};
 use lstc_models::{Anatomy, MASKED_TOKEN, recognise, unread_inputs};
-use lstc_passes::options::Precision;
+use lstc_passes::options::{Precision, Sizes};
 use lstc_passes::{
     Artifacts, Module, Options, PassError, Store, Timing, artifacts, integer_products, ladder_side_tuning,
 };
 
+use crate::data::Reading;
 use crate::inspect::why;
 use crate::report::Hinted;
 use crate::runtime::{Device, Runtime, find};
 use crate::side;
 use crate::train::Started;
-pub use companions::TOKENIZER;
-use companions::{copy_tokenizer, special_tokens};
+use companions::{Companions, special_tokens};
+pub use companions::{Origins, Settled, TOKENIZER};
 use config::Config;
 pub use intact::SEEN;
 use intact::WrittenFile;
@@ -217,6 +220,15 @@ fn run_passes(
     Ok((module, timings))
 }
 
+/// The special tokens of a model, by what lies beside it, and who says them.
+///
+/// # Errors
+/// As [`rewrite`].
+pub fn tokens(model: &SourceModel, anatomy: &Anatomy, reading: &Reading) -> anyhow::Result<Settled> {
+    let companions = Companions::of(model.first(), anatomy.last().width);
+    special_tokens(&companions, anatomy.family, anatomy.head.linear.outputs, reading)
+}
+
 /// What is odd about the inputs of a model, in words.
 pub fn odd_inputs(graph: &Graph, anatomy: &Anatomy) -> Vec<String> {
     let told = |value| {
@@ -255,16 +267,19 @@ pub fn rewrite_with(
     let hashing = Hashing::begin(&model, &graph);
     let mut warnings = odd_inputs(&graph, &anatomy);
     let opset = graph.opset();
+    let companions = Companions::of(model.first(), anatomy.last().width);
+    let tokens = tokens(&model, &anatomy, &training.data)?;
+    warnings.extend(companions.unread_tokenizer()?);
+    check_lengths(&anatomy, &options.sizes)?;
+    let tokenizer = companions.find(TOKENIZER).map(|found| found.path);
     let folder = directory::begin(output)?;
-    let tokens = special_tokens(model.first(), anatomy.family)?;
-    if tokens.pad != MASKED_TOKEN && anatomy.masks_by_tokens() {
+    if tokens.ids.pad != MASKED_TOKEN && anatomy.masks_by_tokens() {
         bail!(
             "`{model}` takes token {MASKED_TOKEN} for padding, and its configuration fills up with token {}: which is right?",
-            tokens.pad
+            tokens.ids.pad
         );
     }
-    let tokenizer = model.first().with_file_name(TOKENIZER);
-    let given = Given { reading: &training.data, tokenizer: &tokenizer, special: tokens };
+    let given = Given { reading: &training.data, tokenizer: tokenizer.as_deref(), special: tokens.ids };
     let (options, candidates) = chosen(&graph, &anatomy, options, &measuring, folder.path())?;
     let compiled = |options: Options, after: &mut dyn FnMut(&'static str, &Module)| {
         let store = store(&options, folder.path())?;
@@ -294,7 +309,8 @@ pub fn rewrite_with(
     }
     let artifacts = artifacts(&module);
     let cannot = || format!("cannot write `{}`", output.display());
-    let (data, files) = write(&model, &module, &artifacts, &source, backbone, folder.path()).with_context(cannot)?;
+    let (data, files) =
+        write(&companions, &module, &artifacts, &source, backbone, folder.path()).with_context(cannot)?;
     let manifest = Manifest::new(&module, &artifacts, (source, files), tokens, training.clone(), quantised);
     fs::write(folder.path().join(MANIFEST), manifest.to_yaml()?).with_context(cannot)?;
     narrow(folder.path(), &manifest.source, &data).with_context(cannot)?;
@@ -303,6 +319,29 @@ pub fn rewrite_with(
     directory::publish(folder, model.files(), output, force)?;
     let head = module.quantised_head.as_ref().map(|head| (head.bytes_before, head.bytes_after));
     Ok(Written { manifest, timings, data, head, frozen: frozen_elements(&module), candidates, warnings })
+}
+
+/// A text has a token, and the token that ends it.
+///
+/// # Errors
+/// A length that is fixed, in the model or by the options, and leaves no room for both.
+fn check_lengths(anatomy: &Anatomy, sizes: &Sizes) -> anyhow::Result<()> {
+    let last = anatomy.towers.len() - 1;
+    for (index, tower) in anatomy.towers.iter().enumerate() {
+        let asked = if index == last { sizes.target_length } else { sizes.source_length };
+        let fixed = match tower.length {
+            Dim::Value(length) => usize::try_from(length).ok(),
+            _ => asked,
+        };
+        if let Some(length) = fixed.filter(|length| *length < 2) {
+            let error =
+                anyhow!("the length of the {} is fixed at {length} token, and a text has two at least", tower.kind);
+            let hint =
+                "export the model with free lengths, or longer ones: a text is a token and the token that ends it";
+            return Err(Hinted::new(error, hint).into());
+        }
+    }
+    Ok(())
 }
 
 /// The options with the precision that is the fastest, where that is asked for.
@@ -427,7 +466,7 @@ impl Quantising<'_> {
 
 /// Writes every file of a rewritten model but its manifest into a folder; the data files, and what the manifest records of files.
 fn write(
-    model: &SourceModel,
+    companions: &Companions,
     module: &Module,
     artifacts: &Artifacts,
     source: &[SourceFile],
@@ -453,7 +492,7 @@ fn write(
     }
     let initial = module.plan.parameters.iter().map(|p| p.name.as_str()).zip(&module.initial);
     side::save_initial(&folder.join(SIDE), initial)?;
-    copy_tokenizer(model.first(), folder)?;
+    companions.write_tokenizer(folder)?;
     Ok((saved, written))
 }
 

@@ -2,7 +2,6 @@
 //! writes them.
 
 use std::fmt;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
@@ -10,7 +9,8 @@ use lstc_graph::{DType, Dim, Graph, ValueId, join, load, widen};
 use lstc_models::{Likeness, Place, Refusal, Refused, Use};
 
 use super::NotUnderstood;
-use super::manifest::is_rewritten;
+use super::folder::model_in;
+use super::other_formats;
 use crate::report::Hinted;
 
 /// The files of a model, as they are found; none is read yet.
@@ -31,24 +31,25 @@ impl fmt::Display for SourceModel {
     }
 }
 
-/// Optimum's names. A merged decoder serves where there is no plain one.
-const ENCODER: &str = "encoder_model.onnx";
-const DECODERS: [&str; 2] = ["decoder_model.onnx", "decoder_model_merged.onnx"];
-const WHOLE: &str = "model.onnx";
-/// The folder of a repository in which Optimum puts its exports.
-const SUBFOLDER: &str = "onnx";
-
 impl SourceModel {
     /// The files that are meant by a file, several files, or a folder that holds a model.
     ///
     /// # Errors
-    /// A folder in which no model is found, or more than one.
+    /// A folder in which no model is found, or more than one; a file of another format.
     pub fn find(paths: &[PathBuf]) -> anyhow::Result<SourceModel> {
         match paths {
             [] => bail!("no model is given"),
-            [folder] if folder.is_dir() => in_folder(folder),
-            files => Ok(SourceModel(files.to_vec())),
+            [folder] if folder.is_dir() => model_in(folder),
+            files => {
+                files.iter().try_for_each(|file| other_formats::check(file))?;
+                Ok(SourceModel(files.to_vec()))
+            }
         }
+    }
+
+    /// A model in these files, the encoder's first.
+    pub(super) fn of(files: Vec<PathBuf>) -> SourceModel {
+        SourceModel(files)
     }
 
     /// The model's files, the encoder's first.
@@ -80,46 +81,8 @@ fn alone(file: &Path, what: &str) -> anyhow::Error {
     Hinted::new(error, "pass the encoder's and the decoder's file, or the folder that holds both").into()
 }
 
-fn in_folder(folder: &Path) -> anyhow::Result<SourceModel> {
-    if is_rewritten(folder) {
-        let error = anyhow!("`{}` is a rewritten model", folder.display());
-        return Err(Hinted::new(error, "`--from` rewrites such a directory's source again").into());
-    }
-    let context = || format!("cannot read `{}`", folder.display());
-    let has = |name: &str| folder.join(name).is_file();
-    let both = DECODERS.iter().find(|d| has(d)).filter(|_| has(ENCODER));
-    match (both, has(WHOLE)) {
-        (Some(decoder), false) => return Ok(SourceModel(vec![folder.join(ENCODER), folder.join(decoder)])),
-        (None, true) => return Ok(folder.join(WHOLE).into()),
-        (Some(decoder), true) => {
-            bail!("`{}` holds {WHOLE}, and {ENCODER} with {decoder}: name the files", folder.display())
-        }
-        (None, false) => {}
-    }
-    let mut models = Vec::new();
-    for entry in fs::read_dir(folder).with_context(context)? {
-        let path = entry.with_context(context)?.path();
-        if path.extension().is_some_and(|e| e == "onnx") {
-            models.push(path);
-        }
-    }
-    models.sort();
-    match &models[..] {
-        [one] => Ok(one.into()),
-        [] if folder.join(SUBFOLDER).is_dir() => in_folder(&folder.join(SUBFOLDER)),
-        [] => bail!("`{}` holds no ONNX model", folder.display()),
-        several => {
-            let names: Vec<String> =
-                several.iter().filter_map(|p| Some(p.file_name()?.to_string_lossy().into_owned())).collect();
-            let error = anyhow!("`{}` holds {}: which is the model?", folder.display(), names.join(", "));
-            let hint = format!("name the files; of a folder lstc takes {WHOLE}, or {ENCODER} and {}", DECODERS[0]);
-            Err(Hinted::new(error, hint).into())
-        }
-    }
-}
-
 /// What a file of a model computes.
-enum Part {
+pub(super) enum Part {
     /// From tokens to hidden states: this output.
     Encoder(ValueId),
     /// From tokens and hidden states, this input, to logits.
@@ -129,7 +92,7 @@ enum Part {
     Whole,
 }
 
-fn part(graph: &Graph, likeness: &Likeness) -> Part {
+pub(super) fn part(graph: &Graph, likeness: &Likeness) -> Part {
     let of_rank = |values: &[ValueId], rank: usize| {
         let fits = |v: &&ValueId| {
             graph.value(**v).dtype.is_some_and(DType::is_float) && graph.shape(**v).is_some_and(|s| s.len() == rank)

@@ -206,6 +206,21 @@ impl Opened {
         Fixed { batch: size(self.inputs.first(), 0), source: size(of(false), 1), target: size(of(true), 1) }
     }
 
+    /// Whether as many examples can be run at once as were asked for.
+    ///
+    /// # Errors
+    /// Another number than the model fixes.
+    pub fn check_batch_size(&self, asked: Option<usize>) -> anyhow::Result<()> {
+        match (asked, self.fixed().batch) {
+            (Some(asked), Some(fixed)) if asked != fixed => {
+                let error = anyhow!("the model's batch is fixed at {fixed}: --batch-size cannot be {asked}");
+                let hint = "leave --batch-size out, or rewrite a model whose batch is free, without --batch";
+                Err(Hinted::new(error, hint).into())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The tower whose tokens are given out.
     fn last(&self) -> TowerKind {
         self.record.inputs.iter().map(|i| i.tower).max().unwrap_or(TowerKind::Decoder)

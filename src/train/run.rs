@@ -68,9 +68,8 @@ impl<'r> Run<'r> {
         let data = Data::read(opened, &started, tokenizer.as_ref(), &out, tell)?;
         let Data { train: corpus, eval, labels } = data;
         let batch_size = opened.fixed().batch.unwrap_or(options.batch_size);
-        if batch_size != options.batch_size && options.batch_size != TrainOptions::default().batch_size {
-            bail!("the model's batch is fixed at {batch_size}: --batch-size cannot be {}", options.batch_size);
-        }
+        let asked = Some(options.batch_size).filter(|asked| *asked != TrainOptions::default().batch_size);
+        opened.check_batch_size(asked)?;
         let steps_an_epoch = corpus.len().div_ceil(batch_size).div_ceil(options.accumulate) as u64;
         let total = steps_an_epoch.checked_mul(options.epochs).ok_or_else(|| anyhow!("too many steps"))?;
         let graph = Stepper::graph(options.accumulate > 1);

@@ -81,7 +81,8 @@ fn errors(subject: &Subject) -> anyhow::Result<Vec<Check>> {
         return Ok(vec![Check::holds(name, "", &["the manifest records none".to_owned()])]);
     };
     let tokenizer = subject.directory.join(TOKENIZER);
-    let given = Given { reading: &config.data, tokenizer: &tokenizer, special: record.tokens };
+    let tokenizer = tokenizer.is_file().then_some(tokenizer);
+    let given = Given { reading: &config.data, tokenizer: tokenizer.as_deref(), special: record.tokens };
     let feeds = match recorded.sample.feeds(&subject.module, &given) {
         Ok(feeds) => feeds,
         Err(error) => return Ok(vec![Check::holds(name, "", &[format!("{error:#}")])]),

@@ -119,7 +119,7 @@ fn damaged_tokenizers_are_refused_without_a_panic() {
         assert_ne!(damaged, nano);
         std::fs::write(&path, &damaged).expect("the folder is there");
         let error = format!("{:#}", Tokenizer::open(&path, SPECIAL).expect_err("it is damaged"));
-        assert!(error.contains("is no tokenizer: "), "{error}");
+        assert!(error.contains("is not a tokenizer: "), "{error}");
     }
 }
 
@@ -127,8 +127,8 @@ fn damaged_tokenizers_are_refused_without_a_panic() {
 fn what_is_no_tokenizer_of_the_model_is_refused() {
     let told = |path: &str, special| format!("{:#}", Tokenizer::open(&root(path), special).expect_err("refused"));
     assert!(told("tests/data/none.json", SPECIAL).contains("cannot read"));
-    assert!(told("Cargo.toml", SPECIAL).contains("is no tokenizer"));
-    assert!(told("tests/data/encodings.json", SPECIAL).contains("is no tokenizer"));
+    assert!(told("Cargo.toml", SPECIAL).contains("is not a tokenizer"));
+    assert!(told("tests/data/encodings.json", SPECIAL).contains("is not a tokenizer"));
     let far = told("tests/data/bpe.json", SpecialTokens { end: 40_000, ..SPECIAL });
     assert!(far.contains("has no token 40000"), "{far}");
     assert!(told("tests/data/bpe.json", SpecialTokens { end: -1, ..SPECIAL }).contains("has no token -1"));

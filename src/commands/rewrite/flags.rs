@@ -11,6 +11,7 @@ use lstc_passes::options::{
 
 use crate::commands::arguments::at_least;
 use crate::commands::set;
+use crate::data::Reading;
 use crate::rewrite::config::Config;
 use crate::rewrite::{Choice, Measuring};
 use crate::runtime::Device;
@@ -92,6 +93,26 @@ pub struct MethodFlags {
 
     #[command(flatten)]
     step: StepFlags,
+
+    #[command(flatten)]
+    tokens: TokenFlags,
+}
+
+/// Special tokens, where the files beside the model do not say them, or say something else.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Special tokens")]
+struct TokenFlags {
+    /// The token that fills rows up [default: what the files beside the model say]
+    #[arg(long, value_name = "ID")]
+    pad_token_id: Option<u32>,
+
+    /// The token that ends every text [default: what the files beside the model say]
+    #[arg(long, value_name = "ID")]
+    eos_token_id: Option<u32>,
+
+    /// The token that the decoder begins with [default: what the files beside the model say]
+    #[arg(long, value_name = "ID")]
+    decoder_start_token_id: Option<u32>,
 }
 
 /// Sizes that are fixed.
@@ -274,6 +295,17 @@ impl MethodFlags {
         self.backbone.apply(&mut options.backbone);
         set(&mut options.backward.recompute_attention, &self.memory.recompute_attention);
         self.step.apply(options);
+    }
+
+    /// Sets the special tokens.
+    pub fn apply_tokens(&self, reading: &mut Reading) {
+        let TokenFlags { pad_token_id, eos_token_id, decoder_start_token_id } = self.tokens;
+        let flags = [
+            (&mut reading.pad_token_id, pad_token_id),
+            (&mut reading.eos_token_id, eos_token_id),
+            (&mut reading.decoder_start_token_id, decoder_start_token_id),
+        ];
+        flags.into_iter().for_each(|(id, flag)| *id = flag.map(i64::from).or(*id));
     }
 
     /// `is_recorded` says that the options come from a file, which names a precision.

@@ -128,8 +128,10 @@ impl Rewrite {
             // Which products take more bits was measured at other taps.
             options.backbone.forget();
         }
+        let mut training = config.training();
+        self.method.apply_tokens(&mut training.data);
         if self.print_config {
-            report::text(&annotated(&options, &config.training()))?;
+            report::text(&annotated(&options, &training))?;
             return Ok(Exit::Done);
         }
         let model = match (&self.model[..], &config.source[..]) {
@@ -164,7 +166,7 @@ impl Rewrite {
             }
             None => {
                 let output = self.place()?;
-                let request = Request { model, options, training: config.training(), output, force: self.force };
+                let request = Request { model, options, training, output, force: self.force };
                 let line = RefCell::new(ProgressLine::default());
                 let progress = |done, of| {
                     line.borrow_mut().bar("error by block", done as u64, of as u64, format!("{done} of {of}"));

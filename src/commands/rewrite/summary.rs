@@ -8,14 +8,16 @@ use lstc_passes::options::{BackboneOptions, Sizes};
 use serde::Serialize;
 
 use crate::report;
-use crate::rewrite::Written;
-use crate::rewrite::manifest::{ChoiceSummary, FoldedSummary};
+use crate::rewrite::manifest::{ChoiceSummary, FilePart, FoldedSummary};
 use crate::rewrite::precision::{Candidate, Quantised, Told};
+use crate::rewrite::{Settled, Written};
 
 /// What was written, for the report.
 #[derive(Serialize)]
 pub struct Summary {
     output: PathBuf,
+    /// The files of the model.
+    model: Vec<PathBuf>,
     family: String,
     blocks: Vec<String>,
     trainable: usize,
@@ -24,6 +26,7 @@ pub struct Summary {
     backbone: Vec<DataSummary>,
     nodes: Vec<(&'static str, usize)>,
     chosen_blocks: Vec<ChoiceSummary>,
+    tokens: Settled,
     sizes: Sizes,
     folded: Option<FoldedSummary>,
     precision: BackboneOptions,
@@ -42,6 +45,7 @@ impl Summary {
         let kept = |kind| manifest.taps.iter().filter(|t| t.tower == kind && t.point.block().is_some()).count();
         Summary {
             output: output.to_owned(),
+            model: manifest.source.iter().filter(|f| f.part == FilePart::Model).map(|f| f.file.clone()).collect(),
             family: manifest.model.family.clone(),
             blocks: manifest
                 .model
@@ -58,6 +62,7 @@ impl Summary {
             folded: manifest.folded,
             precision: manifest.backbone.clone(),
             quantised: manifest.quantised.clone(),
+            tokens: Settled { ids: manifest.tokens, from: manifest.tokens_from.clone() },
             head: written.head,
             candidates: written.candidates.clone(),
         }
@@ -98,6 +103,8 @@ impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let share = 100.0 * self.trainable as f64 / self.frozen.max(1) as f64;
         writeln!(f, "{}: {}, {}", self.output.display(), self.family, self.blocks.join(", "))?;
+        let model: Vec<String> = self.model.iter().map(|file| file.display().to_string()).collect();
+        writeln!(f, "  from {}", model.join(" + "))?;
         writeln!(f, "  trainable {} parameters, {share:.3} % of the backbone's {}", self.trainable, self.frozen)?;
         for choice in &self.chosen_blocks {
             writeln!(f, "  {}", chosen(choice))?;
@@ -117,6 +124,7 @@ impl fmt::Display for Summary {
             let [before, after] = [before, after].map(report::Bytes);
             writeln!(f, "  LM head in 8 bits: its matrix {after}, {before} before")?;
         }
+        writeln!(f, "  special tokens: {}", self.tokens)?;
         self.backbone.iter().try_for_each(|file| writeln!(f, "  backbone weights {file}"))?;
         let nodes: Vec<String> = self.nodes.iter().map(|(file, nodes)| format!("{file} {nodes}")).collect();
         writeln!(f, "  nodes {}", nodes.join(", "))?;

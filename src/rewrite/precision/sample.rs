@@ -49,7 +49,7 @@ impl fmt::Display for Sample {
 pub struct Given<'g> {
     pub reading: &'g Reading,
     /// A tokenizer.json, which token ids do without.
-    pub tokenizer: &'g Path,
+    pub tokenizer: Option<&'g Path>,
     pub special: SpecialTokens,
 }
 
@@ -83,8 +83,7 @@ impl Sample {
         if source_file(file, FilePart::Data).context("the sample of the rewrite cannot be read")?.blake3 != *blake3 {
             bail!("the sample `{}` has changed since the model was rewritten", file.display());
         }
-        let tokenizer =
-            given.tokenizer.is_file().then(|| Tokenizer::open(given.tokenizer, given.special)).transpose()?;
+        let tokenizer = given.tokenizer.map(|path| Tokenizer::open(path, given.special)).transpose()?;
         let scratch = Scratch::new()?;
         let vocabulary = u32::try_from(module.anatomy.head.linear.outputs).unwrap_or(u32::MAX);
         let fixed = fixed(module);

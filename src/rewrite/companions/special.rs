@@ -1,0 +1,223 @@
+//! The ids of a model's special tokens, and who says them.
+//!
+//! Everything beside the model that says one is asked, and all must agree; what the user says goes before. Where nobody says
+//! one, the family's own is taken if all that is known fits the family, and else the model is refused: a decoder that begins
+//! with another token than it was trained with computes something, and nothing shows that it is wrong.
+
+use std::fmt;
+
+use anyhow::{anyhow, bail};
+use lstc_models::{SpecialTokens, families};
+use serde::{Deserialize, Serialize};
+
+use super::Companions;
+use crate::data::Reading;
+use crate::report::Hinted;
+
+const GENERATION: &str = "generation_config.json";
+/// Where the names of special tokens stand, as Hugging Face transformers writes them.
+const NAMES: [&str; 2] = [super::TOKENIZER_CONFIGURATION, "special_tokens_map.json"];
+
+/// Who says each special token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Origins {
+    pub pad: String,
+    pub end: String,
+    pub start: String,
+}
+
+/// A model's special tokens, and who says them.
+#[derive(Clone, Debug, Serialize)]
+pub struct Settled {
+    pub ids: SpecialTokens,
+    pub from: Origins,
+}
+
+impl fmt::Display for Settled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let SpecialTokens { pad, end, start } = self.ids;
+        let from = &self.from;
+        if from.pad == from.end && from.end == from.start {
+            return write!(f, "padding {pad}, end {end}, decoder start {start} ({})", from.pad);
+        }
+        write!(f, "padding {pad} ({}), end {end} ({}), decoder start {start} ({})", from.pad, from.end, from.start)
+    }
+}
+
+/// The ids that a configuration gives to the special tokens.
+#[derive(Deserialize)]
+struct Configuration {
+    pad_token_id: Option<OneOrMore>,
+    eos_token_id: Option<OneOrMore>,
+    decoder_start_token_id: Option<OneOrMore>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMore {
+    One(i64),
+    More(Vec<i64>),
+}
+
+#[derive(Deserialize)]
+struct TokenNames {
+    pad_token: Option<TokenName>,
+    eos_token: Option<TokenName>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum TokenName {
+    Plain(String),
+    Added { content: String },
+}
+
+/// The ids that somebody says a token may have.
+struct Said {
+    ids: Vec<i64>,
+    by: String,
+}
+
+/// What is known of a token.
+struct Known {
+    what: &'static str,
+    flag: &'static str,
+    given: Option<i64>,
+    said: Vec<Said>,
+}
+
+impl Known {
+    fn new(what: &'static str, flag: &'static str, given: Option<i64>) -> Known {
+        Known { what, flag, given, said: Vec::new() }
+    }
+
+    fn hear(&mut self, ids: Option<OneOrMore>, by: &str) {
+        let ids = match ids {
+            Some(OneOrMore::One(id)) => vec![id],
+            Some(OneOrMore::More(ids)) => ids,
+            None => Vec::new(),
+        };
+        if !ids.is_empty() {
+            self.said.push(Said { ids, by: by.to_owned() });
+        }
+    }
+
+    /// The id, and who says it.
+    ///
+    /// # Errors
+    /// Two that say different ids.
+    fn settled(&self) -> Result<Option<(i64, String)>, String> {
+        if let Some(id) = self.given {
+            return Ok(Some((id, self.flag.to_owned())));
+        }
+        let Some((first, others)) = self.said.split_first() else { return Ok(None) };
+        let agreed = first.ids.iter().find(|id| others.iter().all(|other| other.ids.contains(id)));
+        let list = |said: &Said| said.ids.iter().map(i64::to_string).collect::<Vec<_>>().join(" or ");
+        match agreed {
+            Some(id) => {
+                let by: Vec<&str> = self.said.iter().map(|said| said.by.as_str()).collect();
+                Ok(Some((*id, by.join(", "))))
+            }
+            None => {
+                let all: Vec<String> = self.said.iter().map(|said| format!("{} in {}", list(said), said.by)).collect();
+                Err(format!("the {} is {}", self.what, all.join(", and ")))
+            }
+        }
+    }
+}
+
+/// The special tokens of a model with a head of `vocabulary` rows, and who says them.
+///
+/// # Errors
+/// A file that cannot be read; two that contradict each other; a token of which nobody says anything, where the family's own
+/// does not fit; an id that the model does not have.
+pub fn special_tokens(
+    companions: &Companions,
+    family: &str,
+    vocabulary: usize,
+    reading: &Reading,
+) -> anyhow::Result<Settled> {
+    let known = heard(companions, reading)?;
+    let settled: Vec<_> = known.iter().map(Known::settled).collect();
+    let flags = known.iter().map(|k| k.flag).collect::<Vec<_>>().join(", ");
+    let problems: Vec<String> = settled.iter().filter_map(|s| s.clone().err()).collect();
+    if !problems.is_empty() {
+        let error = anyhow!("the files beside the model contradict each other: {}", problems.join("; "));
+        return Err(Hinted::new(error, format!("correct the one that is wrong, or say it with {flags}")).into());
+    }
+    let mut settled = settled.into_iter().map(Result::unwrap_or_default);
+    let (pad, end, start) = (settled.next().flatten(), settled.next().flatten(), settled.next().flatten());
+    let own = families().into_iter().find(|f| f.name == family).expect("a recognised model has a family").tokens;
+    let fits = |found: &Option<(i64, String)>, id: i64| found.as_ref().is_none_or(|(found, _)| *found == id);
+    let fits = fits(&pad, own.pad) && fits(&end, own.end);
+    let own_ids = [own.pad, own.end, own.start];
+    let settled = [pad, end, start];
+    let open: Vec<&Known> = known.iter().zip(&settled).filter(|(_, found)| found.is_none()).map(|(k, _)| k).collect();
+    if !fits && !open.is_empty() {
+        let list = |part: fn(&Known) -> &'static str| open.iter().map(|k| part(k)).collect::<Vec<_>>();
+        let error = anyhow!(
+            "nothing beside the model says its {}, and its other special tokens are not those of {}",
+            list(|k| k.what).join(" and its "),
+            family.to_uppercase()
+        );
+        let flags = list(|k| k.flag).join(" ID and ");
+        return Err(
+            Hinted::new(error, format!("say it with {flags} ID, or put the model's config.json beside it")).into()
+        );
+    }
+    let by_convention = || format!("{} by convention: nothing beside the model says it", family.to_uppercase());
+    let mut settled =
+        settled.into_iter().zip(own_ids).map(|(found, own)| found.unwrap_or_else(|| (own, by_convention())));
+    let [pad, end, start] = std::array::from_fn(|_| settled.next().expect("there are three"));
+    for ((id, by), known) in [&pad, &end, &start].into_iter().zip(&known) {
+        if usize::try_from(*id).map_or(true, |id| id >= vocabulary) {
+            bail!("the {} is {id} ({by}), and the model's LM head has {vocabulary} tokens", known.what);
+        }
+    }
+    let ids = SpecialTokens { pad: pad.0, end: end.0, start: start.0 };
+    Ok(Settled { ids, from: Origins { pad: pad.1, end: end.1, start: start.1 } })
+}
+
+/// What everything beside the model says.
+fn heard(companions: &Companions, reading: &Reading) -> anyhow::Result<[Known; 3]> {
+    let mut pad = Known::new("padding token", "--pad-token-id", reading.pad_token_id);
+    let mut end = Known::new("end token", "--eos-token-id", reading.eos_token_id);
+    let mut start = Known::new("decoder's start token", "--decoder-start-token-id", reading.decoder_start_token_id);
+    for file in [super::CONFIGURATION, GENERATION] {
+        if let Some((read, name)) = companions.read::<Configuration>(file)? {
+            pad.hear(read.pad_token_id, &name);
+            end.hear(read.eos_token_id, &name);
+            start.hear(read.decoder_start_token_id, &name);
+        }
+    }
+    if let Some((vocabulary, name)) = companions.vocabulary()? {
+        pad.hear(vocabulary.pad.map(|id| OneOrMore::One(i64::from(id))), &format!("the padding of {name}"));
+        end.hear(vocabulary.end.map(|id| OneOrMore::One(i64::from(id))), &format!("the post-processor of {name}"));
+        let mut has_name = false;
+        for file in NAMES {
+            let Some((names, name)) = companions.read::<TokenNames>(file)? else { continue };
+            has_name |= names.pad_token.is_some();
+            let id = |token: Option<TokenName>| {
+                let id = vocabulary.id(token?.name())?;
+                Some(OneOrMore::One(i64::from(id)))
+            };
+            pad.hear(id(names.pad_token), &name);
+            end.hear(id(names.eos_token), &name);
+        }
+        // Where nobody says what fills rows up, the token that is called so.
+        let called = ["<pad>", "[PAD]"].into_iter().find_map(|token| Some((vocabulary.id(token)?, token)));
+        if let (Some((id, token)), true) = (called, vocabulary.pad.is_none() && !has_name) {
+            pad.hear(Some(OneOrMore::One(i64::from(id))), &format!("`{token}` of {name}"));
+        }
+    }
+    Ok([pad, end, start])
+}
+
+impl TokenName {
+    fn name(&self) -> &str {
+        match self {
+            TokenName::Plain(name) | TokenName::Added { content: name } => name,
+        }
+    }
+}
