@@ -239,7 +239,7 @@ fn parts_that_the_rewrite_drops_are_told() {
     write(&tuned.path("ref.safetensors"), &state);
     let done = tuned.import(&[]);
     assert!(done.status.success());
-    assert!(stdout(&done).contains("side blocks of blocks that are not kept, 1 tensors"), "{}", stdout(&done));
+    assert!(stdout(&done).contains("side blocks of blocks that are not kept, 1 tensor"), "{}", stdout(&done));
     assert!(stderr(&done).contains("warning: the network in the file has parts"), "{}", stderr(&done));
 }
 
