@@ -272,7 +272,8 @@ impl<'g> Walk<'_, 'g> {
         };
         steps.reverse();
         let crosses = steps.iter().any(|s| s.step.guess() == Guess::Cross);
-        let kind = if crosses { TowerKind::Decoder } else { TowerKind::Encoder };
+        let decodes = crosses || strangers > 0 && self.survey().is_decoder_only();
+        let kind = if decodes { TowerKind::Decoder } else { TowerKind::Encoder };
         if let Err(mismatch) = &final_norm {
             self.mismatch(Place::FinalNorm(kind), mismatch);
         }
@@ -292,7 +293,7 @@ impl<'g> Walk<'_, 'g> {
             ended,
             ..TowerPlace::new(output)
         });
-        let blocks = self.blocks(kind, steps);
+        let blocks = self.blocks(kind, crosses, steps);
         let ((table, tokens), embedding) = embedding.ok()?;
         let width = table.dims(self.graph())[1];
         let shape = self.graph().shape(tokens).unwrap_or_default();
@@ -429,9 +430,9 @@ impl<'g> Walk<'_, 'g> {
     }
 
     /// Steps grouped into blocks: a block begins at each self-attention.
-    fn blocks(&mut self, kind: TowerKind, steps: Vec<Stretch>) -> Vec<Block> {
+    fn blocks(&mut self, kind: TowerKind, crosses: bool, steps: Vec<Stretch>) -> Vec<Block> {
         let mut wanted = vec![Guess::SelfAttention, Guess::FeedForward];
-        if kind == TowerKind::Decoder {
+        if crosses {
             wanted.insert(1, Guess::Cross);
         }
         let mut blocks: Vec<Block> = Vec::new();
@@ -471,7 +472,7 @@ impl<'g> Walk<'_, 'g> {
                 continue;
             }
             let last = self.graph().value(blocks[index].output).name.clone();
-            let (node, reason) = if kind == TowerKind::Decoder && !shape.contains(&Guess::Cross) {
+            let (node, reason) = if crosses && !shape.contains(&Guess::Cross) {
                 let first = self.graph().value(blocks[index].input).name.clone();
                 (String::new(), format!("no cross-attention found between `{first}` and `{last}`"))
             } else {

@@ -306,6 +306,11 @@ impl<'g> Survey<'g> {
         None
     }
 
+    /// True for a model that attends within one tower alone, and to no later positions.
+    pub fn is_decoder_only(&self) -> bool {
+        !self.attentions.iter().any(|a| a.crosses) && self.attentions.iter().any(|a| self.is_causal(a))
+    }
+
     /// True for an attention whose mask is a triangle, or compares positions with each other.
     pub fn is_causal(&self, attention: &Sighting) -> bool {
         let node = self.graph.node(attention.node);

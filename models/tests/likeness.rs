@@ -145,6 +145,20 @@ fn a_head_that_is_not_understood_hides_no_other_reason() {
 }
 
 #[test]
+fn the_tower_of_a_decoder_only_model_is_a_decoder() {
+    for (name, kind) in
+        [("llama", TowerKind::Decoder), ("gpt2_dynamo", TowerKind::Decoder), ("bert", TowerKind::Encoder)]
+    {
+        let Refused { refusals, .. } = refused(name);
+        let of_blocks = refusals.iter().filter(|r| matches!(r.place, Place::Block(..))).collect::<Vec<_>>();
+        assert!(
+            !of_blocks.is_empty() && of_blocks.iter().all(|r| r.place == Place::Block(kind, 0)),
+            "{name}: {refusals:#?}"
+        );
+    }
+}
+
+#[test]
 fn reasons_alike_are_listed_up_to_a_number() {
     let mut refused = refused("bart");
     let of_block = refused.refusals.iter().find(|r| r.place == Place::Block(TowerKind::Decoder, 0)).cloned();
