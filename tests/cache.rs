@@ -523,3 +523,15 @@ fn a_cache_of_something_else_is_refused_by_name() {
     let none = lstc(&["cache", "show", text(&work.path("tuned"))]).output().expect("lstc runs");
     refused(&none, &["is not a cache", "lstc cache build"]);
 }
+
+#[test]
+fn a_cache_may_be_built_of_what_is_not_held_out() {
+    let work = Work::new("relu_torchscript");
+    let built = json(&work.build("taps", &["--eval-fraction", "0.2", "--seed", "3"]).output().expect("lstc runs"));
+    let cache = work.path("taps");
+    let flags = |share| ["--eval", share, "--seed", "3", "--cache", text(&cache)];
+    let trained = work.train_briefly("with", &flags("0.2"));
+    assert_eq!(built["cache"]["kept"].as_u64(), Some(ROWS as u64 - (ROWS as f64 * 0.2).round() as u64), "{built}");
+    assert_eq!(json(&trained)["cache"]["kept"], built["cache"]["kept"]);
+    refused(&work.train_briefly("other", &flags("0.3")), &["the data, the tokenizer or the length limits are not"]);
+}

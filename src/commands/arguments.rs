@@ -126,6 +126,15 @@ pub fn at_least<T: TryFrom<i128>>(least: u32) -> impl Fn(&str) -> Result<T, Stri
     }
 }
 
+/// Reads a share of a whole.
+pub fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if share > 0.0 && share < 1.0 => Ok(share),
+        Ok(_) => Err("out of range: a share lies between 0 and 1, as in 0.1".to_owned()),
+        Err(_) => Err("it is not a number".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;

@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use lstc_graph::count;
 use serde::Serialize;
 
+use super::arguments::{at_least, share};
 use super::data_flags::DataFlags;
 use super::running_flags::RunningFlags;
 use super::train::{Talk, thousands};
@@ -17,7 +18,7 @@ use crate::report::{self, Bytes, Exit, Format, Hinted, ProgressLine};
 use crate::rewrite::manifest;
 use crate::rewrite::opened::{Execution, Opened};
 use crate::runtime::{Runtime, find};
-use crate::train::{Backbone, Event, read_corpus};
+use crate::train::{Backbone, Data, Event};
 
 /// Keep the backbone's taps of a data set, so that training runs the side network alone
 #[derive(Debug, Args)]
@@ -41,6 +42,7 @@ Examples:
   lstc train tuned/ --train a.jsonl --cache taps/
   lstc train tuned/ --train a.jsonl --cache taps/ --cache-dtype fp16 --cache-budget 20GB
   lstc cache build tuned/ --data a.jsonl --cache taps/
+  lstc cache build tuned/ --data a.jsonl --eval-fraction 0.1 --cache taps/      for lstc train --eval 0.1
   lstc cache show taps/"
 )]
 pub struct CacheCommand {
@@ -86,6 +88,14 @@ struct Build {
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
 
+    /// The share of the data that `lstc train --eval-fraction` holds out, whose taps it does not train on
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    eval_fraction: Option<f64>,
+
+    /// The seed of what is held out, as of `lstc train` [default: that of `lstc rewrite`]
+    #[arg(long, value_name = "N", value_parser = at_least::<u64>(0))]
+    seed: Option<u64>,
+
     /// Folder of the cache [default: where the directory's training keeps its taps]
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
@@ -123,11 +133,17 @@ impl Build {
         self.running.check(&opened)?;
         let mut started = manifest::read(&self.directory)?.training();
         self.reading.apply(&mut started.data);
-        let mut options = started.train;
-        self.running.apply(&mut options);
-        let data = self.data.clone().or(options.data.clone()).ok_or_else(|| {
-            Hinted::new(anyhow!("no data is given"), "--data FILE, with an input and a target in each row")
-        })?;
+        self.running.apply(&mut started.train);
+        let options = &mut started.train;
+        let recorded = options.eval_fraction.filter(|_| self.data.is_none());
+        options.data = self.data.clone().or(options.data.take());
+        (options.eval, options.eval_fraction) = (None, self.eval_fraction.or(recorded));
+        options.seed = self.seed.or(options.seed);
+        if options.data.is_none() {
+            let hint = "--data FILE, with an input and a target in each row";
+            return Err(Hinted::new(anyhow!("no data is given"), hint).into());
+        }
+        let options = &started.train;
         let folder = self.cache.clone().or(options.cache.clone());
         let folder = folder.ok_or_else(|| {
             Hinted::new(
@@ -142,7 +158,7 @@ impl Build {
         let mut talk = Talk::default();
         let scratch = std::env::temp_dir();
         let mut tell = |event: Event| talk.hear(&event);
-        let corpus = read_corpus(&opened, &started.data, tokenizer.as_ref(), &data, &scratch, &mut tell)?;
+        let corpus = Data::read(&opened, &started, tokenizer.as_ref(), &scratch, &mut tell)?.train;
         talk.line.clear();
 
         let graph = opened.tapped("grad.onnx")?;

@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use lstc_graph::count;
 use serde::Serialize;
 
-use super::arguments::at_least;
+use super::arguments::{at_least, share};
 use super::data_flags::DataFlags;
 use super::set;
 use crate::cache::{Element, Size};
@@ -313,14 +313,6 @@ impl FromStr for EvaluateOn {
             Ok(_) => share(text).map(EvaluateOn::Share).map_err(|e| format!("{e}; a file of this name is `./{text}`")),
             Err(_) => Ok(EvaluateOn::File(text.into())),
         }
-    }
-}
-
-fn share(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(share) if share > 0.0 && share < 1.0 => Ok(share),
-        Ok(_) => Err("out of range: a share lies between 0 and 1, as in 0.1".to_owned()),
-        Err(_) => Err("it is not a number".to_owned()),
     }
 }
 
