@@ -185,7 +185,7 @@ impl Opened {
     /// The tokenizer: the one that is given, or else the directory's own, if it has one.
     ///
     /// # Errors
-    /// A file that is no tokenizer.
+    /// A file that is not a tokenizer.
     pub fn tokenizer(&self, given: Option<&Path>) -> anyhow::Result<Option<Tokenizer>> {
         let own = self.directory.join(TOKENIZER);
         match given {
