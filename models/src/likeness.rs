@@ -108,7 +108,7 @@ impl Likeness {
             Build::DecoderHalf
         } else if !crosses.is_empty() {
             Build::EncoderDecoder
-        } else if causal > 0 {
+        } else if causal > 0 && !are_apart(&survey, &uses) {
             Build::DecoderOnly
         } else {
             Build::Encoder
@@ -181,7 +181,8 @@ impl Likeness {
         let at = |positions: Positions| self.positions.contains(&positions);
         let (rms, layer) = (self.norm == Some(Norms::Rms), self.norm == Some(Norms::Layer));
         match self.build {
-            _ if self.is(Use::Pictures) && self.build == Build::Encoder => Some("ViT"),
+            Build::Encoder if self.is(Use::Pictures) && self.is(Use::Tokens) => Some("CLIP"),
+            Build::Encoder if self.is(Use::Pictures) => Some("ViT"),
             _ if self.is(Use::Sound) => Some("Whisper"),
             Build::DecoderOnly if rms && at(Positions::Rotary) => Some("LLaMA"),
             Build::DecoderOnly if layer && at(Positions::Rotary) => Some("GPT-NeoX"),
@@ -335,6 +336,17 @@ fn listed(parts: &[String]) -> String {
         [one] => one.clone(),
         [most @ .., last] => format!("{} and {last}", most.join(", ")),
     }
+}
+
+/// True for pictures and texts that no attention brings together.
+fn are_apart(survey: &Survey, uses: &[(ValueId, Use)]) -> bool {
+    let of = |wanted: Use| {
+        let inputs = uses.iter().filter(|(_, used)| *used == wanted);
+        inputs.fold(0, |all, (input, _)| all | survey.contents(*input))
+    };
+    let (pictures, tokens) = (of(Use::Pictures), of(Use::Tokens));
+    let joins = |a: &Sighting| survey.contents(a.queries) & pictures != 0 && survey.contents(a.queries) & tokens != 0;
+    pictures != 0 && tokens != 0 && !survey.attentions.iter().any(joins)
 }
 
 /// What most norms are, and where most of them stand.

@@ -49,6 +49,7 @@ fn each_looks_like_what_it_is() {
         ("vit_dynamo", VIT),
         ("vit_features", VIT),
         ("clip_vision", VIT),
+        ("clip", "a model of pictures, `pixel_values`, and texts, with layer norm and absolute positions (CLIP-like)"),
         ("whisper", WHISPER),
         ("whisper_dynamo", WHISPER),
         (

@@ -248,6 +248,10 @@ MODELS = {
     "vit": lambda n, **o: export(n, t.ViTForImageClassification(t.ViTConfig(**VISION)), PIXELS, LOGITS, wrap=Plain, **o),
     "vit_features": lambda n, **o: export(n, t.ViTModel(t.ViTConfig(**VISION)), PIXELS, HIDDEN, wrap=Plain, **o),
     "clip_vision": lambda n, **o: export(n, t.CLIPVisionModel(t.CLIPVisionConfig(**VISION)), PIXELS, HIDDEN, wrap=Plain, **o),
+    "clip": lambda n, **o: export(n, t.CLIPModel(t.CLIPConfig(
+        text_config=dict(vocab_size=VOCABULARY, max_position_embeddings=16, eos_token_id=2, **TEXT),
+        vision_config=dict(image_size=16, patch_size=8, **TEXT), projection_dim=WIDTH, attn_implementation="eager")),
+        {**text(), **PIXELS}, ["logits_per_image"], wrap=Plain, free=False, **o),
     "whisper": lambda n, **o: export(n, t.WhisperForConditionalGeneration(whisper_config()),
                                      {**FEATURES, "decoder_input_ids": tokens(4), "decoder_attention_mask": ones(4)}, LOGITS, free=False, **o),
     "whisper_encoder": lambda n, **o: export(n, t.WhisperModel(whisper_config()).get_encoder(), FEATURES, HIDDEN, wrap=Plain, free=False, **o),
