@@ -8,7 +8,7 @@ use lstc::rewrite::{Request, compile, rewrite};
 use lstc::train::Started;
 use lstc::verify::prove;
 use lstc_graph::Weight;
-use lstc_models::{Activation, Frozen, SublayerKind};
+use lstc_models::{Activation, Frozen, Orientation, SublayerKind};
 use lstc_passes::{Module, Options};
 
 /// The failed checks of a rewrite whose anatomy is changed before it is proved.
@@ -76,4 +76,21 @@ fn a_head_other_than_the_sources_is_found() {
         m.anatomy.head.linear.weight = Frozen::Unfolded(other);
     });
     assert!(failed.len() == 1 && failed[0].starts_with("the side network's LM head"), "{failed:?}");
+}
+
+#[test]
+fn the_matrices_of_one_attention_may_lie_differently() {
+    let failed = failed(|m| {
+        let graph = m.graph.clone();
+        let SublayerKind::Attention(a) = &mut m.anatomy.towers[0].blocks[0].sublayers[0].kind else { return };
+        let [rows, columns] = a.k.weight.dims(&graph);
+        let numbers = a.k.weight.weight(&graph).to_f32().expect("f32");
+        let turned: Vec<f32> = (0..rows * columns).map(|at| numbers[at % rows * columns + at / rows]).collect();
+        a.k.weight = Frozen::Unfolded(Weight::from_f32(&[columns, rows], &turned));
+        a.k.orientation = match a.k.orientation {
+            Orientation::InOut => Orientation::OutIn,
+            Orientation::OutIn => Orientation::InOut,
+        };
+    });
+    assert_eq!(failed, Vec::<String>::new());
 }

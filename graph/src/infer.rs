@@ -7,6 +7,7 @@
 mod bounds;
 mod contents;
 mod fused;
+mod reshape;
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -291,6 +292,11 @@ fn output_facts(
         return Some(Err(format!("makes a tensor of {rank} dimensions")));
     }
 
+    if node.is("Reshape")
+        && let Some(reason) = reshape::refusal(inputs, int("allowzero", 0) == 0)
+    {
+        return Some(Err(reason));
+    }
     if let Some(fact) = contents::known(graph, node, inputs, output_dtype(graph, node, 0)) {
         return Some(Ok(vec![fact]));
     }

@@ -19,6 +19,7 @@ mod join;
 mod load;
 pub mod onnx;
 mod save;
+mod schema;
 mod spill;
 mod text;
 mod traverse;
@@ -40,6 +41,7 @@ pub use ir::{Graph, MICROSOFT, Node, NodeId, Origin, Role, Source, Uses, Value, 
 pub use join::join;
 pub use load::{LoadError, Problem, load, load_bytes};
 pub use save::{About, Encoding, encode};
+pub use schema::misuses;
 pub use spill::Spill;
 pub use text::{ParseError, listing, parse, print};
 pub use verify::{Flaw, verify};

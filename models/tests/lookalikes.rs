@@ -286,3 +286,21 @@ fn every_token_that_the_head_scores_has_a_row_in_each_embedding() {
     refuses("it scores 96 tokens, and the embedding of the encoder has 95", embedding(encoder, 95));
     refuses("it scores 96 tokens, and the embedding of the decoder has 90", embedding(decoder, 90));
 }
+
+#[test]
+fn a_node_that_onnx_does_not_allow_is_refused() {
+    fn first<'g>(graph: &'g mut GraphProto, op: &str) -> &'g mut NodeProto {
+        graph.node.iter_mut().find(|n| n.op_type() == op).expect("the case has one")
+    }
+    let third = recognised(|graph| {
+        let product = first(graph, "MatMul");
+        let again = product.input[0].clone();
+        product.input.push(again);
+    });
+    assert!(third.is_err_and(|e| e.contains("has 3 operands, but MatMul takes at most 2")));
+    let unknown = recognised(|graph| {
+        let relu = first(graph, "Relu");
+        *relu = with_int(relu.clone(), "slope", 2);
+    });
+    assert!(unknown.is_err_and(|e| e.contains("has an attribute `slope`, which Relu does not have")));
+}

@@ -245,9 +245,11 @@ fn projections<const N: usize>(
     let whole = match matrices[..] {
         [one] => one,
         _ => {
-            assert!(matrices.iter().all(|m| m.orientation == orientation), "the matrices of an attention lie alike");
+            // A file may hold some of them transposed.
+            let alike =
+                |m: MatrixValue| if m.orientation == orientation { m.value } else { b.transpose(m.value, &[1, 0]) };
             let axis = if orientation == Orientation::OutIn { 0 } else { 1 };
-            let value = b.concat(&matrices.map(|m| m.value), axis);
+            let value = b.concat(&matrices.map(alike), axis);
             MatrixValue { value, orientation }
         }
     };

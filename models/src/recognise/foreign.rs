@@ -1,6 +1,6 @@
 //! What tells at a glance that a graph is not for this compiler.
 
-use lstc_graph::{Graph, MICROSOFT, NodeId, Origin};
+use lstc_graph::{Graph, MICROSOFT, NodeId, Origin, misuses};
 
 use crate::place::Place;
 use crate::refusal::Refusal;
@@ -19,6 +19,13 @@ pub fn refusals(graph: &Graph) -> Vec<Refusal> {
     }
     for node in strange_nodes(graph) {
         refuse(node);
+    }
+    for (id, reason) in misuses(graph) {
+        refuse(format!(
+            "has a node that ONNX does not allow: the {} `{}` {reason}",
+            graph.node(id).op,
+            graph.node(id).name
+        ));
     }
     if graph.opset() < OLDEST_OPSET {
         refuse(format!("is of opset {}, but {OLDEST_OPSET} is the oldest supported: export it again", graph.opset()));
