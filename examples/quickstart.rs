@@ -14,6 +14,7 @@ use lstc::commands::train::Talk;
 use lstc::data::{Reading, Tokenizer};
 use lstc::evaluate::{self, Metrics, percent};
 use lstc::export::{self, Weights, export};
+use lstc::interrupt;
 use lstc::report::{self, Bytes, Exit};
 use lstc::rewrite::opened::{Execution, Opened};
 use lstc::rewrite::{self, rewrite};
@@ -33,6 +34,7 @@ const QUESTIONS: [&str; 4] = [
 ];
 
 fn main() -> ExitCode {
+    interrupt::handle();
     run().map_or_else(|error| report::failure(&error), |()| Exit::Done).into()
 }
 

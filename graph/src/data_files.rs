@@ -366,7 +366,7 @@ impl Copy<'_> {
 
     /// Leaves a hole, which reads as zeros.
     fn skip(&mut self, bytes: u64) {
-        const ZEROS: [u8; 4096] = [0; 4096];
+        static ZEROS: [u8; BLOCK] = [0; BLOCK];
         let mut left = bytes;
         while left > 0 {
             let block = left.min(ZEROS.len() as u64);

@@ -1,7 +1,7 @@
 //! Whether the files of a rewritten directory are those that were written.
 //!
-//! The manifest records the size and the BLAKE3 of each. Graphs are hashed whenever a directory is opened; a data file is hashed when
-//! it is not the file that was hashed before, by its size, its times and its number on the disk. Those stand in a file of their own:
+//! The manifest records the size and the BLAKE3 of each. Graphs and the tokenizer are hashed whenever a directory is opened; a data file
+//! is hashed when it is not the file that was hashed before, by its size, its times and its number on the disk. Those stand in a file of their own:
 //! a copy of the directory has others, and is hashed once.
 
 use std::collections::BTreeMap;
@@ -14,8 +14,8 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Context, anyhow};
 use serde::{Deserialize, Serialize};
 
-use super::GRAPHS;
 use super::manifest::{self, Record};
+use super::{GRAPHS, TOKENIZER};
 use crate::files;
 use crate::hash::blake3;
 use crate::report::{Hinted, ProgressLine};
@@ -67,8 +67,18 @@ enum Found {
 }
 
 impl WrittenFile {
-    fn is_graph(&self) -> bool {
-        GRAPHS.contains(&self.file.as_str())
+    /// A file of a folder, as it is now.
+    pub fn new(folder: &Path, name: &str) -> anyhow::Result<WrittenFile> {
+        let context = || format!("cannot read `{}`", folder.join(name).display());
+        let mut file = File::open(folder.join(name)).with_context(context)?;
+        let bytes = file.metadata().with_context(context)?.len();
+        let hash = blake3(&mut file, &AtomicBool::new(false)).with_context(context)?;
+        Ok(WrittenFile { file: name.to_owned(), bytes, blake3: hash.expect("nobody stops it") })
+    }
+
+    /// True for a file that may be as large as a model: graphs and the tokenizer are small.
+    fn is_data(&self) -> bool {
+        self.file != TOKENIZER && !GRAPHS.contains(&self.file.as_str())
     }
 
     /// Looks at the file, and hashes it unless it is in a state that is known.
@@ -92,7 +102,7 @@ impl WrittenFile {
             return Ok(changed);
         }
         let mut line = ProgressLine::default();
-        if !self.is_graph() {
+        if self.is_data() {
             line.show(format!("checking {} ...", self.file));
         }
         let found = blake3(&mut file, &AtomicBool::new(false)).with_context(context)?;
@@ -115,7 +125,7 @@ fn check(directory: &Path, files: &[WrittenFile]) -> anyhow::Result<()> {
     let seen = recall(directory);
     let mut now = Seen::new();
     for file in files {
-        let known = seen.get(&file.file).filter(|_| !file.is_graph());
+        let known = seen.get(&file.file).filter(|_| file.is_data());
         let found = file.look(directory, known)?;
         let shown = directory.join(&file.file);
         let problem = match &found {
@@ -131,7 +141,7 @@ fn check(directory: &Path, files: &[WrittenFile]) -> anyhow::Result<()> {
             return Err(Hinted::new(error, hint).into());
         }
         if let Found::Same(state) = found
-            && !file.is_graph()
+            && file.is_data()
         {
             now.insert(file.file.clone(), state);
         }
@@ -171,7 +181,7 @@ pub fn remember(directory: &Path, files: &[WrittenFile]) -> anyhow::Result<()> {
         let metadata = fs::metadata(directory.join(&file.file))?;
         Ok((file.file.clone(), State::new(&metadata, &file.blake3)))
     };
-    let seen: std::io::Result<Seen> = files.iter().filter(|file| !file.is_graph()).map(state).collect();
+    let seen: std::io::Result<Seen> = files.iter().filter(|file| file.is_data()).map(state).collect();
     keep(directory, &seen?)
 }
 

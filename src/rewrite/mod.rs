@@ -79,8 +79,8 @@ pub struct Backbone<'r> {
 pub struct Copying {
     pub done: u64,
     pub of: u64,
-    /// Bytes that a hard link would have spared.
-    pub linkable: u64,
+    /// Bytes that lie in data files, none of which could be linked.
+    pub in_data_files: u64,
 }
 
 /// How the backbone's precision is measured, and chosen where it is to be the fastest.
@@ -493,6 +493,9 @@ fn write(
     let initial = module.plan.parameters.iter().map(|p| p.name.as_str()).zip(&module.initial);
     side::save_initial(&folder.join(SIDE), initial)?;
     companions.write_tokenizer(folder)?;
+    if folder.join(TOKENIZER).is_file() {
+        written.push(WrittenFile::new(folder, TOKENIZER)?);
+    }
     Ok((saved, written))
 }
 
@@ -514,8 +517,9 @@ fn write_backbone(
         share(&mut writer, directory, backbone.links)
             .with_context(|| format!("the weights of `{}` cannot be shared", directory.display()))?;
     }
-    let (of, linkable) = writer.left();
-    let tell = |done| backbone.copying.filter(|_| of > 0).map_or((), |hear| hear(&Copying { done, of, linkable }));
+    let (of, in_data_files) = writer.left();
+    let copying = |done| Copying { done, of, in_data_files };
+    let tell = |done| backbone.copying.filter(|_| of > 0).map_or((), |hear| hear(&copying(done)));
     let mut hasher = blake3::Hasher::new();
     tell(0);
     let (data, saved) = writer.copy(&mut |bytes| {

@@ -172,8 +172,8 @@ impl Rewrite {
                     line.borrow_mut().bar("error by block", done as u64, of as u64, format!("{done} of {of}"));
                 };
                 let measuring = self.method.measuring(&config, self.config.is_some() || self.from.is_some(), &progress);
-                let copying = |copying: &Copying| tell_copy(&mut line.borrow_mut(), copying);
                 let links = if self.link { Links::HardLinks } else { Links::Reflinks };
+                let copying = |copying: &Copying| tell_copy(&mut line.borrow_mut(), links, copying);
                 let backbone = Backbone { links, shared: self.share.as_deref(), copying: Some(&copying) };
                 let written = rewrite_with(request, backbone, measuring, show);
                 line.borrow_mut().clear();
@@ -254,13 +254,15 @@ impl Rewrite {
     }
 }
 
-/// Shows how far a copy of the weights is, and says at its beginning where it could be spared.
-fn tell_copy(line: &mut ProgressLine, Copying { done, of, linkable }: &Copying) {
-    if *done == 0 && *linkable > 0 {
-        let size = Bytes(*linkable);
-        report::note(format!(
-            "copying {size} of weights: the file system has no reflinks; --link makes hard links instead"
-        ));
+/// Shows how far a copy of the weights is, and says at its beginning why there is one.
+fn tell_copy(line: &mut ProgressLine, links: Links, Copying { done, of, in_data_files }: &Copying) {
+    if *done == 0 && *in_data_files > 0 {
+        let size = Bytes(*in_data_files);
+        let why = match links {
+            Links::Reflinks => "there are no reflinks from their file system to the output's; --link makes hard links",
+            Links::HardLinks => "they cannot be linked from their file system to the output's",
+        };
+        report::note(format!("copying {size} of weights: {why}"));
     }
     line.bar("copying weights", *done, *of, format!("{} of {}", Bytes(*done), Bytes(*of)));
 }
