@@ -417,7 +417,7 @@ fn tamper(path: &Path, pass: &str, from: &str, to: &str) {
         .node_ids()
         .find(|id| graph.node(*id).op == from && graph.node(*id).origin.name() == pass)
         .unwrap_or_else(|| panic!("no {from} of {pass}"));
-    graph.replace_op(id, to);
+    graph.replace_op(id, "", to);
     fs::write(path, encode(&graph, &DataFiles::of(&graph, path.parent().expect("a folder"))))
         .expect("it can be written");
 }

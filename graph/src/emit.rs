@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use rten_shape_inference::SymTensor;
 
@@ -23,11 +24,19 @@ pub struct Builder<'g> {
     origin: Origin,
     scope: RefCell<String>,
     shared: RefCell<HashMap<String, Vec<ValueId>>>,
+    /// By type, shape and a hash of the bytes.
+    constants: RefCell<HashMap<(DType, Vec<usize>, u64), Vec<ValueId>>>,
 }
 
 impl<'g> Builder<'g> {
     pub fn new(graph: &'g mut Graph, origin: Origin) -> Builder<'g> {
-        Builder { graph: RefCell::new(graph), origin, scope: RefCell::default(), shared: RefCell::default() }
+        Builder {
+            graph: RefCell::new(graph),
+            origin,
+            scope: RefCell::default(),
+            shared: RefCell::default(),
+            constants: RefCell::default(),
+        }
     }
 
     /// Names of the values that follow begin with `scope/`.
@@ -118,12 +127,17 @@ impl<'g> Builder<'g> {
 
     /// A constant, shared with an equal earlier one of this builder.
     pub fn constant(&self, weight: Weight) -> ValueId {
-        let key = format!("const {} {:?} {:?}", weight.dtype(), weight.dims(), weight.bytes());
-        if let Some(earlier) = self.shared.borrow().get(&key) {
-            return earlier[0];
+        let mut hasher = DefaultHasher::new();
+        weight.bytes().hash(&mut hasher);
+        let key = (weight.dtype(), weight.dims().to_vec(), hasher.finish());
+        let mut constants = self.constants.borrow_mut();
+        let alike = constants.entry(key).or_default();
+        let is_equal = |id: &&ValueId| self.read(|graph| graph.weight(**id) == Some(&weight));
+        if let Some(earlier) = alike.iter().find(is_equal) {
+            return *earlier;
         }
         let id = self.graph.borrow_mut().add_weight(&format!("{}/const", self.origin), weight);
-        self.shared.borrow_mut().insert(key, vec![id]);
+        alike.push(id);
         id
     }
 

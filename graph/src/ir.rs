@@ -211,6 +211,11 @@ impl Graph {
         self.nodes[id.index()].as_ref().expect("ids of removed nodes are not kept")
     }
 
+    /// How many values there are: the ids of those that are added later are larger.
+    pub fn values(&self) -> usize {
+        self.values.len()
+    }
+
     pub fn value_ids(&self) -> impl Iterator<Item = ValueId> + use<> {
         (0..self.values.len() as u32).map(ValueId)
     }
@@ -350,8 +355,9 @@ impl Graph {
     }
 
     /// Makes another operator of a node, on the same operands.
-    pub fn replace_op(&mut self, id: NodeId, op: &str) {
+    pub fn replace_op(&mut self, id: NodeId, domain: &str, op: &str) {
         if let Some(node) = &mut self.nodes[id.index()] {
+            domain.clone_into(&mut node.domain);
             op.clone_into(&mut node.op);
         }
     }

@@ -6,16 +6,18 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use rten_shape_inference::SymTensor;
 
 use crate::dtype::DType;
+use crate::emit::Builder;
 use crate::infer::Dim;
-use crate::ir::{Graph, Node, NodeId, Source, Value, ValueId};
+use crate::ir::{Graph, Node, NodeId, Origin, Source, Value, ValueId};
 use crate::weight::Weight;
 
-/// Joins two graphs. Each pair of `wires` is an input of `second` and the value of `first` that it becomes. Outputs are
-/// those of the second; large weights that both hold are one in the result, by content. A symbolic size of the second is
+/// Joins two graphs. Each pair of `wires` is an input of `second` and the value of `first` that it becomes, cast where the
+/// input is of another type. Outputs are those of the second; large weights that both hold are one in the result, by content. A symbolic size of the second is
 /// one of the first's where a wire says so, whatever its name: names of sizes are each file's own.
 ///
 /// # Errors
-/// Graphs of different opsets; an input of the second whose name the first has too; shapes that do not fit.
+/// Graphs of different opsets; an input of the second whose name the first has too; shapes that do not fit, and types: floats
+/// become other floats alone.
 pub fn join(first: Graph, second: &Graph, wires: &[(ValueId, ValueId)]) -> Result<Graph, String> {
     let mut joined = first;
     for (domain, version) in &second.opsets {
@@ -31,6 +33,7 @@ pub fn join(first: Graph, second: &Graph, wires: &[(ValueId, ValueId)]) -> Resul
     joined.ir_version = joined.ir_version.max(second.ir_version);
     joined.functions.extend(second.functions.iter().cloned());
     let sizes = Sizes::new(&joined, second, wires);
+    let wires = &of_their_types(&mut joined, second, wires)?;
     let first_values = joined.values.len();
     let offset = joined.nodes.len() as u32;
     let mut place: HashMap<ValueId, ValueId> = wires.iter().copied().collect();
@@ -62,6 +65,33 @@ pub fn join(first: Graph, second: &Graph, wires: &[(ValueId, ValueId)]) -> Resul
     share(&mut joined, first_values);
     joined.infer().map_err(|(node, reason)| format!("do not fit: `{}` {reason}", joined.node(node).name))?;
     Ok(joined)
+}
+
+/// The wires, with a cast where the second graph reads another type than the first makes.
+fn of_their_types(
+    first: &mut Graph,
+    second: &Graph,
+    wires: &[(ValueId, ValueId)],
+) -> Result<Vec<(ValueId, ValueId)>, String> {
+    let mut typed = Vec::new();
+    for (input, value) in wires {
+        let (theirs, ours) = (second.value(*input).dtype, first.value(*value).dtype);
+        let value = match (theirs, ours) {
+            (Some(theirs), Some(ours)) if theirs == ours => *value,
+            (Some(theirs), Some(ours)) if theirs.is_float() || !ours.is_float() => {
+                let b = Builder::new(first, Origin::SOURCE);
+                b.scope(&second.value(*input).name);
+                b.cast(*value, theirs)
+            }
+            _ => {
+                let text = |dtype: Option<DType>| dtype.map_or("an unknown type".to_owned(), |dtype| dtype.to_string());
+                let (theirs, ours, name) = (text(theirs), text(ours), &second.value(*input).name);
+                return Err(format!("do not fit: `{name}` is of {theirs} where {ours} is made"));
+            }
+        };
+        typed.push((*input, value));
+    }
+    Ok(typed)
 }
 
 /// The names of nodes: ONNX Runtime refuses two of one name.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use lstc_graph::{Graph, join, parse, shape_text, verify};
+use lstc_graph::{DType, Graph, join, parse, shape_text, verify};
 
 fn graph(text: &str) -> Graph {
     parse(text, 17).unwrap_or_else(|e| panic!("{e}"))
@@ -62,4 +62,27 @@ fn many_nodes_of_one_name_cost_little() {
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     let names: std::collections::HashSet<&str> = both.node_ids().map(|id| both.node(id).name.as_str()).collect();
     assert_eq!(names.len(), COUNT + 1);
+}
+
+#[test]
+fn a_wire_between_types_is_a_cast() {
+    let both = joined("(x: f32[b, 3]) {\n e = Relu(x)\n} -> e", "(h: f16[b, 3]) {\n z = Neg(h)\n} -> z");
+    assert_eq!(verify(&both), []);
+    let z = both.find("z").expect("it is the output");
+    assert_eq!(both.value(z).dtype, Some(DType::F16));
+    let casts = both.node_ids().filter(|id| both.node(*id).is("Cast")).count();
+    assert_eq!(casts, 1);
+    for [ours, theirs] in [["i64", "i32"], ["i64", "bool"], ["bool", "i64"], ["i32", "f32"]] {
+        let first = format!("(x: {ours}[b, 3]) {{\n e = Identity(x)\n}} -> e");
+        joined(&first, &format!("(h: {theirs}[b, 3]) {{\n z = Identity(h)\n}} -> z"));
+    }
+}
+
+#[test]
+fn a_float_does_not_become_an_integer() {
+    let first = graph("(x: f32[b, 3]) {\n e = Relu(x)\n} -> e");
+    let second = graph("(h: i64[b, 3]) {\n z = Identity(h)\n} -> z");
+    let wire = (second.find("h").expect("it has an input h"), first.outputs[0]);
+    let problem = join(first, &second, &[wire]).err();
+    assert_eq!(problem.as_deref(), Some("do not fit: `h` is of i64 where f32 is made"));
 }

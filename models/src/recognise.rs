@@ -509,7 +509,7 @@ fn outputs(graph: &Graph) -> Vec<ValueId> {
 
 /// Nodes on the longest way from the graph's inputs and constants to each value.
 fn depths(graph: &Graph) -> Vec<u32> {
-    let mut depths = vec![0; graph.value_ids().count()];
+    let mut depths = vec![0; graph.values()];
     for id in graph.order().unwrap_or_default() {
         let node = graph.node(id);
         let depth = node.inputs.iter().flatten().map(|v| depths[v.index()]).max().unwrap_or(0);

@@ -147,7 +147,7 @@ impl Module {
 
     /// True for a value that a pass made.
     pub fn is_new(&self, value: ValueId) -> bool {
-        value.index() >= self.source.value_ids().count()
+        value.index() >= self.source.values()
     }
 
     /// The graph input of a planned parameter.
@@ -218,7 +218,8 @@ impl Module {
 
     fn check_cut(&self, breaches: &mut Vec<String>) {
         let graph = &self.graph;
-        let inner = |v: &ValueId| self.quantised.as_ref().is_some_and(|q| q.is_inner(*v));
+        let inner_values = self.quantised.as_ref().map(Quantised::inner).unwrap_or_default();
+        let inner = |v: &ValueId| inner_values.contains(v);
         let of_source = |v: &ValueId| !self.is_new(*v) || inner(v);
         for id in graph.node_ids().filter(|id| !is_backbone(&graph.node(*id).origin)) {
             let node = graph.node(id);
@@ -246,7 +247,7 @@ impl Module {
                 continue;
             }
             let after = self.graph.node(id);
-            let same = before.op == after.op
+            let same = (&before.domain, &before.op) == (&after.domain, &after.op)
                 && before.inputs == after.inputs
                 && before.outputs == after.outputs
                 && before.attributes == after.attributes;

@@ -119,9 +119,11 @@ impl Cache {
     /// A cache of something else, with all that differs; a folder that holds other files; a model whose taps depend on the
     /// padding; from the file system.
     pub fn open(request: &Request, opened: &Opened, identity: Identity, corpus: &Corpus) -> anyhow::Result<Cache> {
-        if !opened.masks_source() {
-            let error = anyhow!("the model takes no mask for its source: its taps depend on how a batch is padded");
-            return Err(Hinted::new(error, "a cache holds the taps of an example without padding").into());
+        if let Some(readers) = opened.reads_padding() {
+            let error = anyhow!("{readers} reads padding: the taps depend on how a batch is padded");
+            let hint = "a cache keeps the taps of an example without padding; export the model with the source's \
+                        attention_mask in every attention over it";
+            return Err(Hinted::new(error, hint).into());
         }
         let identity = identity::settle(request.folder, identity, request.element)?;
         let lengths = |row| identity.lengths(&corpus.example(row));

@@ -40,6 +40,8 @@ pub struct Config {
     _model: Option<IgnoredAny>,
     #[serde(rename = "inputs")]
     _inputs: Option<IgnoredAny>,
+    #[serde(rename = "reads_padding")]
+    _reads_padding: Option<IgnoredAny>,
     #[serde(rename = "tokens")]
     _tokens: Option<IgnoredAny>,
     #[serde(rename = "files")]

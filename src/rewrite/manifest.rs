@@ -1,5 +1,6 @@
 //! lst.yaml: what was rewritten, how, and what came of it.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
@@ -96,6 +97,8 @@ pub struct Manifest {
     pub model: ModelSummary,
     /// What the model's inputs are for.
     pub inputs: Vec<InputSummary>,
+    /// The attentions over the source that read its padding.
+    pub reads_padding: Vec<ReadsPadding>,
     pub tokens: SpecialTokens,
     /// Who says these.
     pub tokens_from: Origins,
@@ -283,6 +286,30 @@ pub struct InputSummary {
     pub role: InputRole,
 }
 
+/// Attentions of a tower that nothing hides padding from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadsPadding {
+    pub tower: TowerKind,
+    pub attention: AttentionKind,
+    pub blocks: Vec<usize>,
+}
+
+impl From<(TowerKind, AttentionKind, Vec<usize>)> for ReadsPadding {
+    fn from((tower, attention, blocks): (TowerKind, AttentionKind, Vec<usize>)) -> ReadsPadding {
+        ReadsPadding { tower, attention, blocks }
+    }
+}
+
+impl fmt::Display for ReadsPadding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let attention = match self.attention {
+            AttentionKind::SelfAttention => "self-attention",
+            AttentionKind::Cross => "cross-attention",
+        };
+        write!(f, "the {}'s {attention}", self.tower)
+    }
+}
+
 fn inputs(module: &Module) -> Vec<InputSummary> {
     let (graph, anatomy) = (&module.graph, &module.anatomy);
     let summary = |input: lstc_models::ModelInput| InputSummary {
@@ -324,6 +351,15 @@ pub struct TapSummary {
     pub value: String,
 }
 
+impl fmt::Display for TapSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.point.parse::<usize>() {
+            Ok(block) => write!(f, "what block {block} of the {} makes", self.tower),
+            Err(_) => write!(f, "the {}'s {}", self.tower, self.point),
+        }
+    }
+}
+
 impl Manifest {
     pub fn new(
         module: &Module,
@@ -350,6 +386,7 @@ impl Manifest {
             data: training.data,
             model: ModelSummary::new(&module.graph, &module.anatomy),
             inputs: inputs(module),
+            reads_padding: module.anatomy.reads_padding().into_iter().map(ReadsPadding::from).collect(),
             tokens: tokens.ids,
             tokens_from: tokens.from,
             chosen_blocks: module.plan.choices.iter().map(|c| ChoiceSummary::new(c, &module.anatomy)).collect(),
@@ -411,6 +448,8 @@ pub struct Record {
     pub files: Vec<WrittenFile>,
     pub model: ModelSummary,
     pub inputs: Vec<InputSummary>,
+    /// `None` in a manifest of an earlier version.
+    pub reads_padding: Option<Vec<ReadsPadding>>,
     pub tokens: SpecialTokens,
     pub tokens_from: Option<Origins>,
     pub parameters: Vec<ParameterSummary>,

@@ -18,7 +18,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
-use lstc_graph::{DataFiles, DataWriter, Dim, Graph, Links, Means, Saved, Spill, encode, load};
+use lstc_graph::{DType, DataFiles, DataWriter, Dim, Graph, Links, Means, Saved, Spill, encode, load, widen};
 use lstc_models::{Anatomy, MASKED_TOKEN, recognise, unread_inputs};
 use lstc_passes::options::{Precision, Sizes};
 use lstc_passes::{
@@ -202,15 +202,24 @@ fn store(options: &Options, folder: &Path) -> anyhow::Result<Store> {
     Ok(Store::new(move |dtype, dims, bytes| spill.keep(dtype, dims, &bytes).map_err(|e| e.to_string())))
 }
 
+/// Has a graph compute in f32 throughout, where that is asked for. One that was exported in f16 may overflow between its products
+/// too: in its residual stream, where the taps are.
+pub(crate) fn computed_in(graph: &mut Graph, precision: Precision) {
+    if precision == Precision::Fp32 {
+        widen(graph, DType::F16);
+    }
+}
+
 fn run_passes(
     model: &SourceModel,
-    graph: Graph,
+    mut graph: Graph,
     anatomy: Anatomy,
     options: Options,
     store: Store,
     stop_after: Option<&str>,
     after: impl FnMut(&'static str, &Module),
 ) -> anyhow::Result<(Module, Vec<Timing>)> {
+    computed_in(&mut graph, options.backbone.precision);
     let mut module = Module::new(graph, anatomy, options)
         .map_err(|problems| anyhow!("the options do not fit `{model}`\n  {}", problems.join("\n  ")))?;
     module.store = store;

@@ -190,7 +190,7 @@ fn shared_mask(encoder: &Graph, decoder: &Graph, hidden: ValueId) -> Option<(Val
     let theirs: Vec<ValueId> = decoder.inputs.iter().copied().filter(over_hidden).collect();
     let ours: Vec<ValueId> = encoder.inputs.iter().copied().filter(|v| is_mask(encoder, v)).collect();
     match (&theirs[..], &ours[..]) {
-        ([theirs], [ours]) if decoder.value(*theirs).dtype == encoder.value(*ours).dtype => Some((*theirs, *ours)),
+        ([theirs], [ours]) => Some((*theirs, *ours)),
         _ => None,
     }
 }

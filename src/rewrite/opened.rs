@@ -226,10 +226,16 @@ impl Opened {
         self.record.inputs.iter().map(|i| i.tower).max().unwrap_or(TowerKind::Decoder)
     }
 
-    /// Whether the model is told which tokens of its source are padding.
-    pub fn masks_source(&self) -> bool {
+    /// The attentions that read the padding of a source, in words; `None` where padding is hidden from all.
+    pub fn reads_padding(&self) -> Option<String> {
         let last = self.last();
-        self.inputs.iter().any(|i| i.summary.tower != last && i.summary.role == InputRole::Mask)
+        let mut masks = self.inputs.iter().filter(|i| i.summary.tower != last && i.summary.role == InputRole::Mask);
+        match &self.record.reads_padding {
+            Some(found) if found.is_empty() => None,
+            Some(found) => Some(found.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")),
+            None if masks.next().is_some() => None,
+            None => Some("the model, which takes no mask for its source,".to_owned()),
+        }
     }
 
     /// The names of the inputs that only the last tower reads.

@@ -51,6 +51,16 @@ impl Tensor {
         }
     }
 
+    /// True where no element is infinite or not a number.
+    pub fn is_finite(&self) -> bool {
+        match self {
+            Tensor::F32(array) => array.iter().all(|v| v.is_finite()),
+            Tensor::F64(array) => array.iter().all(|v| v.is_finite()),
+            Tensor::F16(array) => array.iter().all(|v| v.is_finite()),
+            Tensor::I32(_) | Tensor::I64(_) | Tensor::Bool(_) => true,
+        }
+    }
+
     /// Runs something on the elements' bytes, in row-major order.
     pub(super) fn with_bytes<T>(&self, read: impl FnOnce(&[u8]) -> T) -> T {
         each!(self, array => {

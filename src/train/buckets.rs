@@ -37,7 +37,7 @@ impl Buckets {
             fixed: opened.fixed(),
             full: (!distills).then_some(batch_size.min(corpus.len())),
             longest: corpus.longest(),
-            pads_source: opened.masks_source(),
+            pads_source: opened.reads_padding().is_none(),
             pads_target: !distills,
         }
     }

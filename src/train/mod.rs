@@ -242,6 +242,12 @@ pub fn train(request: &Request, mut tell: impl FnMut(Event)) -> anyhow::Result<S
     let _made = scratch::make(&out).with_context(|| format!("cannot create `{}`", out.display()))?;
     let lock = lock(&out)?;
     scratch::sweep(&out);
+    if let Some(readers) = opened.reads_padding() {
+        tell(Event::Warning(&format!(
+            "{readers} reads padding: losses depend on which examples share a batch; a model exported with the source's \
+             attention_mask in every attention over it does not"
+        )));
+    }
     let run = Run::new(request, &opened, out, &mut tell)?;
     let cache = run.cache()?;
     let (state, progress) = run.begin()?;
@@ -313,10 +319,10 @@ pub fn read_corpus(
     let mut progress = |done, of| tell(Event::Reading { file, done, of });
     let reading = reading.within(&opened.fixed());
     let corpus = Corpus::read(file, &reading, tokenizer, opened.record.tokens, scratch, vocabulary, &mut progress)?;
-    if corpus.hides_source() && !opened.masks_source() {
-        let error = anyhow!("`{}` hides tokens between others, in `attention_mask`", file.display());
-        let hint =
-            "this model was exported without the encoder's attention_mask, and would read them: export it with one";
+    if let Some(readers) = opened.reads_padding().filter(|_| corpus.hides_source()) {
+        let error =
+            anyhow!("`{}` hides tokens between others, in `attention_mask`, and {readers} reads them", file.display());
+        let hint = "export the model with the source's attention_mask in every attention over it";
         return Err(Hinted::new(error, hint).into());
     }
     if let Some(note) = corpus.note() {

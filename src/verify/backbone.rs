@@ -12,7 +12,7 @@ use lstc_passes::options::Precision;
 use super::precision::Arithmetic;
 use super::{Check, Subject, difference, give, run, sample};
 use crate::rewrite::opened::on_cpu;
-use crate::runtime::{Optimisation, Tensor};
+use crate::runtime::{Optimisation, Session, Tensor};
 use crate::scratch::Scratch;
 
 /// With graph optimisation on: fusions see other consumers.
@@ -41,9 +41,11 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
         tuned.outputs.push(module.logits.expect("the head was emitted"));
         (tuned.slice(&tuned.outputs), names)
     };
-    let inputs = sample::inputs(module, subject.seed)?;
-    let mut all = inputs.clone();
-    all.extend(sample::side(module, subject.seed).into_iter().map(|(name, value)| (name, Tensor::from(value))));
+    let side = sample::side(module, subject.seed);
+    let side = || side.iter().map(|(name, value)| (name.clone(), Tensor::from(value.clone())));
+    let at_sizes = sample::sizes(module, subject.seed)?.into_iter();
+    let at_sizes: Vec<Vec<(String, Tensor)>> =
+        at_sizes.map(|inputs| inputs.into_iter().chain(side()).collect()).collect();
     let mut checks = Vec::new();
     for Side { reference, values, of } in sides {
         let arithmetic = arithmetic(module, of == "the compiler's");
@@ -61,25 +63,36 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
                 let session = subject.runtime.session().optimisation(optimisation);
                 session.load(&encode(&on_cpu(graph), &data), Some(folder.path()))
             };
-            let expected = run(&mut open(&reference)?, &all, &names)?;
+            let expected = run_all(open(&reference)?, &at_sizes, &names)?;
             let mut graph = disk.clone();
             let here: Vec<ValueId> = values.iter().filter_map(on_disk).collect();
             let here = give(&mut graph, &here);
-            let found = run(&mut subject.session(&graph, optimisation)?, &all, &here)?;
+            let found = run_all(subject.session(&graph, optimisation)?, &at_sizes, &here)?;
             let taps = match module.quantised {
                 None => format!("{} backbone values in infer.onnx", values.len()),
                 Some(_) => format!("{} backbone values in infer.onnx are {of}", values.len()),
             };
-            checks.push(compare(taps, (arithmetic, repeats), optimisation, found.iter().zip(&expected)));
+            let pairs = || found.iter().zip(&expected).flat_map(|(found, expected)| found.iter().zip(expected));
+            checks.push(compare(taps, (arithmetic, repeats), optimisation, pairs()));
             if is_last {
-                let found = run(&mut open(&tuned)?, &all, &tuned_logits)?;
+                let found = run_all(open(&tuned)?, &at_sizes, &tuned_logits)?;
                 let logits = "the backbone's logits".to_owned();
-                let expected = expected[values.len()..].iter();
-                checks.push(compare(logits, (arithmetic, repeats), optimisation, found.iter().zip(expected)));
+                let expected = expected.iter().map(|at_size| &at_size[values.len()..]);
+                let pairs = found.iter().zip(expected).flat_map(|(found, expected)| found.iter().zip(expected));
+                checks.push(compare(logits, (arithmetic, repeats), optimisation, pairs));
             }
         }
     }
     Ok(checks)
+}
+
+/// The outputs at all sizes.
+fn run_all(
+    mut session: Session,
+    at_sizes: &[Vec<(String, Tensor)>],
+    outputs: &[String],
+) -> anyhow::Result<Vec<Vec<Tensor>>> {
+    at_sizes.iter().map(|inputs| run(&mut session, inputs, outputs)).collect()
 }
 
 /// Values, and the graph that they must be those of.
@@ -108,7 +121,9 @@ fn arithmetic(module: &Module, quantised: bool) -> Arithmetic {
 
 pub(super) fn source_of(subject: &Subject) -> anyhow::Result<Graph> {
     let config = crate::rewrite::manifest::read(subject.directory)?;
-    Ok(crate::rewrite::open(&crate::rewrite::manifest::model_of(&config.source)?)?.0)
+    let (mut source, _) = crate::rewrite::open(&crate::rewrite::manifest::model_of(&config.source)?)?;
+    crate::rewrite::computed_in(&mut source, config.options().backbone.precision);
+    Ok(source)
 }
 
 fn compare<'t>(

@@ -7,6 +7,7 @@
 //!   tap to tap: so the description that the side network was grown from is right;
 //! * the matrix that the side network's LM head reads is the one that the source's head reads, element for element;
 //! * what fixed sizes made constants is what the source computes at those sizes;
+//! * the taps are finite in the graph that training runs;
 //! * the backbone inside the rewritten graphs gives the source's values, bit for bit with graph optimisation off; one in
 //!   another precision gives, so far as that is in what is computed from its products, what the compiler's own does, each
 //!   matrix is within half a step of its source's, and every tap is as far from the source's as the manifest says;
@@ -22,6 +23,7 @@ mod invariants;
 mod precision;
 mod quantised;
 pub(crate) mod sample;
+mod taps;
 mod wide;
 
 use std::fmt;
@@ -156,6 +158,8 @@ pub fn prove(
     checks.extend(blocks::check(&subject)?);
     progress("backbone against the source");
     checks.extend(backbone::check(&subject)?);
+    progress("taps as training reads them");
+    checks.push(taps::check(&subject)?);
     if subject.module.folded.is_some() {
         progress("folded values against the source");
         checks.extend(folded::check(&subject)?);

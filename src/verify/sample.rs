@@ -10,8 +10,9 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use crate::runtime::Tensor;
 
-/// Sizes given to symbolic dimensions, in the order in which they are met: a small batch, then unequal lengths.
-const SIZES: [usize; 6] = [2, 9, 5, 7, 3, 4];
+/// Sizes given to symbolic dimensions, in the order in which they are met: a small batch, then unequal lengths; and others, of which
+/// none is the same.
+const SIZES: [[usize; 6]; 2] = [[2, 9, 5, 7, 3, 4], [3, 4, 7, 2, 6, 5]];
 
 /// What an input holds.
 #[derive(Clone, Copy)]
@@ -21,8 +22,17 @@ enum Content {
     Mask,
 }
 
-/// Inputs of the model by name, with `labels`.
+/// Inputs of the model by name, with `labels`, at the first sizes.
 pub fn inputs(module: &Module, seed: u64) -> anyhow::Result<Vec<(String, Tensor)>> {
+    sized(module, seed, SIZES[0])
+}
+
+/// As [`inputs`], at all sizes.
+pub fn sizes(module: &Module, seed: u64) -> anyhow::Result<Vec<Vec<(String, Tensor)>>> {
+    SIZES.iter().map(|sizes| sized(module, seed, *sizes)).collect()
+}
+
+fn sized(module: &Module, seed: u64, sizes: [usize; 6]) -> anyhow::Result<Vec<(String, Tensor)>> {
     let (graph, anatomy) = (&module.graph, &module.anatomy);
     let rows = |tower: &lstc_models::Tower| tower.table.dims(graph)[0];
     let given = graph.inputs.iter().filter(|v| !module.is_new(**v)).map(|input| {
@@ -31,7 +41,7 @@ pub fn inputs(module: &Module, seed: u64) -> anyhow::Result<Vec<(String, Tensor)
     });
     let vocabulary = anatomy.head.linear.outputs.min(rows(anatomy.last()));
     let labels = module.labels.map(|labels| (labels, Content::Labels { vocabulary }));
-    fill(graph, given.chain(labels), seed)
+    fill(graph, given.chain(labels), seed, sizes)
 }
 
 /// All inputs, by name, of a graph whose anatomy is not known: tokens where a table is looked up, else masks.
@@ -41,7 +51,7 @@ pub fn inputs_of_graph(graph: &Graph, seed: u64) -> anyhow::Result<Vec<(String, 
         Some(vocabulary) => (*input, Content::Tokens { vocabulary }),
         None => (*input, Content::Mask),
     };
-    fill(graph, graph.inputs.iter().map(content), seed)
+    fill(graph, graph.inputs.iter().map(content), seed, SIZES[0])
 }
 
 /// Rows of the smallest table that an input's elements are looked up in.
@@ -67,13 +77,14 @@ fn fill(
     graph: &Graph,
     inputs: impl Iterator<Item = (ValueId, Content)>,
     seed: u64,
+    of_symbols: [usize; 6],
 ) -> anyhow::Result<Vec<(String, Tensor)>> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut sizes: HashMap<String, usize> = HashMap::new();
     let mut filled = Vec::new();
     for (input, content) in inputs {
         let value = graph.value(input);
-        let shape = shape(graph, input, &mut sizes);
+        let shape = shape(graph, input, &mut sizes, of_symbols);
         let mut index = 0;
         let last = shape.last().copied().unwrap_or(1);
         let mut next = || {
@@ -95,13 +106,13 @@ fn fill(
     Ok(filled)
 }
 
-fn shape(graph: &Graph, input: ValueId, sizes: &mut HashMap<String, usize>) -> Vec<usize> {
+fn shape(graph: &Graph, input: ValueId, sizes: &mut HashMap<String, usize>, of_symbols: [usize; 6]) -> Vec<usize> {
     let dims = graph.shape(input).unwrap_or_default();
     dims.iter()
         .map(|dim| match dim {
             Dim::Value(v) => *v as usize,
             symbol => {
-                let next = SIZES[sizes.len() % SIZES.len()];
+                let next = of_symbols[sizes.len() % of_symbols.len()];
                 *sizes.entry(lstc_graph::dim_text(symbol)).or_insert(next)
             }
         })

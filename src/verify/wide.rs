@@ -30,7 +30,7 @@ pub fn widen(graph: &Graph) -> Graph {
     let nodes = new_nodes(graph);
     let is_f32 = |v: ValueId| graph.value(v).dtype == Some(DType::F32);
     let made_new: Vec<bool> = {
-        let mut made = vec![false; graph.value_ids().count()];
+        let mut made = vec![false; graph.values()];
         nodes.iter().flat_map(|id| graph.node(*id).outputs.iter().flatten()).for_each(|v| made[v.index()] = true);
         made
     };

@@ -123,7 +123,7 @@ pub fn gradients(
 
 /// The values that the wanted ones move, themselves included. Shapes, indices and conditions do not move.
 fn active(graph: &Graph, order: &[NodeId], wanted: &[ValueId]) -> Vec<bool> {
-    let mut active = vec![false; graph.value_ids().count()];
+    let mut active = vec![false; graph.values()];
     wanted.iter().for_each(|v| active[v.index()] = true);
     for node in order.iter().map(|id| graph.node(*id)) {
         if node.inputs.iter().flatten().any(|v| active[v.index()]) {

@@ -23,7 +23,7 @@ pub mod matrix;
 mod norms;
 mod product;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -149,17 +149,18 @@ impl Quantised {
         self.products.iter().flat_map(|product| &product.remade).chain(&self.norms)
     }
 
-    /// True for a value that a node of this pass makes for itself, or a constant of it.
-    pub fn is_inner(&self, value: ValueId) -> bool {
-        let made = |(_, node): &(NodeId, Node)| node.outputs.contains(&Some(value));
-        self.constants.iter().any(|(c, _)| *c == value) || self.made.iter().any(made)
+    /// The values that nodes of this pass make, and its constants.
+    pub fn inner(&self) -> HashSet<ValueId> {
+        let made = self.made.iter().flat_map(|(_, node)| node.outputs.iter().flatten());
+        self.constants.iter().map(|(constant, _)| constant).chain(made).copied().collect()
     }
 
     /// What of a graph is not as this pass left it.
     pub(crate) fn breaches(&self, graph: &Graph) -> Vec<String> {
         let mut breaches = Vec::new();
+        let left: HashSet<NodeId> = graph.node_ids().collect();
         for (id, made) in &self.made {
-            let node = graph.node_ids().any(|n| n == *id).then(|| graph.node(*id));
+            let node = left.contains(id).then(|| graph.node(*id));
             let same = node.is_some_and(|node| {
                 node.op == made.op
                     && node.domain == made.domain
@@ -179,7 +180,7 @@ impl Quantised {
                 breaches.push(format!("the constant `{}` of pass quantise was changed", graph.value(*id).name));
             }
         }
-        let known: std::collections::HashSet<NodeId> = self.made.iter().map(|(id, _)| *id).collect();
+        let known: HashSet<NodeId> = self.made.iter().map(|(id, _)| *id).collect();
         for id in graph.node_ids().filter(|id| graph.node(*id).origin == QUANTISE && !known.contains(id)) {
             breaches.push(format!("the node `{}` of pass quantise was added behind its back", graph.node(id).name));
         }
@@ -271,7 +272,7 @@ impl Pass for Quantise {
             |product| Heads::of(&module.graph, &uses, &needed, product).filter(|_| precision == Precision::Int8);
         let heads: Vec<Option<Heads>> = plain.iter().map(heads_of).collect();
         let first = module.graph.node_ids().map(NodeId::index).max().map_or(0, |last| last + 1);
-        let values = module.graph.value_ids().count();
+        let values = module.graph.values();
         module.unquantised = Some(Arc::new(module.graph.clone()));
         let mut replacing = Replacing {
             precision,

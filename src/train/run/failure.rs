@@ -8,9 +8,12 @@ use lstc_graph::count;
 use super::{Run, sizes};
 use crate::data::Batch;
 use crate::report::Hinted;
+use crate::rewrite::opened::Execution;
 use crate::runtime::{self, Device};
+use crate::train::backbone::Backbone;
 use crate::train::checkpoint::CHECKPOINT;
 use crate::train::options::TapDtype;
+use crate::train::stepper::Stepper;
 
 impl Run<'_> {
     /// Of a step that failed for want of memory: what it was about, and what takes less. `largest` is what fitted before.
@@ -63,18 +66,38 @@ impl Run<'_> {
         Hinted::new(error.context("the evaluation does not fit into memory beside the run"), hint).into()
     }
 
+    /// The first tap that the backbone makes infinite, or not a number, of these lines.
+    fn overflow(&self, lines: &[u64]) -> anyhow::Result<Option<String>> {
+        let opened = self.opened;
+        let graph = opened.parts(Stepper::graph(self.identity.accumulate > 1))?.backbone;
+        let names: Vec<String> = graph.outputs.iter().map(|v| graph.value(*v).name.clone()).collect();
+        let mut backbone = Backbone::new(opened, graph, &Execution { captures: false, ..self.execution });
+        let rows = 0..u32::try_from(self.corpus.len())?;
+        let rows: Vec<u32> = rows.filter(|row| lines.contains(&self.corpus.example(*row as usize).row)).collect();
+        for rows in rows.chunks(self.identity.batch_size) {
+            let batch = Batch::new(&self.corpus, rows, opened.record.tokens, &opened.fixed())?;
+            for (name, tap) in names.iter().zip(backbone.taps_on_host(&batch)?) {
+                let known = opened.record.taps.iter().find(|known| known.value == *name);
+                if let Some(known) = known.filter(|_| !tap.is_finite()) {
+                    return Ok(Some(known.to_string()));
+                }
+            }
+        }
+        Ok(None)
+    }
+
     pub(super) fn diverged(
         &self,
         step: u64,
         epoch: u64,
         (batch, of): (usize, usize),
-        rows: &[u64],
+        lines: &[u64],
         loss: f64,
         grad_norm: f64,
     ) -> anyhow::Error {
         const MAX_LISTED: usize = 16;
-        let all = rows.len();
-        let rows: Vec<String> = rows.iter().take(MAX_LISTED).map(u64::to_string).collect();
+        let all = lines.len();
+        let rows: Vec<String> = lines.iter().take(MAX_LISTED).map(u64::to_string).collect();
         let more = all - rows.len();
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let what = if loss.is_finite() { format!("gradient norm is {grad_norm}") } else { format!("loss is {loss}") };
@@ -86,12 +109,16 @@ impl Run<'_> {
             rows.join(", "),
         );
         let kept = self.out.join(CHECKPOINT);
-        let hint = match self.request.train.tap_dtype {
-            TapDtype::Fp32 | TapDtype::Int8 => {
-                "a lower --lr, more --warmup-steps or a lower clip often helps, in another run: --out DIR"
+        let overflow = self.overflow(lines).ok().flatten();
+        let hint = match (overflow, self.request.train.tap_dtype) {
+            (Some(tap), _) => format!(
+                "{tap} is not finite in the backbone's own type: `lstc rewrite` with --backbone fp32 computes it in f32"
+            ),
+            (None, TapDtype::Fp32 | TapDtype::Int8) => {
+                "a lower --lr, more --warmup-steps or a lower clip often helps, in another run: --out DIR".to_owned()
             }
-            TapDtype::Fp16 => {
-                "taps beyond 65504 are infinite in fp16: --tap-dtype fp32 helps, in another run: --out DIR"
+            (None, TapDtype::Fp16) => {
+                "taps beyond 65504 are infinite in fp16: --tap-dtype fp32 helps, in another run: --out DIR".to_owned()
             }
         };
         Hinted::new(error, format!("the last checkpoint, `{}`, is as it was; {hint}", kept.display())).into()

@@ -1,0 +1,36 @@
+//! Whether the taps are finite in the graph that training runs: the backbone that ends at them.
+//!
+//! Where the whole model runs, kernels may keep the residual stream of an f16 model in f32 from block to block. Cut at the taps, it is
+//! f16 there, and what is beyond 65504 is infinite.
+
+use anyhow::anyhow;
+use lstc_graph::ValueId;
+use lstc_passes::parts;
+
+use super::{Check, Subject, give, run, sample};
+use crate::rewrite::manifest::{TapSummary, taps};
+use crate::runtime::Optimisation;
+
+pub(super) fn check(subject: &Subject) -> anyhow::Result<Check> {
+    let graph = subject.load("train.onnx")?;
+    let summaries = taps(&subject.module);
+    let find = |tap: &TapSummary| graph.find(&tap.value).ok_or_else(|| anyhow!("train.onnx has no `{}`", tap.value));
+    let values = summaries.iter().map(find).collect::<anyhow::Result<Vec<ValueId>>>()?;
+    let mut backbone = parts(&graph, &values).backbone;
+    let outputs = backbone.outputs.clone();
+    let names: Vec<String> = outputs.iter().map(|v| backbone.value(*v).name.clone()).collect();
+    let given = give(&mut backbone, &outputs);
+    let mut session = subject.session(&backbone, Optimisation::All)?;
+    let mut breaches = Vec::new();
+    for inputs in sample::sizes(&subject.module, subject.seed)? {
+        let found = run(&mut session, &inputs, &given)?;
+        for (name, tensor) in names.iter().zip(&found) {
+            let Some(tap) = summaries.iter().find(|tap| tap.value == *name) else { continue };
+            let breach = format!("{tap} is not finite: rewrite with --backbone fp32");
+            if !tensor.is_finite() && !breaches.contains(&breach) {
+                breaches.push(breach);
+            }
+        }
+    }
+    Ok(Check::holds("the taps are finite, as training reads them", format!("{} taps", names.len()), &breaches))
+}
