@@ -36,6 +36,10 @@ struct Work {
 
 impl Work {
     fn new(files: &[&str]) -> Work {
+        Work::with(files, &[])
+    }
+
+    fn with(files: &[&str], flags: &[&str]) -> Work {
         common::runtime(); // installs the library that the commands need
         let work = Work { folder: tempfile::tempdir().expect("a temporary folder") };
         let files: Vec<PathBuf> = files.iter().map(|file| fixture(file)).collect();
@@ -43,6 +47,7 @@ impl Work {
         let mut arguments = vec!["rewrite"];
         arguments.extend(files.iter().map(|file| text(file)));
         arguments.extend(["-o", text(&tuned), "-r", "2", "--dropout", "0"]);
+        arguments.extend(flags);
         let rewritten = lstc(&arguments);
         assert!(rewritten.status.success(), "{}", stderr(&rewritten));
         let mut rows = String::new();
@@ -174,6 +179,25 @@ fn an_encoder_and_a_decoder_of_two_float_types_are_joined() {
     let verdict = lstc(&["verify", text(&work.path("tuned"))]);
     assert!(verdict.status.success(), "{}{}", stdout(&verdict), stderr(&verdict));
     assert!(work.losses().iter().all(|loss| loss.is_finite()));
+}
+
+#[test]
+fn a_tap_beyond_f16_is_named_and_f32_mends_it() {
+    let half = Work::new(&["half.onnx"]);
+    let verdict = lstc(&["verify", text(&half.path("tuned"))]);
+    assert!(verdict.status.success(), "{}{}", stdout(&verdict), stderr(&verdict));
+
+    let tap = "what block 0 of the encoder makes is not finite";
+    let overflows = Work::new(&["overflow.onnx"]);
+    let verdict = lstc(&["verify", text(&overflows.path("tuned"))]);
+    assert_eq!(verdict.status.code(), Some(1), "{}{}", stdout(&verdict), stderr(&verdict));
+    assert!(stdout(&verdict).contains(tap), "{}", stdout(&verdict));
+    refused(&overflows.train(&[]), &["step 1:", tap, "--backbone fp32"]);
+
+    let wide = Work::with(&["overflow.onnx"], &["--backbone", "fp32"]);
+    let verdict = lstc(&["verify", text(&wide.path("tuned"))]);
+    assert!(verdict.status.success(), "{}{}", stdout(&verdict), stderr(&verdict));
+    assert!(wide.losses().iter().all(|loss| loss.is_finite()));
 }
 
 #[test]

@@ -9,6 +9,7 @@
 mod activation;
 mod anatomy;
 mod attention;
+mod axes;
 mod copies;
 mod families;
 mod feed_forward;

@@ -18,6 +18,7 @@ use std::ops::Range;
 use lstc_graph::{Dim, Graph, Node, NodeId, ValueId};
 
 use crate::anatomy::{Anatomy, AttentionKind, Block, Frozen, Sublayer, SublayerKind, Tower, TowerKind};
+use crate::axes::own_axes;
 use crate::families::families;
 use crate::likeness::Likeness;
 use crate::matcher::{Match, Matcher, Mismatch};
@@ -51,12 +52,21 @@ fn examine(graph: &mut Graph, matcher: for<'g> fn(&'g Graph) -> Matcher<'g>) -> 
     if !foreign.is_empty() {
         return (Err(Refused { likeness: Likeness::of(graph), refusals: foreign }), Trace::default());
     }
-    let Some(View { graph: view, fused }) = restate(graph) else { return walk(matcher(graph), &[]) };
-    let (found, trace) = walk(matcher(&view), &fused);
-    if let Ok(anatomy) = &found {
-        graph.annex(&view, &anatomy.values());
-    }
-    (found, trace)
+    let (found, trace) = match restate(graph) {
+        Some(View { graph: view, fused }) => {
+            let (found, trace) = walk(matcher(&view), &fused);
+            if let Ok(anatomy) = &found {
+                graph.annex(&view, &anatomy.values());
+            }
+            (found, trace)
+        }
+        None => walk(matcher(graph), &[]),
+    };
+    let sized = found.and_then(|mut anatomy| match own_axes(graph, &mut anatomy) {
+        Ok(()) => Ok(anatomy),
+        Err(refusal) => Err(Refused { likeness: Likeness::of(graph), refusals: vec![refusal] }),
+    });
+    (sized, trace)
 }
 
 /// Recognises the model that a graph of plain operators computes.

@@ -1,6 +1,6 @@
 //! Fixes the sizes that the options give, and folds what they decide: shapes, ranges, bucket indices, causal masks.
 //!
-//! Requires: one batch dimension for all inputs. Ensures: the inputs and the towers have the sizes that were asked for; a
+//! Ensures: the inputs and the towers have the sizes that were asked for; a
 //! backbone value that these decide alone is a constant, whose nodes are gone; every other node and weight of the
 //! backbone is as it was. Without sizes it does nothing.
 

@@ -37,7 +37,7 @@ pub struct Pipeline {
 pub fn ladder_side_tuning() -> Pipeline {
     Pipeline::default()
         .then(Freeze)
-        .then(Fold) // one batch dimension, and before values are tapped
+        .then(Fold) // before values are tapped
         .then(Taps)
         .then(Prune) // reads frozen weights: before anything changes them
         .then(SideStack) // declares what the ladder reads

@@ -7,7 +7,7 @@ use anyhow::anyhow;
 use lstc_graph::ValueId;
 use lstc_passes::parts;
 
-use super::{Check, Subject, give, run, sample};
+use super::{Check, Subject, run, sample};
 use crate::rewrite::manifest::{TapSummary, taps};
 use crate::runtime::Optimisation;
 
@@ -16,14 +16,13 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Check> {
     let summaries = taps(&subject.module);
     let find = |tap: &TapSummary| graph.find(&tap.value).ok_or_else(|| anyhow!("train.onnx has no `{}`", tap.value));
     let values = summaries.iter().map(find).collect::<anyhow::Result<Vec<ValueId>>>()?;
-    let mut backbone = parts(&graph, &values).backbone;
-    let outputs = backbone.outputs.clone();
-    let names: Vec<String> = outputs.iter().map(|v| backbone.value(*v).name.clone()).collect();
-    let given = give(&mut backbone, &outputs);
+    let backbone = parts(&graph, &values).backbone;
+    // In their own type: behind a cast to f32, kernels would give what they have in f32.
+    let names: Vec<String> = backbone.outputs.iter().map(|v| backbone.value(*v).name.clone()).collect();
     let mut session = subject.session(&backbone, Optimisation::All)?;
     let mut breaches = Vec::new();
     for inputs in sample::sizes(&subject.module, subject.seed)? {
-        let found = run(&mut session, &inputs, &given)?;
+        let found = run(&mut session, &inputs, &names)?;
         for (name, tensor) in names.iter().zip(&found) {
             let Some(tap) = summaries.iter().find(|tap| tap.value == *name) else { continue };
             let breach = format!("{tap} is not finite: rewrite with --backbone fp32");

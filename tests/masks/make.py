@@ -7,6 +7,7 @@ Each is a T5 of one block a tower, 16 wide, with a vocabulary of 32. `logits.jso
 logits that PyTorch computes of `inputs.json` in double precision.
 """
 
+import copy
 import json
 import logging
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from onnxruntime.transformers import float16
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
@@ -208,6 +210,15 @@ def main():
     pair = ("decoder_input_ids", "states", "encoder_attention_mask")
     export("pair/decoder_model.onnx", Decoder(eager), [whole[2], states, whole[1]], pair)
     export("pair_unmasked/decoder_model.onnx", Decoder(eager), [whole[2], states], pair[:2])
+
+    # Beyond f16 between the encoder's block and its final norm.
+    large = copy.deepcopy(eager)
+    with torch.no_grad():
+        large.encoder.block[0].layer[1].DenseReluDense.wo.weight *= 1e5
+    path = export("overflow.onnx", Whole(large), whole, names)
+    onnx.save(float16.convert_float_to_float16(onnx.load(path), keep_io_types=True), path)
+    edit("plain.onnx", "half.onnx", lambda g: None)
+    onnx.save(float16.convert_float_to_float16(onnx.load(HERE / "half.onnx"), keep_io_types=True), HERE / "half.onnx")
 
     edit("plain.onnx", "same_axes.onnx", lambda g: rename_axes(g, {n: ("n", "n") for n in (*names, "logits")}))
     edit("plain.onnx", "other_axes.onnx", lambda g: rename_axes(g, {
