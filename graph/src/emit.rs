@@ -24,9 +24,11 @@ pub struct Builder<'g> {
     origin: Origin,
     scope: RefCell<String>,
     shared: RefCell<HashMap<String, Vec<ValueId>>>,
-    /// By type, shape and a hash of the bytes.
-    constants: RefCell<HashMap<(DType, Vec<usize>, u64), Vec<ValueId>>>,
+    constants: RefCell<HashMap<ConstantKey, Vec<ValueId>>>,
 }
+
+/// Type, shape, and a hash of the bytes.
+type ConstantKey = (DType, Vec<usize>, u64);
 
 impl<'g> Builder<'g> {
     pub fn new(graph: &'g mut Graph, origin: Origin) -> Builder<'g> {

@@ -353,9 +353,11 @@ pub struct TapSummary {
 
 impl fmt::Display for TapSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.point.parse::<usize>() {
-            Ok(block) => write!(f, "what block {block} of the {} makes", self.tower),
-            Err(_) => write!(f, "the {}'s {}", self.tower, self.point),
+        match self.point {
+            Point::Block(block) => write!(f, "what block {block} of the {} makes", self.tower),
+            Point::Embedding => write!(f, "the {}'s embedding", self.tower),
+            Point::Output => write!(f, "the {}'s output", self.tower),
+            Point::Logits => write!(f, "the backbone's logits"),
         }
     }
 }
