@@ -133,7 +133,7 @@ fn evaluated(
     let request =
         evaluate::Request { labels, generate: Some(8), batch_size: started.train.batch_size, ..Default::default() };
     let of = corpus.len();
-    let network = opened.side(&directory.join(side))?;
+    let (network, _) = opened.side(&directory.join(side))?;
     let progress = |done| tell(Event::Evaluating { done, of });
     let scored = evaluate::score_side(&opened, execution, &network, &corpus, &request, progress)?;
     talk.line.clear();

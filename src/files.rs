@@ -1,12 +1,12 @@
 //! Files that appear whole.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 
 use crate::interrupt;
 use crate::scratch::Scratch;
@@ -104,6 +104,23 @@ pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
     let mode = source.metadata()?.permissions().mode();
     let mut target = File::options().write(true).create_new(true).mode(mode & 0o666).open(to)?;
     io::copy(&mut source, &mut target).map(drop)
+}
+
+/// Opens a file to add to its end, and creates it where there is none. A link in its place is not followed, wherever it leads.
+///
+/// # Errors
+/// From the file system; a link, or something else that is not a regular file.
+pub fn append(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = OpenOptions::new().append(true).create(true).custom_flags(flags.bits() as i32).open(path);
+    let file = file.map_err(|error| match rustix::io::Errno::from_io_error(&error) {
+        Some(rustix::io::Errno::LOOP) => io::Error::new(error.kind(), "it is a symbolic link, which is not followed"),
+        _ => error,
+    })?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    Ok(file)
 }
 
 /// Whether a file could be written, before there is anything to write.

@@ -1,42 +1,51 @@
 //! Side networks in safetensors files, under the reference's state-dict names.
+//!
+//! **Invariant:** what lstc wrote carries a checksum, and is read only where this holds ([`Seal`]).
 
-use std::borrow::Cow;
-use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
+mod seal;
+mod write;
+
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
+use lstc_graph::regular;
 use lstc_passes::Initial;
 use memmap2::Mmap;
 use ndarray::{ArrayD, IxDyn};
 use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors, View};
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
+
+pub use seal::{Metadata, Seal};
 
 use crate::report::Hinted;
-use crate::runtime::{DeviceTensor, Error};
+use crate::runtime::DeviceTensor;
 
 /// Trainable tensors by name.
 pub type Side = BTreeMap<String, ArrayD<f32>>;
-
-/// What a file says besides its tensors.
-pub type Metadata = HashMap<String, String>;
 
 /// Writes a side network. The file appears whole.
 ///
 /// # Errors
 /// From the file system.
 pub fn save(path: &Path, side: &Side) -> anyhow::Result<()> {
-    crate::files::replace(path, |file| write(file.path(), side))
+    save_with(path, side, &[])
+}
+
+/// Writes tensors with metadata. The file appears whole.
+///
+/// # Errors
+/// From the file system.
+pub fn save_with(path: &Path, side: &Side, metadata: &[(&str, String)]) -> anyhow::Result<()> {
+    write::write(path, &side.iter().map(|(name, array)| (name.as_str(), array)).collect(), metadata)
 }
 
 /// Writes a side network to a file that nobody else looks at yet.
 ///
 /// # Errors
 /// From the file system.
-pub(crate) fn write(path: &Path, side: &Side) -> anyhow::Result<()> {
-    let views: Vec<(&str, Streamed)> = side.iter().map(|(name, array)| (name.as_str(), Streamed(array))).collect();
-    Ok(safetensors::serialize_to_file(views, Some(format()), path)?)
+pub(crate) fn fill(path: &Path, side: &Side) -> anyhow::Result<()> {
+    write::fill(path, &side.iter().map(|(name, array)| (name.as_str(), array)).collect(), &[])
 }
 
 /// Writes tensors that lie on a device, one after the other, with metadata. The file appears whole.
@@ -48,15 +57,7 @@ pub fn save_on_device(
     tensors: &[(String, DeviceTensor)],
     metadata: &[(&str, String)],
 ) -> anyhow::Result<()> {
-    let failure = RefCell::new(None);
-    let views: Vec<(&str, Lying)> =
-        tensors.iter().map(|(name, tensor)| (name.as_str(), Lying { tensor, failure: &failure })).collect();
-    let mut all = format();
-    all.extend(metadata.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
-    crate::files::replace(path, |file| {
-        safetensors::serialize_to_file(views, Some(all), file.path())?;
-        failure.take().map_or(Ok(()), |error: Error| Err(error.into()))
-    })
+    write::write(path, &tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect(), metadata)
 }
 
 /// Writes initial values, each of which is drawn when its turn comes.
@@ -64,95 +65,64 @@ pub fn save_on_device(
 /// # Errors
 /// From the file system.
 pub fn save_initial<'i>(path: &Path, initial: impl IntoIterator<Item = (&'i str, &'i Initial)>) -> anyhow::Result<()> {
-    let views: Vec<(&str, Drawn)> = initial.into_iter().map(|(name, value)| (name, Drawn(value))).collect();
-    crate::files::replace(path, |file| Ok(safetensors::serialize_to_file(views, Some(format()), file.path())?))
+    write::write(path, &initial.into_iter().collect(), &[])
 }
 
-fn format() -> Metadata {
-    Metadata::from([("format".to_owned(), "pt".to_owned())])
+/// A file that is mapped.
+pub struct Mapped(Mmap);
+
+/// What a mapped file holds, and whose it is.
+pub struct Contents<'m> {
+    pub tensors: SafeTensors<'m>,
+    pub metadata: Metadata,
+    pub seal: Seal,
 }
 
-/// An initial value.
-struct Drawn<'a>(&'a Initial);
-
-impl View for Drawn<'_> {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
+impl Mapped {
+    /// Maps a side network's file.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is not a regular file.
+    pub fn open(path: &Path) -> anyhow::Result<Mapped> {
+        let context = || format!("cannot read the side network `{}`", path.display());
+        let file = regular::open(path).with_context(context)?;
+        // SAFETY: the map is read-only. A file that another process truncates meanwhile ends this process with SIGBUS.
+        unsafe { Mmap::map(&file) }.map(Mapped).with_context(context)
     }
 
-    fn shape(&self) -> &[usize] {
-        self.0.dims()
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
     }
 
-    fn data(&self) -> Cow<'_, [u8]> {
-        self.0.value().iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>().into()
-    }
-
-    fn data_len(&self) -> usize {
-        self.0.dims().iter().product::<usize>() * 4
-    }
-}
-
-/// A tensor on a device, which is read when its turn comes.
-struct Lying<'a> {
-    tensor: &'a DeviceTensor,
-    /// Why a tensor could not be read.
-    failure: &'a RefCell<Option<Error>>,
-}
-
-impl View for Lying<'_> {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-
-    fn shape(&self) -> &[usize] {
-        self.tensor.dims()
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        match self.tensor.read() {
-            Ok(array) => array.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>().into(),
-            Err(error) => {
-                self.failure.replace(Some(error));
-                vec![0; self.data_len()].into()
+    /// What the file holds, held to its checksum.
+    ///
+    /// # Errors
+    /// Bytes that are not a safetensors file's; a file of lstc's that is damaged.
+    pub fn contents(&self, path: &Path) -> anyhow::Result<Contents<'_>> {
+        let not_safetensors = |error: SafeTensorError| {
+            anyhow::Error::from(error)
+                .context(format!("`{}` is not a safetensors file, or a damaged one", path.display()))
+        };
+        let tensors = SafeTensors::deserialize(&self.0).map_err(not_safetensors)?;
+        let (_, header) = SafeTensors::read_metadata(&self.0).map_err(not_safetensors)?;
+        let metadata: Metadata = header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
+        match seal::check(&tensors, &metadata) {
+            Ok(seal) => Ok(Contents { tensors, metadata, seal }),
+            Err(broken) => {
+                let error = anyhow::Error::from(broken).context(format!("`{}` is damaged", path.display()));
+                Err(Hinted::new(error, "take another copy of it, or make it again").into())
             }
         }
-    }
-
-    fn data_len(&self) -> usize {
-        self.tensor.dims().iter().product::<usize>() * 4
-    }
-}
-
-/// An array that is turned into bytes when its turn to be written comes.
-struct Streamed<'a>(&'a ArrayD<f32>);
-
-impl View for Streamed<'_> {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-
-    fn shape(&self) -> &[usize] {
-        self.0.shape()
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        self.0.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>().into()
-    }
-
-    fn data_len(&self) -> usize {
-        self.0.len() * 4
     }
 }
 
 /// Reads all tensors of a file, with its metadata.
 ///
 /// # Errors
-/// A file that is none, or a tensor that is not f32, with its name.
-pub fn load_with(path: &Path) -> anyhow::Result<(Side, Metadata)> {
-    let map = map(path)?;
-    let tensors = tensors(path, &map)?;
-    let (_, header) = SafeTensors::read_metadata(&map)?;
+/// A file that is not a safetensors file, or is damaged; a tensor that is not f32, with its name.
+pub fn load_with(path: &Path) -> anyhow::Result<(Side, Metadata, Seal)> {
+    let mapped = Mapped::open(path)?;
+    let Contents { tensors, metadata, seal } = mapped.contents(path)?;
     let mut side = Side::new();
     for (name, view) in tensors.iter() {
         if view.dtype() != Dtype::F32 {
@@ -161,7 +131,7 @@ pub fn load_with(path: &Path) -> anyhow::Result<(Side, Metadata)> {
         let array = array(&view).with_context(|| format!("`{}`: tensor `{name}` is damaged", path.display()))?;
         side.insert(name.to_owned(), array);
     }
-    Ok((side, header.metadata().clone().unwrap_or_default()))
+    Ok((side, metadata, seal))
 }
 
 /// Reads all tensors of a file.
@@ -176,16 +146,16 @@ pub fn load(path: &Path) -> anyhow::Result<Side> {
 const MAX_LISTED: usize = 10;
 
 /// Reads the parameters of a rewritten model, by their names and shapes. Other tensors of the file, such as a checkpoint's
-/// moments, are not looked at.
+/// moments, are not looked at but for the checksum.
 ///
 /// # Errors
-/// A file that is no safetensors file; every parameter that is missing, of another shape or type, or not finite.
+/// A file that is not a safetensors file, or is damaged; every parameter that is missing, of another shape or type, or not finite.
 pub fn load_parameters<'w>(
     path: &Path,
     wanted: impl IntoIterator<Item = (&'w str, &'w [usize])>,
-) -> anyhow::Result<Side> {
-    let map = map(path)?;
-    let tensors = tensors(path, &map)?;
+) -> anyhow::Result<(Side, Seal)> {
+    let mapped = Mapped::open(path)?;
+    let Contents { tensors, seal, .. } = mapped.contents(path)?;
     let mut side = Side::new();
     let mut misfits = Vec::new();
     let mut missing = 0;
@@ -203,7 +173,7 @@ pub fn load_parameters<'w>(
         }
     }
     if misfits.is_empty() {
-        return Ok(side);
+        return Ok((side, seal));
     }
     let more = misfits.len().saturating_sub(MAX_LISTED);
     let mut listed = misfits[..misfits.len() - more].concat();
@@ -218,25 +188,7 @@ pub fn load_parameters<'w>(
     Err(error)
 }
 
-/// Maps a side network's file.
-///
-/// # Errors
-/// A file that cannot be read, or is no regular file.
-pub(crate) fn map(path: &Path) -> anyhow::Result<Mmap> {
-    let context = || format!("cannot read the side network `{}`", path.display());
-    let file = File::open(path).with_context(context)?;
-    if !file.metadata().with_context(context)?.is_file() {
-        return Err(anyhow!("it is not a regular file").context(context()));
-    }
-    // SAFETY: the map is read-only. A file that another process truncates meanwhile ends this process with SIGBUS.
-    unsafe { Mmap::map(&file) }.with_context(context)
-}
-
-fn tensors<'m>(path: &Path, map: &'m Mmap) -> anyhow::Result<SafeTensors<'m>> {
-    SafeTensors::deserialize(map).with_context(|| format!("`{}` is no safetensors file", path.display()))
-}
-
-/// The tensor with the wanted shape, or why it is none.
+/// The tensor with the wanted shape, or why it does not fit.
 fn fitting(view: &TensorView, wanted: &[usize]) -> Result<ArrayD<f32>, String> {
     if view.dtype() != Dtype::F32 {
         return Err(format!("is {:?}, not f32", view.dtype()));

@@ -523,7 +523,7 @@ fn what_is_no_rewrite_or_no_model_is_said() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let empty = lstc(&["verify", text(folder.path())]);
     assert_eq!(code(&empty), 2);
-    assert!(stderr(&empty).contains("is no rewritten model"), "{}", stderr(&empty));
+    assert!(stderr(&empty).contains("is not a rewritten model"), "{}", stderr(&empty));
     let directory = lstc(&["inspect", text(folder.path())]);
     assert_eq!(code(&directory), 2);
     assert!(stderr(&directory).contains("does not hold an ONNX model"), "{}", stderr(&directory));

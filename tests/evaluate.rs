@@ -88,7 +88,7 @@ fn check(name: &str) {
         .expect("a rewrite");
     let opened = Opened::new(&output).expect("a rewritten model");
     check_halves(name, &opened);
-    let side = opened.side(&case.join("side.safetensors")).expect("the case's side network");
+    let (side, _) = opened.side(&case.join("side.safetensors")).expect("the case's side network");
     let data = folder.path().join("rows.jsonl");
     fs::write(&data, ROWS).expect("a file");
     let tokens = opened.record.tokens;

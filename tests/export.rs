@@ -300,17 +300,17 @@ fn what_is_no_side_network_is_told() {
         assert_eq!(no.status.code(), Some(2), "{}", stderr(&no));
         stderr(&no)
     };
-    assert!(said(&["--side", text(&tuned.path("model.onnx"))]).contains("is no safetensors file"));
+    assert!(said(&["--side", text(&tuned.path("model.onnx"))]).contains("is not a safetensors file"));
     assert!(said(&["--side", text(&tuned.path("nowhere"))]).contains("cannot read the side network"));
     assert!(said(&["--side", text(tuned.folder.path())]).contains("holds no best.safetensors"));
     fs::write(tuned.path("other.safetensors"), "").expect("an empty file");
-    assert!(said(&["--side", text(&tuned.path("other.safetensors"))]).contains("is no safetensors file"));
+    assert!(said(&["--side", text(&tuned.path("other.safetensors"))]).contains("is not a safetensors file"));
     fs::remove_dir_all(tuned.directory().join("run")).expect("it is there");
     let untrained = said(&[]);
     assert!(untrained.contains("there is no trained side network at"), "{untrained}");
     assert!(untrained.contains("hint: train it first, or pass `--side"), "{untrained}");
     let directory = lstc(&["export", text(tuned.folder.path()), "-o", text(&tuned.path("out.onnx"))]);
-    assert!(stderr(&directory).contains("is no rewritten model"), "{}", stderr(&directory));
+    assert!(stderr(&directory).contains("is not a rewritten model"), "{}", stderr(&directory));
     tuned.holds_only(&[]);
     let initial = tuned.directory().join("side.safetensors");
     let done = tuned.lstc(&["--side", text(&initial)]);

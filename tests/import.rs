@@ -291,7 +291,7 @@ fn a_pickle_is_refused_with_the_way_to_convert_it() {
     assert!(bare.contains("is a pickle of PyTorch's"), "{bare}");
     for damaged in [&b"PK\x03\x04 a zip archive of something else"[..], b"\x80\x02\0\0\0\0\0\0{\"a\":", b"", b"text"] {
         let told = convert("damaged.safetensors", damaged);
-        assert!(told.contains("is no safetensors file") && !told.contains("pickle"), "{told}");
+        assert!(told.contains("is not a safetensors file") && !told.contains("pickle"), "{told}");
     }
     let nothing = stderr(&lstc(&["import", text(&tuned.path("tuned")), "--side", "nowhere.safetensors"]));
     assert!(nothing.contains("cannot read the side network `nowhere.safetensors`"), "{nothing}");

@@ -198,15 +198,15 @@ fn a_file_that_does_not_fit_is_refused_by_tensor() {
 }
 
 #[test]
-fn a_manifest_that_does_not_hold_together_is_told() {
+fn a_manifest_that_the_graphs_were_not_made_with_is_refused() {
     let tuned = Tuned::new("two_and_three_blocks");
     let manifest = tuned.directory().join("lst.yaml");
     let sound = fs::read_to_string(&manifest).expect("a manifest");
     for (from, to, words) in [
-        ("blocks: 3", "blocks: 900000000000", "is said to have 900000000000 blocks"),
-        ("blocks: 3", "blocks: 1", "there is a tap at `"),
+        ("blocks: 3", "blocks: 900000000000", "blocks is 900000000000, and train.onnx was made with 3"),
+        ("blocks: 3", "blocks: 1", "blocks is 1, and train.onnx was made with 3"),
         ("point: embedding", "point: nowhere", "`nowhere` is not a point at which a tower is tapped"),
-        ("name: encoder.side_first_downsample.weight", "name: x", "`x` is missing"),
+        ("name: encoder.side_first_downsample.weight", "name: x", "name is \"x\", and train.onnx was made with"),
     ] {
         assert!(sound.contains(from), "{from}");
         fs::write(&manifest, sound.replace(from, to)).expect("it can be written");

@@ -120,7 +120,7 @@ fn nothing_is_rewritten_in_place() {
     }
     assert_eq!(tuned.manifest("tuned"), before);
     let nowhere = lstc(&["rewrite", "--from", text(&tuned.path("nowhere")), "-o", "x"]);
-    assert!(stderr(&nowhere).contains("is no rewritten model"), "{}", stderr(&nowhere));
+    assert!(stderr(&nowhere).contains("is not a rewritten model"), "{}", stderr(&nowhere));
     let both = tuned.again(&["-o", "x", "--config", "lst.yaml"]);
     assert!(stderr(&both).contains("cannot be used with"), "{}", stderr(&both));
 }

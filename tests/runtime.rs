@@ -168,6 +168,79 @@ fn zip_of(entry: &str) -> impl FnOnce(&mut File) {
 
 mod install {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn open_to(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn a_pip_that_lies_in_the_working_directory_is_not_run() {
+        let user = User::new();
+        let folder = tempfile::tempdir().unwrap();
+        let mark = folder.path().join("it ran");
+        let planted = format!("open({:?}, 'w').close()\n", mark.to_str().unwrap());
+        for name in ["pip.py", "site.py", "sitecustomize.py", "usercustomize.py", "importlib.py", "sys.py"] {
+            fs::write(folder.path().join(name), &planted).unwrap();
+        }
+        let mut install = user.lstc(&["runtime", "install"]);
+        install.current_dir(&folder).env("PYTHONPATH", folder.path());
+        // pip itself is run, and finds no index.
+        install.env("PIP_NO_INDEX", "1");
+        assert_failed(&output(&mut install), &["pip cannot download onnxruntime==1.32.0"]);
+        output(user.lstc(&["runtime", "show"]).current_dir(&folder));
+        assert!(!mark.exists(), "what lies in the working directory was run");
+    }
+
+    #[test]
+    fn a_library_that_is_not_what_was_installed_is_not_loaded() {
+        let user = User::new();
+        assert_done(&user.install(&wheel()));
+        let show = || output(&mut user.lstc_alone(&["runtime", "show"]));
+        let again = || output(&mut user.lstc_alone(&["runtime", "install"]));
+        assert_done(&show());
+        assert!(stdout(&again()).starts_with("already installed"));
+
+        // A file with other times is hashed, and is what it was.
+        let bytes = fs::read(user.library()).unwrap();
+        fs::write(user.library(), &bytes).unwrap();
+        assert_done(&show());
+
+        let mut damaged = bytes.clone();
+        damaged[20_000_000] ^= 1;
+        fs::write(user.library(), &damaged).unwrap();
+        let hint = "hint: `lstc runtime install --force`";
+        assert_failed(&show(), &["is damaged: it is not what was installed", hint]);
+        assert_failed(&again(), &["is damaged: it is not what was installed", hint]);
+        let planted = user.directory().join("libonnxruntime.so.9.9.9");
+        fs::write(user.library(), &bytes).unwrap();
+        fs::write(&planted, &bytes).unwrap();
+        assert_failed(&show(), &["libonnxruntime.so.9.9.9` was not installed by lstc", hint]);
+        let forced = output(user.lstc_alone(&["runtime", "install", "--force", "--wheel"]).arg(wheel()));
+        assert_done(&forced);
+        assert_done(&show());
+    }
+
+    #[test]
+    fn a_library_that_others_can_write_to_is_not_loaded() {
+        let user = User::new();
+        assert_done(&user.install(&wheel()));
+        let show = || output(&mut user.lstc_alone(&["runtime", "show"]));
+        let home = user.home.path();
+        for (path, mode) in [
+            (user.library(), 0o666),
+            (user.library(), 0o664),
+            (user.directory(), 0o777),
+            (home.join("lstc"), 0o775),
+            (home.to_owned(), 0o777),
+        ] {
+            let before = fs::metadata(&path).unwrap().permissions().mode() & 0o7777;
+            open_to(&path, mode);
+            assert_failed(&show(), &["can be written to by other users", "hint: "]);
+            open_to(&path, before);
+            assert_done(&show());
+        }
+    }
 
     #[test]
     fn pip_fetches_the_wheel_and_the_library_is_found() {

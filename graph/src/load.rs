@@ -27,6 +27,7 @@ use crate::onnx::proto::tensor_proto::DataLocation;
 use crate::onnx::proto::tensor_shape_proto::dimension;
 use crate::onnx::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto};
 use crate::onnx::proto::{tensor_shape_proto, type_proto};
+use crate::regular;
 use crate::save::PASS_PREFIX;
 use crate::weight::{FileRange, Weight, byte_len};
 
@@ -70,17 +71,10 @@ fn list(problems: &[Problem]) -> String {
 pub fn load(path: &Path) -> Result<Graph, LoadError> {
     let fail =
         |reason: String| LoadError { path: path.to_owned(), problems: vec![Problem { place: String::new(), reason }] };
-    let metadata = std::fs::metadata(path).map_err(|e| fail(plain(&e)))?;
-    if metadata.is_dir() {
-        return Err(fail("is a directory, not an ONNX file".to_owned()));
+    let file = regular::open(path).map_err(|e| fail(plain(&e)))?;
+    if file.metadata().map_err(|e| fail(plain(&e)))?.len() == 0 {
+        return Err(fail("it is empty".to_owned()));
     }
-    if !metadata.is_file() {
-        return Err(fail("is not a regular file".to_owned()));
-    }
-    if metadata.len() == 0 {
-        return Err(fail("is empty".to_owned()));
-    }
-    let file = File::open(path).map_err(|e| fail(plain(&e)))?;
     let bytes = map(&file).map_err(|e| fail(plain(&e)))?;
     read(bytes, path, Holder::File)
 }
@@ -129,7 +123,7 @@ fn read(bytes: Bytes, path: &Path, holder: Holder) -> Result<Graph, LoadError> {
     if problems.is_empty() { Ok(out) } else { Err(error(problems)) }
 }
 
-fn map(file: &File) -> std::io::Result<Bytes> {
+pub(crate) fn map(file: &File) -> std::io::Result<Bytes> {
     // SAFETY: the map is read-only. A file that another process truncates meanwhile ends this process with SIGBUS,
     // which is the price of never holding a model in memory.
     let map = unsafe { Mmap::map(file)? };
@@ -137,7 +131,7 @@ fn map(file: &File) -> std::io::Result<Bytes> {
 }
 
 /// The system's message without its error number.
-fn plain(e: &std::io::Error) -> String {
+pub(crate) fn plain(e: &std::io::Error) -> String {
     let text = e.to_string();
     text.split(" (os error").next().unwrap_or(&text).to_owned()
 }
@@ -169,6 +163,13 @@ impl Reader {
         self.out.producer = format!("{} {}", model.producer_name(), model.producer_version()).trim().to_owned();
         self.out.functions = model.functions.clone();
         self.out.opsets = model.opset_import.iter().map(|o| (domain(o.domain()), o.version())).collect();
+        let mut seen = HashSet::new();
+        for (domain, _) in self.out.opsets.clone() {
+            if !seen.insert(domain.clone()) {
+                let shown = if domain.is_empty() { "ai.onnx" } else { domain.as_str() };
+                self.problem("opset_import", format!("the model names the version of {shown} twice"));
+            }
+        }
         if !self.out.opsets.iter().any(|(d, _)| d.is_empty()) {
             self.problem("opset_import", "the model names no version of the default ONNX operator set");
         }
@@ -192,8 +193,14 @@ impl Reader {
         for node in constants {
             self.constant(node);
         }
-        let declared: HashMap<&str, &ValueInfoProto> =
-            graph.value_info.iter().chain(&graph.output).map(|info| (info.name(), info)).collect();
+        // An output's own declaration counts where it is listed among the values within too.
+        let mut declared: HashMap<&str, &ValueInfoProto> = HashMap::new();
+        for info in &graph.value_info {
+            if declared.insert(info.name(), info).is_some_and(|before| before.r#type != info.r#type) {
+                self.problem(format!("value `{}`", info.name()), "is declared twice, with two types or shapes");
+            }
+        }
+        declared.extend(graph.output.iter().map(|info| (info.name(), info)));
         let outputs: Vec<Vec<Option<ValueId>>> =
             nodes.iter().enumerate().map(|(i, n)| self.outputs(n, NodeId(i as u32), &declared)).collect();
         for (node, outputs) in nodes.into_iter().zip(outputs) {
@@ -381,6 +388,9 @@ impl Reader {
         if dims.iter().any(|&d| d > i32::MAX as usize) {
             return Err(format!("declares an absurd size: {declared}"));
         }
+        if holders(t) > 1 {
+            return Err("has its numbers in more than one place".to_owned());
+        }
         let (bytes, place) = if t.data_location() == DataLocation::External {
             let (bytes, place) = self.external(t, wanted)?;
             (bytes, Some(place))
@@ -405,6 +415,13 @@ impl Reader {
     }
 
     fn external(&mut self, t: &TensorProto, wanted: usize) -> Result<(Bytes, FileRange), String> {
+        let mut seen = HashSet::new();
+        if let Some(twice) = t.external_data.iter().find(|e| !seen.insert(e.key())) {
+            return Err(format!(
+                "has external data that give the key `{}` twice: readers differ in which counts",
+                twice.key()
+            ));
+        }
         let entry = |key: &str| t.external_data.iter().find(|e| e.key() == key).map(|e| e.value().to_owned());
         let number = |key: &str| -> Result<Option<usize>, String> {
             let parse = |v: String| v.parse().map_err(|_| format!("has external data whose {key} is `{v}`"));
@@ -419,12 +436,9 @@ impl Reader {
         if !self.external.contains_key(&path) {
             let place =
                 |e: &std::io::Error| format!("its external data `{}` cannot be read: {}", path.display(), plain(e));
-            let metadata = std::fs::metadata(&path).map_err(|e| place(&e))?;
-            if !metadata.is_file() {
-                return Err(format!("its external data `{}` is not a regular file", path.display()));
-            }
-            let file = File::open(&path).map_err(|e| place(&e))?;
-            let bytes = if metadata.len() == 0 { Bytes::new() } else { map(&file).map_err(|e| place(&e))? };
+            let file = regular::open(&path).map_err(|e| place(&e))?;
+            let is_empty = file.metadata().map_err(|e| place(&e))?.len() == 0;
+            let bytes = if is_empty { Bytes::new() } else { map(&file).map_err(|e| place(&e))? };
             self.external.insert(path.clone(), (Arc::new(path.clone()), bytes));
         }
         let (file, bytes) = &self.external[&path];
@@ -453,6 +467,21 @@ fn domain(name: &str) -> String {
 fn onnx_type_name(code: i32) -> String {
     use crate::onnx::proto::tensor_proto::DataType;
     DataType::try_from(code).map_or_else(|_| format!("number {code}"), |t| t.as_str_name().to_owned())
+}
+
+/// In how many fields a tensor has numbers.
+fn holders(t: &TensorProto) -> usize {
+    let is_external = t.data_location() == DataLocation::External;
+    let lists = [
+        !t.float_data.is_empty(),
+        !t.int32_data.is_empty(),
+        !t.int64_data.is_empty(),
+        !t.double_data.is_empty(),
+        !t.uint64_data.is_empty(),
+        !t.string_data.is_empty(),
+    ];
+    let embedded = [is_external, t.raw_data.as_ref().is_some_and(|raw| !raw.is_empty())];
+    lists.into_iter().chain(embedded).filter(|held| *held).count()
 }
 
 /// Bytes of a tensor whose elements are protobuf numbers.

@@ -248,6 +248,24 @@ fn graphs_that_are_none() {
     graph_of(&mut twice).input.push(input("x", DataType::Float, &[1]));
     refused(&twice, &["value `x`: is defined twice"]);
     refused(&model(vec![node("", &["x"], &["y"])], Vec::new()), &["node `the_`: names no operator"]);
+    let mut twice = relu();
+    twice.opset_import.push(twice.opset_import[0].clone());
+    refused(&twice, &["the model names the version of ai.onnx twice"]);
+    let mut twice = relu();
+    graph_of(&mut twice).value_info.extend([input("y", DataType::Float, &[1]), input("y", DataType::Float, &[2])]);
+    refused(&twice, &["value `y`: is declared twice, with two types or shapes"]);
+    let mut same = relu();
+    graph_of(&mut same).value_info.extend([input("y", DataType::Float, &[1]), input("y", DataType::Float, &[1])]);
+    harmless(&same);
+    let both = TensorProto { float_data: vec![1.0; 4], ..tensor("w", DataType::Float, &[4], &[0; 16]) };
+    refused(&with_weight(both), &["initializer `w`: has its numbers in more than one place"]);
+    let external = TensorProto {
+        data_location: Some(DataLocation::External.into()),
+        external_data: vec![StringStringEntryProto { key: Some("location".to_owned()), value: Some("w".to_owned()) }],
+        ..tensor("w", DataType::Float, &[4], &[0; 16])
+    };
+    refused(&with_weight(external), &["initializer `w`: has its numbers in more than one place"]);
+
     let axis_twice = with(with(node("Softmax", &["x"], &["y"]), int("axis", 0)), int("axis", 1));
     refused(&model(vec![axis_twice], Vec::new()), &["attribute `axis`: is given twice"]);
 }
@@ -346,8 +364,8 @@ fn external_data() {
         (vec![("location", "../../secret")], outside),
         (vec![("location", "folder/../../secret")], outside),
         (vec![("location", &secret)], outside),
-        (vec![("location", "folder")], "is not a regular file"),
-        (vec![("location", ".")], "is not a regular file"),
+        (vec![("location", "folder")], "is a directory"),
+        (vec![("location", ".")], "is a directory"),
         (vec![("location", "absent.data")], "cannot be read: No such file or directory"),
         (vec![("location", "nul\0.data")], "cannot be read"),
         (vec![("location", "empty.data")], "is too short: 0 bytes, 0 + 16 wanted"),
@@ -356,6 +374,10 @@ fn external_data() {
         (vec![("location", "w.data"), ("offset", beyond)], "has external data whose offset is `3402"),
         (vec![("location", "w.data"), ("offset", "-1")], "has external data whose offset is `-1`"),
         (vec![("location", "w.data"), ("offset", "0x10")], "has external data whose offset is `0x10`"),
+        (vec![("location", "w.data"), ("offset", "0"), ("offset", "16")], "give the key `offset` twice"),
+        (vec![("location", "w.data"), ("offset", "16"), ("offset", "16")], "give the key `offset` twice"),
+        (vec![("location", "w.data"), ("length", "16"), ("length", "16")], "give the key `length` twice"),
+        (vec![("location", "w.data"), ("location", "empty.data")], "give the key `location` twice"),
         (vec![("location", "w.data"), ("length", "many")], "has external data whose length is `many`"),
         (vec![("location", "w.data"), ("length", "17")], "takes 16 bytes, but its external data declares 17"),
         (vec![("location", "w.data"), ("length", &huge)], "its external data declares 18446744073709551615"),

@@ -31,6 +31,7 @@ pub mod prune;
 pub mod quantise;
 pub mod scoring;
 mod side_stack;
+pub mod single;
 mod sizes;
 mod tap;
 

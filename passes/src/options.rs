@@ -7,6 +7,8 @@ use std::str::FromStr;
 use lstc_models::TowerKind;
 use serde::{Deserialize, Serialize};
 
+use crate::single;
+
 pub use crate::projections::{Projection, Projections};
 
 /// Everything that decides what the compiler makes of a model.
@@ -33,14 +35,17 @@ pub struct Method {
     pub keep_blocks: Option<KeepBlocks>,
     pub gate: Gate,
     /// Temperature T of the gates, `sigmoid(alpha / T)`.
+    #[serde(deserialize_with = "single::deserialize")]
     pub temperature: f32,
     /// Initial alpha of the gates; what a fixed gate keeps.
+    #[serde(deserialize_with = "single::deserialize")]
     pub alpha: f32,
     /// Mix the backbone's final output into the side network's before the LM head, by a learnable gate.
     pub merge_last: bool,
     /// Biases on the down- and up-projections.
     pub bias: bool,
     /// Dropout rate in the side network, in training only.
+    #[serde(deserialize_with = "single::deserialize")]
     pub dropout: f32,
     pub init: Init,
     /// How the down- and up-projections start; [`Projections::default_of`] the initialisation where nothing is said.
@@ -365,8 +370,10 @@ impl fmt::Display for Init {
 #[serde(default, deny_unknown_fields)]
 pub struct LossOptions {
     /// Weight of the cross-entropy with the labels.
+    #[serde(deserialize_with = "single::deserialize")]
     pub label: f32,
     /// Weight of the distillation from the backbone's own logits; 0 leaves the backbone's head out of the graph.
+    #[serde(deserialize_with = "single::deserialize")]
     pub distill: f32,
 }
 
@@ -388,12 +395,17 @@ pub struct BackwardOptions {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OptimizerOptions {
+    #[serde(deserialize_with = "single::deserialize")]
     pub beta1: f32,
+    #[serde(deserialize_with = "single::deserialize")]
     pub beta2: f32,
+    #[serde(deserialize_with = "single::deserialize")]
     pub epsilon: f32,
     /// Decoupled weight decay, on matrices only: not on biases, norms, gates and position tables.
+    #[serde(deserialize_with = "single::deserialize")]
     pub weight_decay: f32,
     /// Largest global norm of the gradients; 0 does not clip.
+    #[serde(deserialize_with = "single::deserialize")]
     pub clip: f32,
 }
 

@@ -9,7 +9,7 @@ use std::io::{self, Write as _};
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
-use lstc_graph::{DType, Dim, Graph};
+use lstc_graph::{DType, Dim, Graph, regular};
 use lstc_models::TowerKind;
 use lstc_passes::Point;
 use serde::{Deserialize, Serialize};
@@ -21,6 +21,7 @@ use super::structure::{fingerprints, products};
 use crate::data::{Corpus, Example, SpecialTokens};
 use crate::files;
 use crate::report::Hinted;
+use crate::rewrite::config::Config;
 use crate::rewrite::opened::Opened;
 
 /// The file of a cache that says what it is of.
@@ -188,7 +189,7 @@ pub fn recorded(folder: &Path) -> anyhow::Result<Option<Identity>> {
         format: u32,
     }
     let path = folder.join(ABOUT);
-    let text = match fs::read_to_string(&path) {
+    let text = match regular::read_text(&path, Config::LIMIT) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         read => read.with_context(|| format!("cannot read `{}`", path.display()))?,
     };

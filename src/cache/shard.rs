@@ -7,6 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use lstc_graph::regular;
 use memmap2::{Mmap, UncheckedAdvice};
 
 use super::index::{self, Entry, IdentityHash, checksum};
@@ -121,7 +122,7 @@ impl Shard {
     /// # Errors
     /// From the file system.
     pub fn map(path: &Path) -> io::Result<Shard> {
-        let file = File::open(path)?;
+        let file = regular::open(path)?;
         // SAFETY: records are written once and never changed, and no process shortens a shard. What somebody else does to
         // the file while it is mapped is found by the checksums, or ends the process.
         let map = unsafe { Mmap::map(&file)? };

@@ -5,12 +5,13 @@
 //! **Invariant:** memory does not grow with the records, but by 24 bytes a row.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
+use lstc_graph::regular;
 
 use super::budget::{Budget, Full};
 use super::index::{self, Found, IdentityHash, checksum};
@@ -136,7 +137,7 @@ impl Store {
     ) -> anyhow::Result<u64> {
         let index_path = shard::index_of(&path);
         let context = || format!("cannot read `{}`", index_path.display());
-        let index = File::open(&index_path).with_context(context)?;
+        let index = regular::open(&index_path).with_context(context)?;
         let position = NonZeroU32::new(u32::try_from(self.shards.len() + 1).context("too many shards")?);
         let shard = position.expect("a sum with 1 is not 0");
         let Store { places, layout, kept, damage, .. } = self;

@@ -1,10 +1,11 @@
 //! What lies in a cache's folder, without the data that it is of.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
+use lstc_graph::regular;
 use serde::Serialize;
 
 use super::identity::{Identity, recorded};
@@ -79,7 +80,7 @@ pub fn survey(folder: &Path, check: bool, mut progress: impl FnMut(usize, usize)
         progress(done, paths.len());
         let index_path = shard::index_of(path);
         let context = || format!("cannot read `{}`", index_path.display());
-        let index = File::open(&index_path).with_context(context)?;
+        let index = regular::open(&index_path).with_context(context)?;
         let index_bytes = index.metadata().with_context(context)?.len();
         let mut entries = Vec::new();
         let found = index::read(index, &hash, |entry| entries.push(entry)).with_context(context)?;

@@ -113,7 +113,10 @@ impl Eval {
         let request = Request { labels, generate, batch_size: options.batch_size, targets: Targets::Read };
         let of = corpus.len();
         let progress = |done| tell(Event::Evaluating { done, of });
-        let network = opened.side(&side)?;
+        let (network, seal) = opened.side(&side)?;
+        if let Some(note) = seal.note(&side) {
+            report::note(note);
+        }
         let scored = evaluate::score_side(&opened, &execution, &network, &corpus, &request, progress)?;
         talk.line.clear();
         if let Some(output) = &output {

@@ -69,6 +69,9 @@ impl Export {
             force: self.force,
             runtime,
         })?;
+        if let Some(note) = exported.side.seal.note(&exported.side.file) {
+            report::note(note);
+        }
         report::data(&exported, self.format)?;
         if exported.is_written() {
             return Ok(Exit::Done);

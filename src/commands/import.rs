@@ -83,6 +83,9 @@ impl fmt::Display for Report<'_> {
         let (elements, tensors) = (count(i.elements, "parameter"), count(i.tensors, "tensor"));
         writeln!(f, "{}: {elements} in {tensors}", i.output.display())?;
         writeln!(f, "  from `{}`", i.source.display())?;
+        if let Some(note) = i.seal.note(&i.source) {
+            writeln!(f, "  {note}")?;
+        }
         if !i.prefix.is_empty() {
             writeln!(f, "  without the prefix `{}`", i.prefix)?;
         }

@@ -111,7 +111,10 @@ impl Predict {
         }
         let generate = (self.generate || labels.is_empty()).then_some(reading.max_target_length);
         let request = Request { labels, generate, batch_size: options.batch_size, targets: Targets::Absent };
-        let (of, network) = (corpus.len(), opened.side(&side)?);
+        let (of, (network, seal)) = (corpus.len(), opened.side(&side)?);
+        if let Some(note) = seal.note(&side) {
+            report::note(note);
+        }
         let progress = |done: usize| talk.line.bar("predicting", done as u64, of as u64, format!("{done}/{of}"));
         let scored = evaluate::score_side(&opened, &options.execution(runtime), &network, &corpus, &request, progress)?;
         talk.line.clear();

@@ -14,6 +14,8 @@ pub struct Fields<'a> {
     object: &'a str,
     names: &'a [&'a str],
     values: Vec<Option<Field>>,
+    /// A wanted field that is given more than once.
+    twice: Option<&'a str>,
 }
 
 pub enum Field {
@@ -25,12 +27,12 @@ pub enum Field {
 }
 
 impl<'a> Fields<'a> {
-    /// Reads the fields of these names; where a name comes twice, the last one.
+    /// Reads the fields of these names.
     ///
     /// # Errors
-    /// Text that is not a JSON object, with the column.
+    /// Text that is not a JSON object, with the column; one of the fields given twice, of which no reader could say which counts.
     pub fn of(object: &'a str, names: &'a [&'a str]) -> Result<Fields<'a>, String> {
-        let mut fields = Fields { object, names, values: names.iter().map(|_| None).collect() };
+        let mut fields = Fields { object, names, values: names.iter().map(|_| None).collect(), twice: None };
         let mut json = serde_json::Deserializer::from_str(object);
         json.deserialize_map(&mut fields).and_then(|()| json.end()).map_err(|error| {
             let text = error.to_string();
@@ -41,7 +43,10 @@ impl<'a> Fields<'a> {
                 false => format!("it is not JSON: {what} at column {}", error.column()),
             }
         })?;
-        Ok(fields)
+        match fields.twice {
+            Some(name) => Err(format!("field `{name}` is given twice")),
+            None => Ok(fields),
+        }
     }
 
     pub fn get(&self, name: &str) -> Option<&Field> {
@@ -91,7 +96,11 @@ impl<'de> Visitor<'de> for &mut Fields<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(slot) = map.next_key_seed(Slot(self.names))? {
             match slot {
-                Some(slot) => self.values[slot] = Some(map.next_value()?),
+                Some(slot) => {
+                    if self.values[slot].replace(map.next_value()?).is_some() {
+                        self.twice = self.twice.or(Some(self.names[slot]));
+                    }
+                }
                 None => map.next_value::<IgnoredAny>().map(drop)?,
             }
         }

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 
+use lstc_graph::regular;
+
 /// In bytes. A longer row is a bad one; it is passed over without being held in memory.
 pub const LONGEST_ROW: usize = 16 << 20;
 
@@ -25,7 +27,7 @@ pub enum Line {
 
 impl Source {
     pub fn open(path: &Path) -> io::Result<Source> {
-        let file = File::open(path)?;
+        let file = regular::open(path)?;
         let size = file.metadata()?.len();
         let mut source = Source { reader: BufReader::with_capacity(1 << 16, file), consumed: 0, size };
         if source.fill()?.starts_with(BYTE_ORDER_MARK) {

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
+use lstc_graph::regular;
 use serde::de::IgnoredAny;
 
 use super::SpecialTokens;
@@ -17,6 +18,9 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     end: u32,
 }
+
+/// Bytes of the largest `tokenizer.json` that is read: several times the largest there are.
+const LARGEST: u64 = 1 << 30;
 
 /// What a tokenizer's file says of its tokens.
 #[derive(Debug)]
@@ -134,7 +138,7 @@ impl Tokenizer {
 }
 
 fn read(path: &Path) -> anyhow::Result<tokenizers::Tokenizer> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    let bytes = regular::read(path, LARGEST).with_context(|| format!("cannot read `{}`", path.display()))?;
     let read = parsed(&bytes).map_err(|cause| {
         let error = cause.context(format!("`{}` is not a tokenizer", path.display()));
         let hint = "lstc reads the `tokenizer.json` of Hugging Face's tokenizers; of others, such as spiece.model, \

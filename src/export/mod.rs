@@ -18,7 +18,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use lstc_graph::{About, DataFiles, Encoding, copy_data, count, load};
+use lstc_graph::{About, DataFiles, Encoding, copy_data, count, load, regular};
 use serde::Serialize;
 
 pub use agreement::Agreement;
@@ -32,7 +32,7 @@ use crate::rewrite::opened::side_file;
 use crate::rewrite::{MANIFEST, intact};
 use crate::runtime::Runtime;
 use crate::scratch::{self, Scratch};
-use crate::side;
+use crate::side::{self, Seal};
 use place::Place;
 
 /// The graph that is exported.
@@ -104,6 +104,8 @@ pub struct DataSummary {
 #[derive(Debug, Serialize)]
 pub struct SideSummary {
     pub file: PathBuf,
+    /// Whether its values could be checked.
+    pub seal: Seal,
     pub sha256: String,
     pub tensors: usize,
     pub elements: usize,
@@ -130,8 +132,9 @@ pub fn export(request: Request) -> anyhow::Result<Exported> {
     place.check_model()?;
 
     let mut graph = load(&directory.join(INFER))?;
-    let values = parameters::weights(&side::load_parameters(&side, record.shapes())?);
-    let side_sha256 = sha256(&mut File::open(&side)?)?;
+    let (loaded, seal) = side::load_parameters(&side, record.shapes())?;
+    let values = parameters::weights(&loaded);
+    let side_sha256 = sha256(&mut regular::open(&side)?)?;
     let elements = values.iter().map(|(_, weight)| weight.elements()).sum();
     parameters::bind(&mut graph, &values)
         .with_context(|| format!("`{}` does not fit its {MANIFEST}", directory.join(INFER).display()))?;
@@ -167,7 +170,7 @@ pub fn export(request: Request) -> anyhow::Result<Exported> {
         family: record.model.family.clone(),
         nodes: graph.node_ids().count(),
         source_blake3: source_blake3(&record),
-        side: SideSummary { file: side, sha256: side_sha256, tensors: values.len(), elements },
+        side: SideSummary { file: side, seal, sha256: side_sha256, tensors: values.len(), elements },
         agreement,
     };
     if exported.is_written() {

@@ -8,18 +8,17 @@ mod made;
 mod state_dict;
 mod unused;
 
-use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
-use safetensors::SafeTensors;
+use lstc_graph::regular;
 use serde::{Deserialize, Serialize};
 
 use crate::hash::sha256;
 use crate::output::{Inputs, Output};
 use crate::report::{Hinted, word};
-use crate::rewrite::{MANIFEST, RUN, SIDE, intact};
-use crate::side;
+use crate::rewrite::{MANIFEST, RUN, SIDE, intact, manifest};
+use crate::side::{self, Contents, Mapped, Seal};
 use crate::train;
 use state_dict::{Found, gather};
 pub use unused::Unused;
@@ -53,6 +52,8 @@ pub struct Imported {
     /// The file that was written.
     pub output: PathBuf,
     pub source: PathBuf,
+    /// Whether the file's values could be checked.
+    pub seal: Seal,
     /// What stands before the names in the file.
     pub prefix: String,
     pub tensors: usize,
@@ -68,7 +69,7 @@ pub struct Imported {
 /// Imports a side network.
 ///
 /// # Errors
-/// A directory that is no rewritten model, or has a run; a file that is no safetensors file; every parameter that is
+/// A directory that is no rewritten model, or has a run; a file that is not a safetensors file, or is damaged; every parameter that is
 /// missing or misshapen, at once; anything from the file system.
 pub fn import(request: &Request) -> anyhow::Result<Imported> {
     let Request { directory, side: source, output, force } = *request;
@@ -81,14 +82,14 @@ pub fn import(request: &Request) -> anyhow::Result<Imported> {
             None
         }
     };
-    let map = side::map(source)?;
-    let tensors = SafeTensors::deserialize(&map).map_err(|error| not_safetensors(source, &map, error))?;
+    let mapped = Mapped::open(source)?;
+    let Contents { tensors, seal, .. } = mapped.contents(source).map_err(|e| not_safetensors(source, &mapped, e))?;
     let Found { side, prefix, names, converted, moved } = gather(source, &tensors, &record.parameters)?;
     let unused = unused::by_group(&tensors, &prefix, &names);
     let elements = side.values().map(ndarray::ArrayD::len).sum();
     let origin = output.is_none().then(|| read_from(source)).transpose()?;
     match &to {
-        Some(output) => output.write(|file| side::write(file.path(), &side))?,
+        Some(output) => output.write(|file| side::fill(file.path(), &side))?,
         None => side::save(&own, &side)?,
     }
     if let Some(origin) = origin {
@@ -97,6 +98,7 @@ pub fn import(request: &Request) -> anyhow::Result<Imported> {
     Ok(Imported {
         output: to.map_or(own, |output| output.path().to_owned()),
         source: source.to_owned(),
+        seal,
         prefix,
         tensors: side.len(),
         elements,
@@ -129,7 +131,7 @@ fn named(path: &Path, [directory, source]: [&Path; 2], force: bool) -> anyhow::R
 
 pub(crate) fn hash(path: &Path) -> anyhow::Result<String> {
     let context = || format!("cannot read `{}`", path.display());
-    sha256(&mut File::open(path).with_context(context)?).with_context(context)
+    sha256(&mut regular::open(path).with_context(context)?).with_context(context)
 }
 
 /// The origin of what is read from a file, before it is written.
@@ -146,7 +148,7 @@ struct Section {
 /// Puts the origin into the manifest, in place of an earlier one. The rest of the file stays as it is.
 fn note(directory: &Path, side: Origin) -> anyhow::Result<()> {
     let path = directory.join(MANIFEST);
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    let text = manifest::text(directory)?;
     let text = without_section(&text, "side") + &serde_yaml::to_string(&Section { side })?;
     crate::files::replace(&path, |file| Ok(std::io::Write::write_all(file, text.as_bytes())?))
 }
@@ -168,9 +170,9 @@ fn without_section(text: &str, key: &str) -> String {
 }
 
 /// PyTorch's own files are pickles, which run code as they are read: lstc does not.
-fn not_safetensors(path: &Path, bytes: &[u8], error: safetensors::SafeTensorError) -> anyhow::Error {
-    if !is_pickle(bytes) {
-        return anyhow::Error::from(error).context(format!("`{}` is no safetensors file", path.display()));
+fn not_safetensors(path: &Path, mapped: &Mapped, error: anyhow::Error) -> anyhow::Error {
+    if !is_pickle(mapped.bytes()) {
+        return error;
     }
     let quoted = |path: &Path| word(&path.to_string_lossy());
     let converted = path.with_extension("safetensors");
@@ -179,7 +181,7 @@ fn not_safetensors(path: &Path, bytes: &[u8], error: safetensors::SafeTensorErro
         quoted(path),
         quoted(&converted)
     );
-    Hinted::new(anyhow!("`{}` is a pickle of PyTorch's, no safetensors file", path.display()), hint).into()
+    Hinted::new(anyhow!("`{}` is a pickle of PyTorch's, not a safetensors file", path.display()), hint).into()
 }
 
 /// A zip archive of a pickle and its tensors, or the bare pickle of PyTorch before 1.6. A safetensors file has a brace behind

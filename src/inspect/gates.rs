@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::ladder::Shapes;
 use crate::rewrite::opened::side_file;
 use crate::rewrite::{RUN, SIDE};
-use crate::side::{self, Side};
+use crate::side::{self, Seal, Side};
 use crate::train::BEST;
 
 /// A gate's value: the share of the side state from below; the rest is the tap's.
@@ -55,6 +55,8 @@ impl Gate {
 #[derive(Debug)]
 pub struct Alphas {
     pub file: Option<PathBuf>,
+    /// Whether the file's values could be checked.
+    pub seal: Option<Seal>,
     state: State,
     side: Option<Side>,
     initial: f32,
@@ -64,7 +66,7 @@ pub struct Alphas {
 impl Alphas {
     /// Where training begins.
     pub fn initial(alpha: f32, temperature: f32) -> Alphas {
-        Alphas { file: None, state: State::Initial, side: None, initial: alpha, temperature }
+        Alphas { file: None, seal: None, state: State::Initial, side: None, initial: alpha, temperature }
     }
 
     /// Those of `side` where one is given, else what training left in the directory, else the initial side network.
@@ -81,9 +83,10 @@ impl Alphas {
             None => return Ok(self),
         };
         let is_initial = matches!((file.canonicalize(), initial.canonicalize()), (Ok(a), Ok(b)) if a == b);
-        let found = side::load_parameters(&file, shapes.iter().map(|(name, dims)| (name.as_str(), dims.as_slice())))?;
+        let (found, seal) =
+            side::load_parameters(&file, shapes.iter().map(|(name, dims)| (name.as_str(), dims.as_slice())))?;
         let state = if is_initial { State::Initial } else { State::Trained };
-        Ok(Alphas { file: Some(file), state, side: Some(found), ..self })
+        Ok(Alphas { file: Some(file), seal: Some(seal), state, side: Some(found), ..self })
     }
 
     /// A gate that training moves.

@@ -18,6 +18,7 @@ use crate::report;
 use crate::rewrite::config::Config;
 use crate::rewrite::manifest::{ModelSummary, PortSummary};
 use crate::rewrite::{GRAPHS, MANIFEST, Settled, intact, manifest, nodes_by_pass, sketch};
+use crate::side::Seal;
 
 /// What is in a rewritten directory.
 #[derive(Debug, Serialize)]
@@ -36,6 +37,8 @@ pub struct RewrittenReport {
     pub ladder: Ladder,
     /// The file that the gates' values are from; none where they are those that the options begin with.
     pub side: Option<PathBuf>,
+    /// Whether that file's values could be checked.
+    pub seal: Option<Seal>,
     /// Predicted memory of training.
     pub memory: Prediction,
 }
@@ -95,9 +98,9 @@ impl RewrittenReport {
         let source = recorded.source.first().map(|s| s.file.clone()).unwrap_or_default();
         let memory = predict(&config, &recorded, sizes);
         let directory = directory.to_owned();
-        let side = alphas.file;
+        let (side, seal) = (alphas.file, alphas.seal);
         let tokens = recorded.tokens_from.map(|from| Settled { ids: recorded.tokens, from });
-        Ok(RewrittenReport { directory, source, model, tokens, parameters, graphs, cut, ladder, side, memory })
+        Ok(RewrittenReport { directory, source, model, tokens, parameters, graphs, cut, ladder, side, seal, memory })
     }
 
     /// Elements of all trainable tensors.
@@ -185,7 +188,14 @@ impl fmt::Display for RewrittenReport {
             .iter()
             .map(|(group, w)| [group.clone(), w.tensors.to_string(), w.elements.to_string(), share(w)]);
         writeln!(f, "{}", report::table(["trainable", "tensors", "elements", "share"], rows))?;
-        writeln!(f, "in all {total} trainable elements\n")?;
+        writeln!(f, "in all {total} trainable elements")?;
+        match (&self.side, &self.seal) {
+            (Some(file), Some(Seal::Holds { blake3 })) => {
+                writeln!(f, "{}: its checksum holds, BLAKE3 {blake3}\n", file.display())?;
+            }
+            (Some(file), Some(seal)) => writeln!(f, "{}\n", seal.note(file).unwrap_or_default())?,
+            _ => writeln!(f)?,
+        }
         let passes =
             |g: &GraphReport| g.by_pass.iter().map(|(pass, n)| format!("{pass} {n}")).collect::<Vec<_>>().join(", ");
         let rows = self.graphs.iter().map(|g| [g.file.clone(), g.nodes.to_string(), passes(g)]);

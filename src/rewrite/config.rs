@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use lstc_graph::regular;
 use lstc_passes::Options;
 use lstc_passes::options::{
     BackboneOptions, BackwardOptions, LossOptions, Method, OptimizerOptions, Projections, Sizes,
@@ -67,13 +68,17 @@ pub struct Config {
 }
 
 impl Config {
+    /// Bytes of the longest configuration or manifest that is read: more than the largest models' take.
+    pub const LIMIT: u64 = 64 << 20;
+
     /// Reads a configuration file.
     ///
     /// # Errors
-    /// A file that cannot be read, or the line and column at which it is no configuration.
+    /// A file that cannot be read, or the line and column at which it is not a configuration.
     pub fn read(path: &Path) -> anyhow::Result<Config> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-        serde_yaml::from_str(&text).with_context(|| format!("`{}` is no configuration", path.display()))
+        let text =
+            regular::read_text(path, Config::LIMIT).with_context(|| format!("cannot read `{}`", path.display()))?;
+        serde_yaml::from_str(&text).with_context(|| format!("`{}` is not a configuration", path.display()))
     }
 
     /// The version of lstc that wrote this as a manifest.

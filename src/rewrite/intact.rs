@@ -5,20 +5,21 @@
 //! a copy of the directory has others, and is hashed once.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, Metadata};
+use std::fs::{self, Metadata};
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, anyhow};
+use lstc_graph::regular;
 use serde::{Deserialize, Serialize};
 
 use super::manifest::{self, Record};
-use super::{GRAPHS, TOKENIZER};
+use super::{GRAPHS, MANIFEST, TOKENIZER};
 use crate::files;
 use crate::hash::blake3;
-use crate::report::{Hinted, ProgressLine};
+use crate::report::{Hinted, ProgressLine, word};
 
 /// What was seen of the data files when they were hashed.
 pub const SEEN: &str = ".seen.json";
@@ -70,7 +71,7 @@ impl WrittenFile {
     /// A file of a folder, as it is now.
     pub fn new(folder: &Path, name: &str) -> anyhow::Result<WrittenFile> {
         let context = || format!("cannot read `{}`", folder.join(name).display());
-        let mut file = File::open(folder.join(name)).with_context(context)?;
+        let mut file = regular::open(&folder.join(name)).with_context(context)?;
         let bytes = file.metadata().with_context(context)?.len();
         let hash = blake3(&mut file, &AtomicBool::new(false)).with_context(context)?;
         Ok(WrittenFile { file: name.to_owned(), bytes, blake3: hash.expect("nobody stops it") })
@@ -90,7 +91,7 @@ impl WrittenFile {
         if !is_file {
             return Ok(Found::Missing);
         }
-        let mut file = File::open(&path).with_context(context)?;
+        let mut file = regular::open(&path).with_context(context)?;
         // Before it is read: what is written to it meanwhile is seen the next time.
         let metadata = file.metadata().with_context(context)?;
         let state = State::new(&metadata, &self.blake3);
@@ -116,11 +117,16 @@ impl WrittenFile {
 /// A directory without a readable manifest; a file that has changed, or is missing.
 pub fn record(directory: &Path) -> anyhow::Result<Record> {
     let record = manifest::record(directory)?;
+    if let Some(graph) = GRAPHS.iter().find(|graph| !record.files.iter().any(|file| file.file == **graph)) {
+        let error = anyhow!("`{}` does not record what {graph} was written as", directory.join(MANIFEST).display());
+        let hint =
+            format!("rewrite the model again: `lstc rewrite --from {} -o AGAIN`", word(&directory.to_string_lossy()));
+        return Err(Hinted::new(error, hint).into());
+    }
     check(directory, &record.files)?;
     Ok(record)
 }
 
-/// Directories of earlier versions record no files.
 fn check(directory: &Path, files: &[WrittenFile]) -> anyhow::Result<()> {
     let seen = recall(directory);
     let mut now = Seen::new();

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
-use lstc_graph::{Graph, ValueId, dim_text};
+use lstc_graph::{Graph, ValueId, dim_text, regular};
 use lstc_models::{Activation, Anatomy, AttentionKind, InputRole, SpecialTokens, TowerKind, model_inputs};
 use lstc_passes::optimizer::{FIRST_MOMENT, SECOND_MOMENT, moments};
 use lstc_passes::options::{BackboneOptions, BackwardOptions, LossOptions, Method, OptimizerOptions, Sizes};
@@ -12,9 +12,10 @@ use lstc_passes::{Artifacts, Choice, Folded, Group, Module, Point};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
+use super::config::Config;
 use super::intact::WrittenFile;
 use super::precision::Quantised;
-use super::{MANIFEST, Origins, Settled, SourceModel};
+use super::{MANIFEST, Origins, Settled, SourceModel, held};
 use crate::data::Reading;
 use crate::report::Hinted;
 use crate::train::{Started, TrainOptions};
@@ -110,7 +111,7 @@ pub struct Manifest {
     /// What the backbone lost by its precision.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantised: Option<Quantised>,
-    /// The graphs and the data files, as they were written.
+    /// The graphs and the data files, as they were written: none before they are.
     pub files: Vec<WrittenFile>,
     pub graphs: Vec<GraphSummary>,
     pub parameters: Vec<ParameterSummary>,
@@ -366,7 +367,7 @@ impl Manifest {
     pub fn new(
         module: &Module,
         artifacts: &Artifacts,
-        (source, files): (Vec<SourceFile>, Vec<WrittenFile>),
+        source: Vec<SourceFile>,
         tokens: Settled,
         training: Started,
         quantised: Option<Quantised>,
@@ -394,7 +395,7 @@ impl Manifest {
             chosen_blocks: module.plan.choices.iter().map(|c| ChoiceSummary::new(c, &module.anatomy)).collect(),
             folded: module.folded.as_ref().map(FoldedSummary::new),
             quantised,
-            files,
+            files: Vec::new(),
             graphs: artifacts.files().into_iter().map(|(file, g)| GraphSummary::new(file, g, module)).collect(),
             parameters: module
                 .parameters
@@ -478,24 +479,54 @@ impl Record {
 /// What the manifest of a rewritten directory records.
 ///
 /// # Errors
-/// A directory without a readable manifest.
+/// A directory without a readable manifest, or whose graphs were made with something else.
 pub fn record(directory: &Path) -> anyhow::Result<Record> {
-    let context = || format!("`{}` is no rewritten model", directory.display());
-    let text = match std::fs::read_to_string(directory.join(MANIFEST)) {
+    let text = text(directory)?;
+    let record = parse(directory, &text)?;
+    held::check(directory, &text)?;
+    Ok(record)
+}
+
+/// As [`record`], whatever the graphs say: for what tells of all that is wrong with a directory.
+///
+/// # Errors
+/// A directory without a readable manifest.
+pub fn unchecked_record(directory: &Path) -> anyhow::Result<Record> {
+    parse(directory, &text(directory)?)
+}
+
+/// What the manifest of a directory says otherwise than its graphs, in words.
+///
+/// # Errors
+/// A directory without a readable manifest, or with a graph that cannot be read.
+pub fn differences(directory: &Path) -> anyhow::Result<Vec<String>> {
+    held::differences(directory, &text(directory)?)
+}
+
+fn parse(directory: &Path, text: &str) -> anyhow::Result<Record> {
+    serde_yaml::from_str(text).with_context(|| format!("`{}` is not a rewritten model", directory.display()))
+}
+
+/// The manifest of a rewritten directory, as it stands there.
+///
+/// # Errors
+/// A directory without one that can be read.
+pub fn text(directory: &Path) -> anyhow::Result<String> {
+    let context = || format!("`{}` is not a rewritten model", directory.display());
+    match regular::read_text(&directory.join(MANIFEST), Config::LIMIT) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let error = anyhow!("it holds no {MANIFEST}").context(context());
-            return Err(Hinted::new(error, "`lstc rewrite model.onnx -o tuned/` makes one").into());
+            let error = anyhow!("it does not hold {MANIFEST}").context(context());
+            Err(Hinted::new(error, "`lstc rewrite model.onnx -o tuned/` makes one").into())
         }
-        read => read.with_context(context)?,
-    };
-    serde_yaml::from_str(&text).with_context(context)
+        read => read.with_context(context),
+    }
 }
 
 /// The configuration that a rewritten directory was made with, and its source.
 ///
 /// # Errors
 /// A directory without a readable manifest.
-pub fn read(directory: &Path) -> anyhow::Result<super::config::Config> {
-    super::config::Config::read(&directory.join(MANIFEST))
-        .with_context(|| format!("`{}` is no rewritten model", directory.display()))
+pub fn read(directory: &Path) -> anyhow::Result<Config> {
+    Config::read(&directory.join(MANIFEST))
+        .with_context(|| format!("`{}` is not a rewritten model", directory.display()))
 }

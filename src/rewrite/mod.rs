@@ -4,6 +4,7 @@ mod companions;
 pub mod config;
 pub(crate) mod directory;
 mod folder;
+mod held;
 pub(crate) mod intact;
 pub mod manifest;
 mod model;
@@ -18,7 +19,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
-use lstc_graph::{DType, DataFiles, DataWriter, Dim, Graph, Links, Means, Saved, Spill, encode, load, widen};
+use lstc_graph::{About, DType, DataFiles, DataWriter, Dim, Encoding, Graph, Links, Means, Saved, Spill, load, widen};
 use lstc_models::{Anatomy, MASKED_TOKEN, recognise, unread_inputs};
 use lstc_passes::options::{Precision, Sizes};
 use lstc_passes::{
@@ -318,9 +319,11 @@ pub fn rewrite_with(
     }
     let artifacts = artifacts(&module);
     let cannot = || format!("cannot write `{}`", output.display());
-    let (data, files) =
-        write(&companions, &module, &artifacts, &source, backbone, folder.path()).with_context(cannot)?;
-    let manifest = Manifest::new(&module, &artifacts, (source, files), tokens, training.clone(), quantised);
+    let mut manifest = Manifest::new(&module, &artifacts, source, tokens, training.clone(), quantised);
+    let about = held::about(&manifest.to_yaml()?)?;
+    let (data, files) = write(&companions, &module, &artifacts, (&manifest.source, &about), backbone, folder.path())
+        .with_context(cannot)?;
+    manifest.files = files;
     fs::write(folder.path().join(MANIFEST), manifest.to_yaml()?).with_context(cannot)?;
     narrow(folder.path(), &manifest.source, &data).with_context(cannot)?;
     sync(folder.path(), &data).with_context(cannot)?;
@@ -478,7 +481,7 @@ fn write(
     companions: &Companions,
     module: &Module,
     artifacts: &Artifacts,
-    source: &[SourceFile],
+    (source, about): (&[SourceFile], &About),
     backbone: Backbone,
     folder: &Path,
 ) -> anyhow::Result<(Vec<Saved>, Vec<WrittenFile>)> {
@@ -487,7 +490,8 @@ fn write(
     let (data, saved, copied) = write_backbone(&graphs, backbone, folder)?;
     let mut written = Vec::new();
     for (name, graph) in files {
-        let bytes = encode(graph, &data);
+        let mut bytes = Vec::new();
+        Encoding::new(graph, &data, about).write(&mut bytes)?;
         fs::write(folder.join(name), &bytes).with_context(|| name.to_owned())?;
         let blake3 = blake3::hash(&bytes).to_hex().to_string();
         written.push(WrittenFile { file: name.to_owned(), bytes: bytes.len() as u64, blake3 });

@@ -16,7 +16,7 @@ use super::{RUN, SIDE, TOKENIZER};
 use crate::data::{Batch, Fixed, Tokenizer};
 use crate::report::Hinted;
 use crate::runtime::{self, Device, Runtime, Session, Tensor, Version};
-use crate::side::{self, Side};
+use crate::side::{self, Seal, Side};
 use crate::train::{BEST, Started};
 
 /// What sessions run on.
@@ -169,16 +169,24 @@ impl Opened {
     /// The side network as the rewrite initialised it.
     ///
     /// # Errors
-    /// A file that is missing, damaged or of another rewrite.
+    /// A file that is missing, damaged, of another rewrite or of another program.
     pub fn initial(&self) -> anyhow::Result<Side> {
-        self.side(&self.directory.join(SIDE))
+        let path = self.directory.join(SIDE);
+        let (side, seal) = self.side(&path)?;
+        if seal == Seal::Foreign {
+            let error = anyhow!("`{}` is not what lstc wrote there: it has no checksum", path.display());
+            let hint =
+                "`lstc import` makes a side network from elsewhere the initial one; `lstc rewrite` again makes another";
+            return Err(Hinted::new(error, hint).into());
+        }
+        Ok(side)
     }
 
-    /// The side network in a file; what else is in it is left out.
+    /// The side network in a file, and whether its values could be checked; what else is in it is left out.
     ///
     /// # Errors
     /// A file that is missing or damaged; a parameter that it lacks, or has in another shape.
-    pub fn side(&self, path: &Path) -> anyhow::Result<Side> {
+    pub fn side(&self, path: &Path) -> anyhow::Result<(Side, Seal)> {
         side::load_parameters(path, self.record.parameters.iter().map(|p| (p.name.as_str(), p.shape.as_slice())))
     }
 

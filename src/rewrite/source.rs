@@ -1,13 +1,12 @@
 //! The files of a source model, with their sizes and hashes.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, anyhow};
-use lstc_graph::Graph;
+use lstc_graph::{Graph, regular};
 
 use super::SourceModel;
 use super::manifest::{FilePart, SourceFile};
@@ -36,7 +35,7 @@ pub fn source_file(path: &Path, part: FilePart) -> anyhow::Result<SourceFile> {
 /// As [`source_file`]; none where it was stopped.
 fn hashed(path: &Path, part: FilePart, stop: &AtomicBool) -> anyhow::Result<Option<SourceFile>> {
     let context = || format!("cannot read `{}`", path.display());
-    let mut file = fs::File::open(path).with_context(context)?;
+    let mut file = regular::open(path).with_context(context)?;
     let Some(blake3) = blake3(&mut file, stop).with_context(context)? else { return Ok(None) };
     let bytes = file.metadata().with_context(context)?.len();
     // Not the file that a link leads to: external data lies beside the name.

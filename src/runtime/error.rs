@@ -18,6 +18,9 @@ pub enum Error {
     #[error("ORT_DYLIB_PATH names `{}`: {outcome}", path.display())]
     Explicit { path: PathBuf, outcome: Outcome },
 
+    #[error("the ONNX Runtime in `{}` is not used: {reason}", path.display())]
+    Untrusted { path: PathBuf, reason: String },
+
     #[error("cannot load ONNX Runtime from `{}`", path.display())]
     Load { path: PathBuf, source: ort::LoadDynamicError },
 
@@ -74,6 +77,10 @@ pub enum Error {
     OutOfMemory { source: ort::Error },
 }
 
+/// What to do about an installation that is not used.
+pub(super) const AGAIN: &str =
+    "`lstc runtime install --force` installs it again; folders above it are to be writable by their owner alone";
+
 /// What ONNX Runtime, CUDA and C++ say when there is no memory.
 const OUT_OF_MEMORY: [&str; 3] = ["Failed to allocate memory", "out of memory", "bad_alloc"];
 
@@ -113,6 +120,7 @@ impl Error {
             Error::NotFound { device: Device::Cuda(_), .. } => {
                 Some("`lstc runtime install --cuda` fetches one for CUDA".into())
             }
+            Error::Untrusted { .. } => Some(AGAIN.to_owned()),
             Error::Explicit { .. } => Some("unset ORT_DYLIB_PATH to let lstc look for a library itself".into()),
             Error::Cuda { missing: Some(library), .. } if library == DRIVER => {
                 Some("libcuda.so.1 comes with the NVIDIA driver; without an NVIDIA GPU, use the CPU".into())

@@ -10,9 +10,13 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use lstc_graph::regular;
+
+use super::error::AGAIN;
 use super::library::{self, OLDEST, Version, library_files, load_version};
 use super::pins::{Flavour, Package, Pin};
 use super::pip::{self, PipError};
+use super::trust;
 use super::wheel::{self, WheelError};
 use crate::hash;
 use crate::scratch::Scratch;
@@ -97,6 +101,10 @@ pub enum InstallError {
     MissingWheels { files: Vec<&'static str> },
     #[error("cannot unpack `{}`", file.display())]
     Wheel { file: PathBuf, source: WheelError },
+    #[error("the installation in `{}` is not used: {reason}", directory.display())]
+    Untrusted { directory: PathBuf, reason: String },
+    #[error("what is installed cannot be recorded")]
+    Record { source: anyhow::Error },
     #[error("the wheel holds no ONNX Runtime library")]
     NoLibrary,
     #[error("the library in the wheel does not load: {reason}")]
@@ -140,6 +148,7 @@ impl InstallError {
             InstallError::NotPinned { .. } => {
                 Some("--allow-unpinned installs a wheel that you trust all the same".into())
             }
+            InstallError::Untrusted { .. } => Some(AGAIN.to_owned()),
             InstallError::MissingWheels { .. } => Some("pass --wheel once for each of them".into()),
             _ => None,
         }
@@ -152,12 +161,15 @@ pub fn install(request: &Request, progress: &mut dyn FnMut(Progress)) -> Result<
     let pins = downloads(request.flavour)?;
     let home = home().ok_or(InstallError::NoCacheDirectory)?;
     fs::create_dir_all(&home).map_err(files(&home))?;
+    // Of another user's folder, what is wrong is said when the installation is checked.
+    let _ = trust::keep_to_owner(&home);
     let _alone = lock(&home, progress)?;
 
     let pinned = directory(&home, request.flavour, request.flavour.version());
     if !request.force
         && let Some(installed) = installed(request.flavour, pinned)
     {
+        trusted(&installed.directory)?;
         return Ok(installed);
     }
     let work = Scratch::new_in(&home).map_err(files(&home))?;
@@ -193,12 +205,14 @@ pub fn install(request: &Request, progress: &mut dyn FnMut(Progress)) -> Result<
     }
 
     let library = library_files(&content).into_iter().next().ok_or(InstallError::NoLibrary)?;
+    trust::seal(&content).map_err(|source| InstallError::Record { source })?;
     let version = load_version(&library).map_err(|reason| InstallError::DoesNotLoad { reason })?;
     if version < OLDEST {
         return Err(InstallError::TooOld { version });
     }
     let target = directory(&home, request.flavour, version);
     publish(&content, &target, work.path())?;
+    trusted(&target)?;
     let installed = installed(request.flavour, target).ok_or(InstallError::NoLibrary)?;
     Ok(Installed { fresh: true, ..installed })
 }
@@ -247,6 +261,10 @@ fn installed_version(name: &str, flavour: Flavour) -> Option<Version> {
     Version::parse(version)
 }
 
+fn trusted(directory: &Path) -> Result<(), InstallError> {
+    trust::check(directory).map_err(|reason| InstallError::Untrusted { directory: directory.to_owned(), reason })
+}
+
 fn installed(flavour: Flavour, directory: PathBuf) -> Option<Installed> {
     let library = library_files(&directory).into_iter().next()?;
     let version = library::version_in_name(&library).unwrap_or(flavour.version());
@@ -293,7 +311,7 @@ impl<'r> Wheel<'r> {
         allow_unpinned: bool,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Wheel<'r>, InstallError> {
-        let mut file = File::open(path).map_err(files(path))?;
+        let mut file = regular::open(path).map_err(files(path))?;
         let found = hash::sha256(&mut file).map_err(files(path))?;
         for (package, wanted) in choice {
             if let Some(pin) = package.wheels.iter().find(|pin| pin.sha256 == found) {

@@ -5,7 +5,7 @@ use std::error::Error as _;
 use std::ffi::CStr;
 use std::fmt;
 use std::fs;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::iter;
 use std::mem;
 use std::path::{self, Path, PathBuf};
@@ -14,10 +14,13 @@ use std::ptr;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use lstc_graph::regular;
+
 use super::error::{Error, Result, too_old};
 use super::install;
 use super::pins::Flavour;
 use super::session::Device;
+use super::trust;
 
 /// The variable that names a library file and overrules every other place.
 const VARIABLE: &str = "ORT_DYLIB_PATH";
@@ -101,6 +104,8 @@ pub enum Outcome {
     TooOld(Version),
     /// A library without the CUDA provider beside it, where CUDA was asked for.
     WithoutCuda(Version),
+    /// Installed, but others can write to it, or it is not what was installed.
+    Untrusted(String),
     /// Not a library, not for this machine, or not ONNX Runtime.
     Broken(String),
 }
@@ -112,6 +117,7 @@ impl fmt::Display for Outcome {
             Outcome::Absent => f.write_str("no library there"),
             Outcome::TooOld(version) => f.write_str(&too_old(*version)),
             Outcome::WithoutCuda(version) => write!(f, "version {version}, without the CUDA provider beside it"),
+            Outcome::Untrusted(reason) => write!(f, "not loaded: {reason}"),
             Outcome::Broken(reason) => write!(f, "does not load: {reason}"),
         }
     }
@@ -128,6 +134,9 @@ pub struct Search {
 impl Search {
     /// The library, or why there is none.
     pub fn into_library(self) -> Result<Library> {
+        if let Some(Look { path, outcome: Outcome::Untrusted(reason), .. }) = self.looked.last() {
+            return Err(Error::Untrusted { path: path.clone(), reason: reason.clone() });
+        }
         match (self.library, self.looked.first()) {
             (Some(library), _) => Ok(library),
             (None, Some(Look { origin: Origin::Variable, path, outcome })) => {
@@ -167,6 +176,14 @@ pub fn search(device: Device) -> Search {
         let files = library_files(&directory);
         if files.is_empty() {
             search.looked.push(Look { origin, path: directory, outcome: Outcome::Absent });
+            continue;
+        }
+        // Another library is not taken in its place, unsaid.
+        if origin == Origin::Installed
+            && let Err(reason) = trust::check(&directory)
+        {
+            search.looked.push(Look { origin, path: directory, outcome: Outcome::Untrusted(reason) });
+            return search;
         }
         for file in files {
             search.look(origin, &file);
@@ -237,6 +254,7 @@ print(found[0] if found else get_path('platlib') + '/onnxruntime', end='')
 
     let mut python = Command::new("python3")
         .args(["-c", QUESTION])
+        .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -288,8 +306,13 @@ pub(super) fn version_in_name(file: &Path) -> Option<Version> {
 }
 
 fn examine(path: &Path, device: Device, origin: Origin) -> Outcome {
+    // What is loaded is read to its end, and a pipe has none.
+    match regular::open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Outcome::Absent,
+        Err(error) => return Outcome::Broken(error.to_string()),
+        Ok(_) => {}
+    }
     match load_version(path) {
-        Err(_) if !path.is_file() => Outcome::Absent,
         Err(reason) => Outcome::Broken(reason),
         Ok(version) if version < OLDEST => Outcome::TooOld(version),
         // A library that the user names may find its provider elsewhere.

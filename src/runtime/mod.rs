@@ -21,6 +21,7 @@ mod places;
 pub mod remove;
 mod session;
 mod tensor;
+mod trust;
 mod wheel;
 
 pub use binding::{Binding, DeviceTensor, Kept, Measured};

@@ -41,7 +41,9 @@ pub(super) fn download(
 
     progress(Progress::Downloading { package: &requirement });
     let mut pip = Command::new("python3")
-        .args(["-m", "pip", "download", "--no-deps", "--only-binary", ":all:"])
+        // Neither the working directory nor PYTHONPATH has a say in what `pip` is.
+        .current_dir(into)
+        .args(["-I", "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"])
         .args(["--no-input", "--disable-pip-version-check", "--progress-bar", "off"])
         // The wheel that is pinned, whichever Python this is.
         .args(["--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi", "none"])

@@ -1,7 +1,6 @@
 //! Sessions: a model, made ready to run on a device.
 
 use std::fmt;
-use std::fs;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -146,7 +145,7 @@ impl<'r> SessionBuilder<'r> {
     /// Loads a model from its file; external data lies where the model says, beside it.
     pub fn open(self, path: &Path) -> Result<Session> {
         // ONNX Runtime distinguishes a missing file, but not one that cannot be read, from a broken model.
-        fs::File::open(path).map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
+        lstc_graph::regular::open(path).map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
         let model = format!("`{}`", path.display());
         let loaded = self.options()?.commit_from_file(path);
         self.session(loaded.map_err(|source| Error::model(model, source))?)

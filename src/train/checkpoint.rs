@@ -1,15 +1,19 @@
 //! Checkpoints: where a run stands, in one safetensors file that appears whole.
 //!
 //! The tensors are the parameters under their names, so that the file is a side network too, and their moments; the
-//! file's metadata says the rest.
+//! file's metadata says the rest. What a resumed run begins from is checked whole: its checksum, and each tensor by name and shape.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow};
 use serde::{Deserialize, Serialize};
 
+use super::BEST;
+use crate::report::Hinted;
+use crate::rewrite::manifest::Record;
 use crate::runtime::DeviceTensor;
-use crate::side::{self, Side};
+use crate::side::{self, Seal, Side};
 
 /// The file of a run's last checkpoint.
 pub const CHECKPOINT: &str = "checkpoint.safetensors";
@@ -27,6 +31,8 @@ pub struct Progress {
     pub epochs: u64,
     /// The best evaluation so far.
     pub best: Option<Best>,
+    /// BLAKE3 of what train.yaml says: how the run was started.
+    pub started: String,
     /// What the run is of: one that is resumed must be of the same.
     pub identity: Identity,
 }
@@ -102,16 +108,63 @@ pub fn save(path: &Path, state: &[(String, DeviceTensor)], progress: &Progress) 
     side::save_on_device(path, state, &[(KEY, serde_json::to_string(progress)?)])
 }
 
-/// Reads a checkpoint.
+/// Reads the checkpoint of a run of a rewritten model.
+///
+/// A checkpoint without a checksum is refused, though earlier versions wrote such: of their numbers nothing says whether they
+/// are what was saved, and what a damaged moment does to a run shows nowhere.
 ///
 /// # Errors
-/// A file that is missing, damaged or no checkpoint.
-pub fn load(path: &Path) -> anyhow::Result<(Side, Progress)> {
-    let (state, metadata) = side::load_with(path)?;
+/// A file that is missing, damaged or not a checkpoint; every tensor that is missing, has another shape, holds numbers that are
+/// not finite, or is not the rewritten model's.
+pub fn load(path: &Path, record: &Record) -> anyhow::Result<(Side, Progress)> {
+    read(path, record).map_err(|error| {
+        let best = path.with_file_name(BEST);
+        let hint = format!(
+            "put a copy of the checkpoint in its place, or start another run from the best side network of this one: \
+             `lstc train DIR --from {} --out ANOTHER`",
+            crate::report::word(&best.to_string_lossy())
+        );
+        Hinted::new(anyhow!("{error:#}").context("the run cannot be resumed"), hint).into()
+    })
+}
+
+fn read(path: &Path, record: &Record) -> anyhow::Result<(Side, Progress)> {
+    let (state, metadata, seal) = side::load_with(path)?;
+    let name = path.display();
     let Some(text) = metadata.get(KEY) else {
-        bail!("`{}` is no checkpoint: it does not say where the run stands", path.display());
+        return Err(anyhow!("`{name}` is not a checkpoint: it does not say where the run stands"));
     };
+    if seal == Seal::Foreign {
+        return Err(anyhow!("`{name}` has no checksum: an earlier version of lstc wrote it, or another program"));
+    }
     let progress =
-        serde_json::from_str(text).with_context(|| format!("`{}` is no checkpoint of this version", path.display()))?;
-    Ok((state, progress))
+        serde_json::from_str(text).with_context(|| format!("`{name}` is not a checkpoint of this version"))?;
+    let misfits = misfits(&state, record);
+    if misfits.is_empty() {
+        return Ok((state, progress));
+    }
+    Err(anyhow!("`{name}` does not fit the rewritten model\n  {}", misfits.join("\n  ")))
+}
+
+/// What a checkpoint's tensors have otherwise than the parameters and moments of a rewritten model, in words.
+fn misfits(state: &Side, record: &Record) -> Vec<String> {
+    let moments = record.moments.iter().flat_map(|m| m.tensors().map(|name| (name, m.shape.as_slice())));
+    let parameters = record.shapes().map(|(name, shape)| (name.to_owned(), shape));
+    let wanted: BTreeMap<String, &[usize]> = parameters.chain(moments).collect();
+    let mut misfits = Vec::new();
+    for (name, shape) in &wanted {
+        match state.get(name) {
+            None => misfits.push(format!("`{name}` is missing; its shape is {shape:?}")),
+            Some(found) if found.shape() != *shape => {
+                misfits.push(format!("`{name}` is {:?} in the checkpoint, and {shape:?} in the model", found.shape()));
+            }
+            Some(found) if found.iter().any(|v| !v.is_finite()) => {
+                misfits.push(format!("`{name}` holds numbers that are not finite"));
+            }
+            Some(_) => {}
+        }
+    }
+    let unknown = state.keys().filter(|name| !wanted.contains_key(*name));
+    misfits.extend(unknown.map(|name| format!("`{name}` is neither a parameter nor a moment of the model")));
+    misfits
 }

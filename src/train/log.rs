@@ -1,12 +1,15 @@
 //! The metrics of a run, one JSON object a line.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::fs::File;
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
+use lstc_graph::regular;
 use serde::{Deserialize, Serialize};
+
+use crate::report::Hinted;
 
 /// The file of a run's metrics.
 pub const METRICS: &str = "metrics.jsonl";
@@ -53,34 +56,19 @@ pub struct Log {
 
 impl Log {
     /// Opens the log of a run that stands at `step` and has closed so many epochs: lines of what a resumed run makes again,
-    /// and a line that was not finished, are taken out.
+    /// and a last line that was not finished, are taken out. A link in its place is not followed.
     ///
     /// # Errors
-    /// From the file system.
+    /// From the file system; a line before the last that is damaged.
     pub fn open(folder: &Path, step: u64, epochs: u64) -> anyhow::Result<Log> {
-        #[derive(Deserialize)]
-        struct Line {
-            step: u64,
-            epoch: u64,
-            eval_loss: Option<f64>,
-        }
         let path = folder.join(METRICS);
         let context = || format!("cannot write `{}`", path.display());
-        if let Ok(old) = File::open(&path) {
-            crate::files::replace(&path, |new| {
-                for line in BufReader::new(old).lines() {
-                    let line = line?;
-                    match serde_json::from_str::<Line>(&line) {
-                        Ok(read) if read.step <= step && (read.eval_loss.is_none() || read.epoch <= epochs) => {
-                            writeln!(new, "{line}")?;
-                        }
-                        _ => {}
-                    }
-                }
-                Ok(())
-            })?;
+        match regular::open(&path) {
+            Ok(old) => crate::files::replace(&path, |new| keep(old, step, epochs, new))?,
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(context),
         }
-        let file = OpenOptions::new().create(true).append(true).open(&path).with_context(context)?;
+        let file = crate::files::append(&path).with_context(context)?;
         Ok(Log { path, file })
     }
 
@@ -92,4 +80,30 @@ impl Log {
         let text = format!("{}\n", serde_json::to_string(line)?);
         self.file.write_all(text.as_bytes()).with_context(|| format!("cannot write `{}`", self.path.display()))
     }
+}
+
+/// Copies the lines of a log up to where a run stands.
+fn keep(old: File, step: u64, epochs: u64, new: &mut impl Write) -> anyhow::Result<()> {
+    #[derive(Deserialize)]
+    struct Line {
+        step: u64,
+        epoch: u64,
+        eval_loss: Option<f64>,
+    }
+    let mut lines = BufReader::new(old).split(b'\n').enumerate().peekable();
+    while let Some((at, line)) = lines.next() {
+        let line = line?;
+        match serde_json::from_slice::<Line>(&line) {
+            Ok(read) if read.step <= step && (read.eval_loss.is_none() || read.epoch <= epochs) => {
+                new.write_all(&line)?;
+                new.write_all(b"\n")?;
+            }
+            Err(error) if lines.peek().is_some() => {
+                let error = anyhow!(error).context(format!("line {} of the log is damaged", at + 1));
+                return Err(Hinted::new(error, "move it away: a resumed run then begins another log").into());
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }

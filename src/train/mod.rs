@@ -26,6 +26,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
+use lstc_graph::regular;
 use serde::{Deserialize, Serialize};
 
 pub use backbone::{Backbone, Taps};
@@ -41,6 +42,7 @@ use crate::data::{Corpus, Reading, Tokenizer};
 use crate::evaluate::{self, Guess, Label};
 use crate::report::Hinted;
 use crate::rewrite::RUN;
+use crate::rewrite::config::Config;
 use crate::rewrite::opened::Opened;
 use crate::runtime::Runtime;
 use crate::scratch;
@@ -67,7 +69,8 @@ impl Started {
     /// A folder without a run, or with a record that is damaged.
     pub fn read(out: &Path) -> anyhow::Result<Started> {
         let path = out.join(STARTED);
-        let text = fs::read_to_string(&path).with_context(|| format!("there is no run in `{}`", out.display()))?;
+        let text = regular::read_text(&path, Config::LIMIT)
+            .with_context(|| format!("there is no run in `{}`", out.display()))?;
         if text.trim().is_empty() {
             bail!("`{}` is damaged: it is empty", path.display());
         }
@@ -76,6 +79,13 @@ impl Started {
 
     fn text(&self) -> anyhow::Result<String> {
         Ok(serde_yaml::to_string(self)?)
+    }
+
+    /// BLAKE3 of what a run's folder records, wherever the folder is.
+    fn hash(out: &Path) -> anyhow::Result<String> {
+        let mut started = Started::read(out)?;
+        started.train.out = None;
+        Ok(blake3::hash(serde_yaml::to_string(&started)?.as_bytes()).to_hex().to_string())
     }
 
     fn write(&self, out: &Path) -> anyhow::Result<()> {
@@ -250,7 +260,7 @@ pub fn train(request: &Request, mut tell: impl FnMut(Event)) -> anyhow::Result<S
     }
     let run = Run::new(request, &opened, out, &mut tell)?;
     let cache = run.cache()?;
-    let (state, progress) = run.begin()?;
+    let (state, progress) = run.begin(&mut tell)?;
     let summary = run.go(state, progress, cache, tell);
     drop(lock);
     summary

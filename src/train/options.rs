@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use lstc_passes::Narrow;
+use lstc_passes::{Narrow, single};
 use serde::{Deserialize, Serialize};
 
 use crate::cache::{Element, Size};
@@ -133,8 +133,10 @@ impl TrainOptions {
                 "train.patience counts evaluations: give train.eval or train.eval_fraction too".to_owned(),
             );
         }
-        let is_rate = (self.lr as f32).is_finite() && self.lr > 0.0;
-        check(is_rate, format!("train.lr is {}, but must be positive, and a number in single precision", self.lr));
+        check(self.lr > 0.0, format!("train.lr is {}, but must be positive", self.lr));
+        if let Err(problem) = single::rounded(self.lr) {
+            check(false, format!("train.lr {problem}"));
+        }
         let threads = self.threads.unwrap_or(1);
         check(
             (1..=MOST_THREADS).contains(&threads),

@@ -110,13 +110,19 @@ impl<'r> Run<'r> {
     }
 
     /// The state to begin with: the checkpoint's, or the side network as the rewrite initialised it.
-    pub(super) fn begin(&self) -> anyhow::Result<(Side, Progress)> {
+    pub(super) fn begin(&self, tell: &mut impl FnMut(Event)) -> anyhow::Result<(Side, Progress)> {
         let path = self.out.join(CHECKPOINT);
         if self.request.resume {
             if !path.exists() {
                 bail!("there is no checkpoint in `{}` to go on from", self.out.display());
             }
-            let (state, progress) = checkpoint::load(&path)?;
+            let (state, progress) = checkpoint::load(&path, &self.opened.record)?;
+            if progress.started != Started::hash(&self.out)? {
+                let error = anyhow!("`{}` was changed since the run began", self.out.join(STARTED).display());
+                let hint =
+                    "put back what it was: --resume takes flags where something is to be changed, such as --train";
+                return Err(Hinted::new(error, hint).into());
+            }
             let differences = progress.identity.differences(&self.identity);
             if !differences.is_empty() {
                 let out = self.out.display();
@@ -129,21 +135,25 @@ impl<'r> Run<'r> {
             }
             return Ok((state, progress));
         }
-        let progress = Progress { step: 0, epochs: 0, best: None, identity: self.identity.clone() };
-        let begins = match &self.request.train.from {
-            Some(from) => self.opened.side(&side_file(&self.opened.directory, Some(from))?)?,
-            None => self.opened.initial()?,
-        };
+        let (started, identity) = (String::new(), self.identity.clone());
+        let progress = Progress { step: 0, epochs: 0, best: None, started, identity };
+        let Some(from) = &self.request.train.from else { return Ok((self.opened.initial()?, progress)) };
+        let file = side_file(&self.opened.directory, Some(from))?;
+        let (begins, seal) = self.opened.side(&file)?;
+        if let Some(note) = seal.note(&file) {
+            tell(Event::Warning(&note));
+        }
         Ok((begins, progress))
     }
 
     /// Records how the run was started, with what its figures come about: the threads, the seed, and how its cache keeps taps. And the
     /// state that it begins with: both, or neither.
-    fn record(&self, stepper: &Stepper, progress: &Progress, cache: Option<&Cache>) -> anyhow::Result<()> {
+    fn record(&self, stepper: &Stepper, progress: &mut Progress, cache: Option<&Cache>) -> anyhow::Result<()> {
         let (threads, cache_dtype) = (Some(self.execution.threads), cache.map(Cache::element));
         let seed = Some(self.identity.seed);
         let train = TrainOptions { threads, cache_dtype, seed, ..self.request.train.clone() };
         Started { train, data: self.request.reading.clone() }.write(&self.out)?;
+        progress.started = Started::hash(&self.out)?;
         self.save(stepper, progress).inspect_err(|_| drop(fs::remove_file(self.out.join(STARTED))))
     }
 
@@ -212,7 +222,7 @@ impl<'r> Run<'r> {
         drop(stepper.reserve(forecast.first_piece()));
         drop(state);
         if !self.request.resume {
-            self.record(&stepper, &progress, cache.as_ref())?;
+            self.record(&stepper, &mut progress, cache.as_ref())?;
         }
         let mut source = TapSource::new(self.opened, backbone, cache, stepper.host_memory()?)?;
         tell(Event::Begins(&Plan { forecast: Some(forecast), cache: source.holding(), ..self.plan(progress.step) }));

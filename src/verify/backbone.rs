@@ -147,7 +147,7 @@ fn compare<'t>(
     Check::at_most(format!("{name}, optimisation {}", if off { "off" } else { "on" }), worst, arithmetic.bound(FUSED))
 }
 
-fn relative(a: &Tensor, b: &Tensor) -> f64 {
+pub(super) fn relative(a: &Tensor, b: &Tensor) -> f64 {
     let (apart, largest) = difference(a, b);
     apart / largest.max(f64::MIN_POSITIVE)
 }

@@ -12,7 +12,7 @@ use crate::side;
 
 /// The directory's files are those that were written, by the manifest's hashes.
 pub(super) fn unchanged(directory: &Path) -> anyhow::Result<Check> {
-    let differences = intact::differences(directory, &manifest::record(directory)?.files)?;
+    let differences = intact::differences(directory, &manifest::unchecked_record(directory)?.files)?;
     Ok(Check::holds("the files are those that the rewrite wrote", "BLAKE3 equal", &differences))
 }
 
@@ -35,6 +35,8 @@ pub(super) fn check(subject: &Subject, written_by: Option<&str>) -> anyhow::Resu
         let differences = [format!("{MANIFEST} is of lstc {other}, this is {here}: rewrite it to verify it")];
         checks.push(Check::holds(name, "", &differences));
     }
+    let name = "lst.yaml says what the graphs were made with";
+    checks.push(Check::holds(name, "equal", &manifest::differences(subject.directory)?));
     let path = subject.directory.join(SIDE);
     checks.push(match manifest::read(subject.directory)?.side {
         None => {
@@ -66,12 +68,12 @@ fn import_differences(subject: &Subject, path: &Path, origin: &Origin) -> Vec<St
 }
 
 fn side_differences(subject: &Subject, path: &Path) -> Vec<String> {
-    let found = match side::load(path) {
+    let (found, _, seal) = match side::load_with(path) {
         Ok(found) => found,
         Err(error) => return vec![format!("{error:#}")],
     };
     let module = &subject.module;
-    let mut differences = Vec::new();
+    let mut differences: Vec<String> = seal.note(path).into_iter().collect();
     for (planned, initial) in module.plan.parameters.iter().zip(&module.initial) {
         match found.get(&planned.name) {
             None => differences.push(format!("`{}` is missing", planned.name)),

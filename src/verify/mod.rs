@@ -6,6 +6,7 @@
 //! * each block, emitted from the anatomy at full width with the backbone's own weights, is the backbone's own map from
 //!   tap to tap: so the description that the side network was grown from is right;
 //! * the matrix that the side network's LM head reads is the one that the source's head reads, element for element;
+//! * ONNX Runtime, given the source's own files, computes what it does with the graph that lstc read of them;
 //! * what fixed sizes made constants is what the source computes at those sizes;
 //! * the taps are finite in the graph that training runs;
 //! * the backbone inside the rewritten graphs gives the source's values, bit for bit with graph optimisation off; one in
@@ -23,6 +24,7 @@ mod invariants;
 mod precision;
 mod quantised;
 pub(crate) mod sample;
+mod source;
 mod taps;
 mod wide;
 
@@ -156,6 +158,8 @@ pub fn prove(
     checks.extend(invariants::check(&subject)?);
     progress("blocks against the backbone");
     checks.extend(blocks::check(&subject)?);
+    progress("the source's files");
+    checks.push(source::check(&subject)?);
     progress("backbone against the source");
     checks.extend(backbone::check(&subject)?);
     progress("taps as training reads them");

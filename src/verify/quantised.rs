@@ -76,7 +76,7 @@ fn furthest(subject: &Subject, quantised: &Quantised, product: &QuantisedProduct
 /// The errors of taps and logits, measured once more on the recorded sample.
 fn errors(subject: &Subject) -> anyhow::Result<Vec<Check>> {
     let name = "the errors that the manifest records";
-    let (record, config) = (manifest::record(subject.directory)?, manifest::read(subject.directory)?);
+    let (record, config) = (manifest::unchecked_record(subject.directory)?, manifest::read(subject.directory)?);
     let Some(recorded) = record.quantised else {
         return Ok(vec![Check::holds(name, "", &["the manifest records none".to_owned()])]);
     };

@@ -8,6 +8,7 @@ use lstc_passes::Options;
 use lstc_passes::options::{
     BackboneOptions, Gate, Init, Int8Weights, KeepBlocks, Precision, Projections, Sizes, TowerName,
 };
+use lstc_passes::single;
 
 use crate::commands::arguments::at_least;
 use crate::commands::set;
@@ -46,11 +47,11 @@ pub struct MethodFlags {
     gate: Option<Gate>,
 
     /// Temperature of the gates [default: 0.1]
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", value_parser = single::parse)]
     temperature: Option<f32>,
 
     /// Initial alpha of the gates [default: 0]
-    #[arg(long)]
+    #[arg(long, value_parser = single::parse)]
     alpha: Option<f32>,
 
     /// Mix the backbone's final output in before the LM head [default: false]
@@ -62,7 +63,7 @@ pub struct MethodFlags {
     bias: Option<bool>,
 
     /// Dropout rate inside the side network, in training only [default: 0]
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, value_name = "RATE", value_parser = single::parse)]
     dropout: Option<f32>,
 
     /// Initial weights: magnitude, magnitude-consistent or random [default: magnitude]
@@ -192,31 +193,31 @@ struct MemoryFlags {
 #[command(next_help_heading = "Loss and optimizer")]
 struct StepFlags {
     /// Weight of the cross-entropy with the labels [default: 1]
-    #[arg(long, value_name = "WEIGHT")]
+    #[arg(long, value_name = "WEIGHT", value_parser = single::parse)]
     label: Option<f32>,
 
     /// Weight of the distillation from the backbone's own logits [default: 0]
-    #[arg(long, value_name = "WEIGHT")]
+    #[arg(long, value_name = "WEIGHT", value_parser = single::parse)]
     distill: Option<f32>,
 
     /// Decay of AdamW's first moment [default: 0.9]
-    #[arg(long)]
+    #[arg(long, value_parser = single::parse)]
     beta1: Option<f32>,
 
     /// Decay of AdamW's second moment [default: 0.999]
-    #[arg(long)]
+    #[arg(long, value_parser = single::parse)]
     beta2: Option<f32>,
 
     /// Added to the root of AdamW's second moment [default: 1e-8]
-    #[arg(long)]
+    #[arg(long, value_parser = single::parse)]
     epsilon: Option<f32>,
 
     /// Decoupled weight decay, on matrices only [default: 0]
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, value_name = "RATE", value_parser = single::parse)]
     weight_decay: Option<f32>,
 
     /// Largest global norm of the gradients; 0 does not clip [default: 1]
-    #[arg(long, value_name = "NORM")]
+    #[arg(long, value_name = "NORM", value_parser = single::parse)]
     clip: Option<f32>,
 }
 

@@ -10,11 +10,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use lstc_graph::regular;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::data::Vocabulary;
 use crate::report::word;
+use crate::rewrite::config::Config;
 use byte_tokenizer::byte_tokenizer;
 pub use special::{Origins, Settled, special_tokens};
 
@@ -63,7 +65,9 @@ impl Companions {
         let own = model.parent().unwrap_or(Path::new("")).to_owned();
         let above = own.join("..");
         let is_its = |path: PathBuf| {
-            let identity = fs::read(path).ok().and_then(|text| serde_json::from_slice::<Identity>(&text).ok());
+            let identity = regular::read(&path, Config::LIMIT)
+                .ok()
+                .and_then(|text| serde_json::from_slice::<Identity>(&text).ok());
             identity.is_some_and(|i| i.model_type.is_some() && i.d_model.is_none_or(|d_model| d_model == width))
         };
         let above = is_its(above.join(CONFIGURATION)).then_some(above);
@@ -84,7 +88,7 @@ impl Companions {
     fn read<T: DeserializeOwned>(&self, name: &str) -> anyhow::Result<Option<(T, String)>> {
         let Some(Companion { path, name }) = self.find(name) else { return Ok(None) };
         let context = || format!("`{}` is not a configuration that lstc can read", path.display());
-        let text = fs::read(&path).with_context(context)?;
+        let text = regular::read(&path, Config::LIMIT).with_context(context)?;
         Ok(Some((serde_json::from_slice(&text).with_context(context)?, name)))
     }
 

@@ -1,0 +1,142 @@
+//! The source's own files, as ONNX Runtime reads them, against what lstc reads of them.
+//!
+//! Every other check begins with the graph that lstc read. Where its reader and ONNX Runtime's took a file differently, all of them
+//! would hold, and the backbone would be another model's.
+
+use std::path::{Path, PathBuf};
+
+use lstc_graph::{DType, encode, load, write_data};
+use ndarray::{ArrayD, IxDyn};
+
+use super::backbone::relative;
+use super::precision::Arithmetic;
+use super::{Check, Subject, give, run, sample};
+use crate::rewrite::manifest;
+use crate::rewrite::opened::on_cpu;
+use crate::runtime::{Dim, ElementType, Optimisation, Port, Session, Tensor};
+
+const NAME: &str = "the source's files, as ONNX Runtime reads them: logits";
+
+/// Relative to the largest logit. The nodes are the same, and so are the kernels.
+const SAME: f64 = 1e-5;
+
+/// Before the name of a decoder's input that an encoder has too.
+const OF_DECODER: &str = "decoder_";
+
+pub(super) fn check(subject: &Subject) -> anyhow::Result<Check> {
+    let module = &subject.module;
+    let files = manifest::model_of(&manifest::read(subject.directory)?.source)?.files().to_vec();
+    let inputs = sample::inputs(module, subject.seed)?;
+
+    let mut graph = super::backbone::source_of(subject)?;
+    let names = give(&mut graph, &[module.anatomy.head.logits]);
+    let graph = graph.slice(&graph.outputs);
+    let folder = tempfile::tempdir()?;
+    let (data, _) = write_data(&[&graph], folder.path(), "source.data")?;
+    let session = subject.runtime.session().optimisation(Optimisation::Off);
+    let mut session = session.load(&encode(&on_cpu(&graph), &data), Some(folder.path()))?;
+    let wanted = run(&mut session, &inputs, &names)?;
+
+    let vocabulary = module.anatomy.head.linear.outputs;
+    Ok(match logits(subject, &files, inputs, vocabulary)? {
+        Outcome::Logits(found) => {
+            let error = wanted.first().map_or(f64::INFINITY, |wanted| relative(&found, wanted));
+            Check::at_most(NAME, error, Arithmetic::of(module).bound(SAME))
+        }
+        Outcome::NotRun(reason) => Check::holds(NAME, format!("not run: {reason}"), &[]),
+        Outcome::Refused(reason) => Check::holds(NAME, "", &[reason]),
+    })
+}
+
+enum Outcome {
+    Logits(Tensor),
+    /// Nothing that ONNX Runtime could read otherwise.
+    NotRun(String),
+    Refused(String),
+}
+
+/// What the files give, one after the other, with graph optimisation off.
+fn logits(
+    subject: &Subject,
+    files: &[PathBuf],
+    mut known: Vec<(String, Tensor)>,
+    vocabulary: usize,
+) -> anyhow::Result<Outcome> {
+    let mut hidden: Option<Tensor> = None;
+    let mut found = None;
+    for file in files {
+        if has_bf16(file)? {
+            return Ok(Outcome::NotRun("ONNX Runtime has no kernels for bf16 on the CPU".to_owned()));
+        }
+        let mut session = subject.runtime.session().optimisation(Optimisation::Off).open(file)?;
+        if is_step(&session) {
+            continue;
+        }
+        let mut feeds = Vec::new();
+        for port in session.inputs() {
+            match fed(port, &known, hidden.as_ref()) {
+                Some(tensor) => feeds.push((port.name.clone(), tensor)),
+                None => return Ok(Outcome::Refused(format!("nothing is known for its input `{}`", port.name))),
+            }
+        }
+        let outputs: Vec<String> =
+            session.outputs().iter().filter(|p| p.dims.len() == 3).map(|p| p.name.clone()).collect();
+        for value in run(&mut session, &feeds, &outputs)? {
+            let value = wide(value);
+            if value.shape().last() == Some(&vocabulary) && found.is_none() && (hidden.is_some() || files.len() == 1) {
+                found = Some(value);
+            } else if hidden.is_none() {
+                hidden = Some(value);
+            }
+        }
+        known.extend(feeds);
+    }
+    let lacking = || Outcome::Refused(format!("the files give no output of {vocabulary} logits"));
+    Ok(found.map_or_else(lacking, Outcome::Logits))
+}
+
+fn has_bf16(file: &Path) -> anyhow::Result<bool> {
+    let graph = load(file)?;
+    Ok(graph.value_ids().any(|v| graph.value(v).dtype == Some(DType::BF16)))
+}
+
+/// A decoder's step that only reads a cache has no part in a whole pass.
+fn is_step(session: &Session) -> bool {
+    let caches = session.inputs().iter().any(|port| port.dims.len() == 4);
+    caches && !session.inputs().iter().any(|port| port.element_type == ElementType::Bool)
+}
+
+/// What an input gets: the tensor of its name, the encoder's output, or no cache.
+fn fed(port: &Port, known: &[(String, Tensor)], hidden: Option<&Tensor>) -> Option<Tensor> {
+    let find = |name: &str| known.iter().find(|(known, _)| known == name).map(|(_, tensor)| tensor.clone());
+    let is_float = matches!(port.element_type, ElementType::Float32 | ElementType::Float16);
+    let size = |dim: &Dim| match dim {
+        Dim::Known(size) => *size,
+        Dim::Symbol(_) | Dim::Unknown => 1,
+    };
+    let shape = || IxDyn(&port.dims.iter().map(size).collect::<Vec<_>>());
+    let own = hidden.and_then(|_| find(&format!("{OF_DECODER}{}", port.name)));
+    own.or_else(|| find(&port.name))
+        .or_else(|| match (port.dims.len(), port.element_type) {
+            (3, _) if is_float => hidden.cloned(),
+            (4, _) if is_float => Some(ArrayD::<f32>::zeros(shape()).into()),
+            (_, ElementType::Bool) => Some(ArrayD::from_elem(shape(), false).into()),
+            // The mask of what the encoder gave.
+            _ => hidden.and_then(|_| find(port.name.strip_prefix("encoder_")?)),
+        })
+        .map(|tensor| narrow(tensor, port.element_type))
+}
+
+fn wide(tensor: Tensor) -> Tensor {
+    match tensor {
+        Tensor::F16(values) => values.mapv(f32::from).into(),
+        other => other,
+    }
+}
+
+fn narrow(tensor: Tensor, wanted: ElementType) -> Tensor {
+    match (tensor, wanted) {
+        (Tensor::F32(values), ElementType::Float16) => values.mapv(half::f16::from_f32).into(),
+        (tensor, _) => tensor,
+    }
+}
