@@ -1,4 +1,4 @@
-"""What a backbone of few bits costs in accuracy: python benches/accuracy.py
+"""The accuracy that a low-precision backbone costs: python benches/accuracy.py
 
     cargo build --release
     python benches/accuracy.py --backbones fp32 int8 --tasks class --seeds 0
@@ -12,7 +12,7 @@ With --cache the seeds of a model, task and type share the backbone's taps, whic
 of the time. In fp32 that changes nothing. An int8 backbone quantises over whole batches, and then sees each example in the
 batch of one epoch alone.
 
-A run that was measured lies in the scratch folder with its results.json and is not repeated: remove the folder when lstc
+A measured run is kept in the scratch folder with its results.json and not repeated: remove the folder when lstc
 has changed. The exit code is 0 when the goal holds, 1 when it does not, 2 when something could not be measured.
 """
 
@@ -23,7 +23,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from lstc import Lstc, tell
+from lstc import Lstc, note
 from runs import measured
 from table import markdown
 from watch import Unmeasured
@@ -57,7 +57,7 @@ def write_task(task, folder):
 
 
 def kept(model, backbone, task, args):
-    """Where the taps are that the seeds share."""
+    """The folder of the taps that the seeds share."""
     return args.scratch / f"taps-{model.parent.name}-{backbone}-{task}" if args.cache else None
 
 
@@ -95,7 +95,7 @@ def measure_all(build, args, problems):
             shutil.rmtree(kept(model, backbone, task, args), ignore_errors=True)
         left = sum(statistics.mean(took[later]) for later, *_ in wanted[number + 1 :] if later in took)
         others = sum(later not in took for later, *_ in wanted[number + 1 :])
-        tell(
+        note(
             f"{where}: {100 * result['accuracy']:.1f} %{'' if fresh else ', measured before'}; about {left / 60:.0f} minutes left"
             + (f" and {others} runs of other models" if others else "")
         )
@@ -126,7 +126,7 @@ def main():
     parser.add_argument("--models", nargs="+", type=Path, default=there, help="default: T5-nano, and T5-mini where it is there")
     parser.add_argument(
         "--backbones", nargs="+", default=list(BACKBONES),
-        help="with the largest error at a tap behind a colon, as in int4:0.03; default: fp32 int8 int4",
+        help="with the largest error at a tap after a colon, as in int4:0.03; default: fp32 int8 int4",
     )
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
@@ -145,7 +145,7 @@ def main():
     lines, holds = table(found)
     print(lines)
     for where, problem in problems.items():
-        tell(f"error: {where}: {problem}")
+        note(f"error: {where}: {problem}")
     return 2 if problems else 0 if holds else 1
 
 

@@ -59,7 +59,7 @@ class Session:
         return sum(math.prod(value.shape) for value in updated if not value.name.startswith("adam."))
 
     def timed(self, runs):
-        """The seconds of each run, behind those that warm up."""
+        """The seconds of each run, after those that warm up."""
         seconds = []
         for _ in range(WARM_UP + runs):
             start = time.perf_counter()
@@ -110,7 +110,7 @@ def measure(file, shape, steps, threads):
 
 
 def command(file, shape, steps, threads):
-    """What measures one model in a process of its own."""
+    """The command that measures one model in a process of its own."""
     options = {"--shape": shape, "--steps": steps, "--threads": threads}
     return [sys.executable, __file__, file, *(str(part) for option in options.items() for part in option)]
 

@@ -2,7 +2,7 @@
 
     python benches/cuda.py --lstc LSTC --runtime libonnxruntime.so.1.31.1 --libraries FOLDERS --out RESULTS
 
-The parts run in the order of what matters most, each under a time limit, until --budget seconds are over; what is left then is reported
+The parts run in order of importance, each under a time limit, until --budget seconds are over; what is left then is reported
 as not measured. A part that fails says why, and the others run. After each part table.md and results.json are written again.
 
 Losses are of T5-nano, 20 steps on the first 640 of the glosses, and of T5-base's sizes, 5 steps. Steps are of T5-base's sizes, 128
@@ -73,7 +73,7 @@ the device: what the process took of it at most, its CUDA context included."""
 
 
 class DeviceMemory:
-    """What all processes have of the device's memory, as nvidia-smi reports it every half second; nothing without it."""
+    """The device memory that all processes hold, as nvidia-smi reports it every half second; nothing without it."""
 
     def __init__(self):
         self.seen, self.process = [], None
@@ -105,7 +105,7 @@ class Bench:
         return self.end - time.monotonic()
 
     def execute(self, argv, limit, env=None):
-        """Runs a command: what it wrote to stdout, to stderr, and what was wrong, or nothing. One that takes too long is ended."""
+        """Runs a command: what it wrote to stdout, to stderr, and what was wrong, or nothing. One that takes too long is killed."""
         argv, wrong = [str(part) for part in argv], ""
         with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
             try:
@@ -165,7 +165,7 @@ class Bench:
         return self.once(f"{name}.jsonl", lambda file: file.write_text("".join(lines[:count])))
 
     def train(self, directory, data, steps, *flags):
-        """Lines of a run's metrics log: of steps, which must be so many, and of evaluations; and what the run warned of."""
+        """Lines of a run's metrics log: of steps, which must be this many, and of evaluations; and the run's warnings."""
         output, cache = self.scratch / "run", self.scratch / "taps"
         paths = {"CACHE": cache, "EVAL": self.glosses("test", 100)}
         shutil.rmtree(output, ignore_errors=True)
@@ -325,7 +325,7 @@ def main():
                 if begun < seconds:
                     raise Unmeasured("out of time")
                 found, told = measure()
-            except Exception as error:  # whatever it was, it does not cost the other parts
+            except Exception as error:  # whatever it was, the other parts still run
                 told = f"not measured: {error if isinstance(error, Unmeasured) else repr(error)}"
                 found = [{"error": told}]
             took = begun - bench.left()

@@ -1,4 +1,4 @@
-"""What lstc is measured beside on a GPU: one training step of other methods in PyTorch, on T5-base's sizes.
+"""What lstc is compared with on a GPU: one training step of other methods in PyTorch, at T5-base's sizes.
 
     python benches/cuda_peers.py                                f32 and bf16, in this process
     python benches/cuda_peers.py --precisions tf32 --graphs     others
@@ -6,7 +6,7 @@
 
 Prints one JSON object a row. The T5 is written here, in plain PyTorch: nothing but `torch` is needed. As in `peers.py`, each choice
 favours the peers: no dropout, no padding and no masks for it, PyTorch's fused attention, norms and AdamW, and no method computes
-what it does not need. `torch.compile` is left out: to compile all rows takes longer than a run may.
+what it does not need. `torch.compile` is left out: compiling all rows takes longer than a run may.
 
 f32 is without TF32, tf32 with it. In bf16, frozen weights lie in bf16, and what is trained lies in f32 and is computed under
 autocast. With --graphs, a whole step (forward, backward, clipping, AdamW) is captured once as a CUDA graph and replayed.

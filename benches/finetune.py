@@ -75,7 +75,7 @@ def accuracy(model, examples, classes, batch):
 
 
 def train(args, seed, examples, classes):
-    """A model trained on the examples, in an order that the seed draws."""
+    """A model trained on the examples, in an order drawn from the seed."""
     torch.manual_seed(seed)
     backbone = T5ForConditionalGeneration.from_pretrained(args.model, dropout_rate=0.0).train()
     trainer = Trainer(METHODS[args.method][1](backbone), args.lr)

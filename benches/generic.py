@@ -1,12 +1,12 @@
-"""A side network's training step as plain ONNX nodes by a generic decomposition: what lstc's own step is held against.
+"""A side network's training step as plain ONNX nodes by a generic decomposition: what lstc's own step is compared with.
 
     python benches/generic.py t5-base step.onnx
 
 The side network of `peers.py` as a function of taps, mask, labels, parameters, moments, learning rate and step;
 differentiated by `torch.func`, decomposed into core ATen operators, and exported by PyTorch's own exporter, which
 optimises what it writes; for T5-base that takes ten minutes. Shapes are constants, which favours it. Names are those of
-lstc's `train.onnx`. The step is run once on ONNX Runtime and held against PyTorch's autograd, clipping and AdamW;
-`step.json` says how far they are apart, and is written only where that is near enough.
+lstc's `train.onnx`. The step is run once on ONNX Runtime and compared with PyTorch's autograd, clipping and AdamW;
+`step.json` says how far they are apart, and is written only if that is near enough.
 """
 
 import argparse

@@ -6,7 +6,7 @@
 
 A small T5 (width 256, 4 heads of 64) with random weights; `--shape t5-base` takes T5-base for batch and length.
 
-What may not happen is that cost grows faster than the work:
+Cost must not grow faster than the work:
 
 * With batch and blocks, the exponent of the upper half of a series (the slope of log cost over log n) is at most 1.1, for
   seconds and for memory.
@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy
 import onnx
 from bare import Session
-from lstc import REDUCTION, ROWS, Lstc, tell
+from lstc import REDUCTION, ROWS, Lstc, note
 from shapes import GROWTH, MODELS
 from table import markdown
 from watch import Unmeasured
@@ -55,14 +55,14 @@ def sized(series, n, base):
 
 
 def measure(args, build, results, file, problems):
-    """Measures every point that the results have not, and writes them behind each."""
+    """Measures every point that the results lack, and writes them after each."""
     there = {(point["series"], point["row"], point["n"]) for point in results["points"]}
     for series, row in itertools.product(args.series, args.rows):
         for n in SERIES[series]:
             if (series, row, n) in there:
                 continue
             name, shape = sized(series, n, args.shape)
-            tell(f"{series} {n}: {row}")
+            note(f"{series} {n}: {row}")
             try:
                 run = build.train(name, args.steps, row, shape)
                 predicted = None if ROWS[row].cached else build.predicted(name, ROWS[row].rewrite, shape)
@@ -157,7 +157,7 @@ def exponent(ns, costs):
 
 
 def judge(points, attention):
-    """(series, row, cost, fit, exponent, what is held against what, whether it holds) of every measured series."""
+    """(series, row, cost, fit, exponent, what is compared with what, whether it holds) of every measured series."""
     found = []
     order = lambda point: (point["series"], point["row"])
     for (series, row), of in itertools.groupby(points, order):
@@ -282,7 +282,7 @@ def main():
     ]
     print(markdown(["over", "row", "cost", "fit", "exponent, upper half", "criterion", ""], cells))
     for where, problem in problems.items():
-        tell(f"error: {where}: {problem}")
+        note(f"error: {where}: {problem}")
     return 2 if problems else 0 if all(verdict[-1] for verdict in verdicts) else 1
 
 
@@ -290,5 +290,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except Unmeasured as problem:
-        tell(f"error: {problem}")
+        note(f"error: {problem}")
         sys.exit(2)

@@ -37,7 +37,7 @@ ROWS = {
 }
 
 
-def tell(text):
+def note(text):
     print(text, file=sys.stderr, flush=True)
 
 
@@ -66,7 +66,7 @@ class Lstc:
         folder = self.scratch / name
         model, made_for = folder / "t5.onnx", folder / "shape.json"
         if not made_for.is_file() or made_for.read_text() != MODELS[name].to_json():
-            tell(f"exporting {name}")
+            note(f"exporting {name}")
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             watch([sys.executable, Path(__file__).with_name("export.py"), name, model])
@@ -102,7 +102,7 @@ class Lstc:
             raise Unmeasured("the report of `lstc inspect` has no `memory.lst.total`") from error
 
     def train(self, name, steps, row="lstc", shape=None):
-        """One run of `lstc train`: seconds of each step behind the warm-up, peaks as it reports them and as seen from outside.
+        """One run of `lstc train`: seconds of each step after the warm-up, peaks as it reports them and as seen from outside.
 
         `shape` has other lengths and another batch than `name`. Of cached taps, the first epoch does not count.
         """

@@ -24,7 +24,7 @@ PASSES = {"differentiate": "backward", "grad": "backward", "optimizer": "optimiz
 
 
 def part_of(node):
-    """Which part of the step makes a node: by the pass that its metadata tells, else by its name."""
+    """Which part of the step makes a node: by the pass in its metadata, else by its name."""
     for entry in node.metadata_props:
         if entry.value in PASSES:
             return PASSES[entry.value]

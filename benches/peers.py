@@ -3,7 +3,7 @@
     python benches/peers.py                          all rows, each in a process of its own
     python benches/peers.py --row lst --steps 7      one row, in this process
 
-Prints one JSON object a row. Peak memory is the process's VmHWM: all it ever had resident, from the interpreter to
+Prints one JSON object a row. Peak memory is the process's VmHWM: everything that was resident, from the interpreter to
 the optimizer's moments.
 
 The same for every row: dropout is off, attention is PyTorch's fused one, AdamW is PyTorch's fused one, gradients are
@@ -46,7 +46,7 @@ def configure(shape, attention="sdpa"):
 def build_backbone(shape, attention="sdpa"):
     """A T5 of this shape with random weights, always the same.
 
-    Memory is allocated once, and for one embedding: building it is not what makes the process's peak.
+    Memory is allocated once, and for one embedding, so that building the model does not set the process's peak.
     """
     config = configure(shape, attention)
     with torch.device("meta"):
@@ -59,7 +59,7 @@ def build_backbone(shape, attention="sdpa"):
 
 # ------------------------------------------------------------------------------------------------------ methods
 #
-# A method makes of a backbone a module from (input_ids, attention_mask, decoder_input_ids) to logits. What it trains
+# A method turns a backbone into a module from (input_ids, attention_mask, decoder_input_ids) to logits. What it trains
 # are the parameters that require a gradient.
 
 
@@ -252,7 +252,7 @@ def draw_batch(shape):
 
 
 def peak_memory():
-    """The most bytes that this process ever had resident."""
+    """This process's peak of resident memory, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
@@ -288,13 +288,13 @@ def measure(row, shape_name, steps, threads):
 
 
 def command(row, shape, steps, threads):
-    """What measures one row in a process of its own."""
+    """The command that measures one row in a process of its own."""
     options = {"--row": row, "--shape": shape, "--steps": steps, "--threads": threads}
     return [sys.executable, __file__, *(str(part) for option in options.items() for part in option)]
 
 
 def environment(threads):
-    """The environment for `command`: no thread pool that is larger."""
+    """The environment for `command`: no larger thread pool."""
     return os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 
 

@@ -1,6 +1,6 @@
 """ONNX Runtime's own dynamic int8 of an exported model: python benches/quantise.py t5.onnx int8.onnx --per-channel
 
-Only MatMuls with a constant operand are quantised. `--prepare` runs ONNX Runtime's own pre-processing before, which makes
+Only MatMuls with a constant operand are quantised. `--prepare` runs ONNX Runtime's own pre-processing first, which makes
 a constant of a tied head's transpose, so that the head is quantised too.
 """
 

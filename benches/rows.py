@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lstc import tell
+from lstc import note
 from watch import watch
 
 
@@ -28,7 +28,7 @@ def quantised(file, *options):
         exported = lstc.exported(shape)
         output = exported.with_name(file)
         if not output.is_file():
-            tell(f"quantising {shape}: {file}")
+            note(f"quantising {shape}: {file}")
             run("quantise.py", exported, output, *options)
         return output
 
@@ -38,13 +38,13 @@ def quantised(file, *options):
 def generic(lstc, shape):
     output = lstc.exported(shape).with_name("generic.onnx")
     if not output.with_suffix(".json").is_file():
-        tell(f"decomposing the side network's step of {shape}")
+        note(f"decomposing the side network's step of {shape}")
         run("generic.py", shape, output)
     return output
 
 
 def side(lstc, shape):
-    """Anew each time, for it is of this build of lstc."""
+    """Made again each time, because it depends on this build of lstc."""
     tuned = lstc.rewritten(shape)
     run("side.py", tuned, tuned.with_name("side"))
     return tuned.with_name("side") / "side.onnx"

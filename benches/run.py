@@ -1,4 +1,4 @@
-"""Measures lstc's training step beside its peers, and its prediction of memory beside what it takes.
+"""Measures lstc's training step and its peers', and compares its predicted memory with what it takes.
 
     cargo build --release
     pip install -r benches/requirements.txt
@@ -6,8 +6,8 @@
     python benches/run.py --only peers ort lstc   without the section on predictions
     python benches/run.py --rows lst lstc         these rows alone
 
-Every measurement is a process of its own, watched from outside. Peers and lstc alternate over `--rounds`, so that what
-else the machine does hits all of them. Exports and rewrites lie in target/bench and exports are reused; results.json
+Every measurement is a process of its own, watched from outside. Peers and lstc alternate over `--rounds`, so that
+other load on the machine affects all of them. Exports and rewrites lie in target/bench and exports are reused; results.json
 there holds every step. The exit code is 0 when every goal that was measured holds, 1 when one does not, 2 when
 something could not be measured.
 """
@@ -26,7 +26,7 @@ import bare
 import lstc
 import peers
 import rows
-from lstc import Lstc, tell
+from lstc import Lstc, note
 from shapes import SHAPES
 from table import markdown
 from watch import Unmeasured, watch
@@ -101,7 +101,7 @@ def measure_bare(row, build, shape, steps, threads):
 
 
 def turns(args, wanted, build):
-    """What measures each wanted row."""
+    """The command that measures each wanted row."""
     shape, threads, found = args.shape, args.threads, {}
     if "peers" in wanted:
         found |= {row: lambda row=row: measure_peer(row, shape, args.steps, threads) for row in peers.ROWS}
@@ -117,7 +117,7 @@ def compare(args, turns, problems):
     runs, turns = [], dict(turns)
     for number in range(1, args.rounds + 1):
         for row, turn in list(turns.items()):
-            tell(f"round {number} of {args.rounds}: {row}")
+            note(f"round {number} of {args.rounds}: {row}")
             try:
                 runs.append(turn() | {"round": number})
             except Unmeasured as problem:
@@ -130,7 +130,7 @@ def predict(args, build, runs, problems):
     """Predicted and measured peaks. A shape that `runs` has is not run again; what is run joins them."""
     found = []
     for name in SHAPES:
-        tell(f"prediction for {name}")
+        note(f"prediction for {name}")
         try:
             if not any(run["row"] == "lstc" and run["shape"] == name for run in runs):
                 runs.append(build.train(name, args.lstc_steps))
@@ -266,7 +266,7 @@ def main():
     if before["load"][0] > IDLE:
         print(f"\nThe machine was not idle: its load was {before['load'][0]:.1f} at the start.")
     for where, problem in problems.items():
-        tell(f"error: {where}: {problem}")
+        note(f"error: {where}: {problem}")
 
     results = {
         "machine": before, "lstc": version(args.lstc), "runs": runs, "summary": summary, "predictions": predictions,

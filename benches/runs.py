@@ -1,4 +1,4 @@
-"""Whole runs of lstc as a user types them: rewrite, train, eval; each is measured once and remembered."""
+"""Whole runs of lstc as a user types them: rewrite, train, eval; each is measured once and cached."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ from watch import watch
 
 
 def measured(build, folder, rewrite, train, test):
-    """What a run gave: accuracies of the side network after the last epoch, seconds, and the loss of each step.
+    """The results of a run: accuracies of the side network after the last epoch, seconds, and the loss of each step.
 
     `rewrite` is the model and what `lstc rewrite` is given, `train` the data and what `lstc train` is given. A run that was
     measured before with the same arguments is not repeated: remove the folder when lstc has changed.

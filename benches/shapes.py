@@ -6,7 +6,7 @@ import json
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """A T5 with ReLU and a tied head; weights are random, for speed and memory do not depend on them."""
+    """A T5 with ReLU and a tied head; weights are random, because speed and memory do not depend on them."""
 
     d_model: int
     d_kv: int

@@ -1,10 +1,10 @@
-"""Takes GPU machine code that a run does not need out of a CUDA library, so that it packs small.
+"""Removes GPU machine code that a run does not need from a CUDA library, so that it compresses well.
 
     python benches/slim_cuda.py libonnxruntime_providers_cuda.so slim.so 90
     python benches/slim_cuda.py libonnxruntime_providers_cuda.so slim.so 90 'flash|cutlass'
 
 keeps the code of one architecture and, of that, no translation unit with a kernel that the pattern finds (which takes the package
-`zstandard`). Of onnxruntime-gpu 1.31.1, 142 of 284 MB go with the other architectures.
+`zstandard`). Of onnxruntime-gpu 1.31.1, 142 of 284 MB belong to the other architectures.
 
 The code of a translation unit lies in a container: a header of 16 bytes (magic, version u16, length of the header u16, length of
 what follows u64), then its entries (kind u16, version u16, length of the header u32, length of the code u64, ..., architecture u32

@@ -1,4 +1,4 @@
-"""How soon and how well a side network learns, by how it starts: python benches/starts.py
+"""How soon and how well a side network learns, by its initialisation: python benches/starts.py
 
     cargo build --release
     python benches/public_tasks.py target/bench/tasks
@@ -8,14 +8,14 @@
 
 Each run is `lstc rewrite`, `lstc train` and `lstc eval`, as a user would type them: batches of 64, learning rate 3e-3, 8
 epochs. The seed is that of the initial values and of the order of the examples. What is evaluated is the side network
-after the last epoch, by the likelihood of the labels, on the first thousand held-out rows, which play no part before.
+after the last epoch, by the likelihood of the labels, on the first thousand held-out rows, which are not used otherwise.
 
 "Learns from" is the first step at which the mean of the last 50 losses is below 0.965 of the loss of a model that knows
 how often each label occurs and ignores its input: the entropy of the labels, divided by the tokens of a target. "never"
 counts as the last step in the mean.
 
 With fp32 all runs of a model and task share the backbone's taps, which the first computes; the others train without a cache,
-since an int8 backbone's taps depend on what else is in a batch. A run that was measured lies in the scratch folder and is not
+since an int8 backbone's taps depend on what else is in a batch. A measured run is kept in the scratch folder and not
 repeated. The exit code is 2 when something could not be measured.
 """
 
@@ -28,7 +28,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from lstc import Lstc, tell
+from lstc import Lstc, note
 from runs import measured
 from table import markdown
 from tasks import ROOT, files_of, held_out
@@ -99,7 +99,7 @@ def measure_all(build, args, problems):
         found[key[:-1]].append(result)
         if fresh:
             learns = result["learns"] or "never"
-            tell(f"{number}/{len(grid)} {where}: {100 * result['accuracy']:.1f} %, learns from {learns}, {result['seconds']:.0f} s")
+            note(f"{number}/{len(grid)} {where}: {100 * result['accuracy']:.1f} %, learns from {learns}, {result['seconds']:.0f} s")
     return found
 
 
@@ -143,7 +143,7 @@ def main():
         problems["lstc"], found = str(problem), {}
     print(table(found, args))
     for where, problem in problems.items():
-        tell(f"error: {where}: {problem}")
+        note(f"error: {where}: {problem}")
     return 2 if problems else 0
 
 

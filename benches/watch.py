@@ -1,4 +1,4 @@
-"""Runs a command to its end and watches what it has resident."""
+"""Runs a command to its end and watches its resident memory."""
 
 import dataclasses
 import subprocess
@@ -34,7 +34,7 @@ def status(pid):
 
 
 def watch(argv, env=None):
-    """Runs a command. VmHWM only grows, so no more of it is missed than what the last interval adds."""
+    """Runs a command. VmHWM only grows, so only the growth within the last interval can be missed."""
     peak = anonymous = file = resident = 0
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
         try:

@@ -1,8 +1,8 @@
-//! The whole way in one program: `cargo run --release --example quickstart`
+//! All steps in one program: `cargo run --release --example quickstart`
 //!
-//! Fetches ONNX Runtime if there is none, grows a side network beside the T5 of 1.4 million parameters in
-//! `models/t5-nano`, trains it to tell what a dictionary definition defines, evaluates it on definitions that it has not
-//! seen, exports one inference model, and asks that model. Everything that it writes is under `target/quickstart`.
+//! Fetches ONNX Runtime if there is none, adds a side network to the T5 of 1.4 million parameters in
+//! `models/t5-nano`, trains it to classify what a dictionary definition defines, evaluates it on definitions that it has not
+//! seen, exports one inference model, and queries that model. Everything that it writes is under `target/quickstart`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ use lstc_passes::Options;
 use lstc_passes::options::Init;
 use ndarray::Array2;
 
-/// Definitions to ask the exported model about; none of them is in the data.
+/// Definitions to query the exported model with; none of them is in the data.
 const QUESTIONS: [&str; 4] = [
     "a small wild cat with spotted fur that lives in trees",
     "a soup of tomatoes and cream",
@@ -95,7 +95,7 @@ fn run() -> anyhow::Result<()> {
     anyhow::ensure!(export.is_written(), "the exported model does not agree with the trained one");
     let answers = ask(runtime, &exported, &tokenizer, &directory)?;
 
-    report::text(&told(&before, &after, (trainable, written.frozen), &summary))?;
+    report::text(&comparison(&before, &after, (trainable, written.frozen), &summary))?;
     report::text(&format!("  exported       {}, {}\n\n", shown(root, &exported).display(), Bytes(export.bytes)))?;
     for (question, answer) in QUESTIONS.iter().zip(answers) {
         report::text(&format!("  {question}: {answer}\n"))?;
@@ -103,7 +103,7 @@ fn run() -> anyhow::Result<()> {
     report::text(&format!("\n{:.0} s in all\n", begun.elapsed().as_secs_f64()))
 }
 
-/// ONNX Runtime: the one that is there, or else a fetched one.
+/// ONNX Runtime: an installed one, or else a fetched one.
 fn runtime() -> anyhow::Result<&'static Runtime> {
     let library = match find(Device::Cpu) {
         Err(Error::NotFound { .. }) => {
@@ -116,7 +116,7 @@ fn runtime() -> anyhow::Result<&'static Runtime> {
     Ok(Runtime::load(&library)?)
 }
 
-/// How well a side network does on the held-out file, in both ways.
+/// Evaluates a side network on the held-out file, in both ways.
 fn evaluated(
     directory: &Path,
     side: &str,
@@ -125,22 +125,22 @@ fn evaluated(
     execution: &Execution,
 ) -> anyhow::Result<Metrics> {
     let mut talk = Talk::default();
-    let mut tell = |event: Event| talk.hear(&event);
+    let mut notify = |event: Event| talk.hear(&event);
     let opened = Opened::new(directory)?;
     let tokenizer = opened.tokenizer(None)?;
-    let corpus = train::read_corpus(&opened, &started.data, tokenizer.as_ref(), data, directory, &mut tell)?;
+    let corpus = train::read_corpus(&opened, &started.data, tokenizer.as_ref(), data, directory, &mut notify)?;
     let labels = evaluate::labels(&[&corpus], tokenizer.as_ref())?;
     let request =
         evaluate::Request { labels, generate: Some(8), batch_size: started.train.batch_size, ..Default::default() };
     let of = corpus.len();
     let (network, _) = opened.side(&directory.join(side))?;
-    let progress = |done| tell(Event::Evaluating { done, of });
+    let progress = |done| notify(Event::Evaluating { done, of });
     let scored = evaluate::score_side(&opened, execution, &network, &corpus, &request, progress)?;
     talk.line.clear();
     Ok(Metrics::of(&scored, &request.labels))
 }
 
-/// What the exported model answers, token by token, as any program with ONNX Runtime would ask it.
+/// The exported model's answer, token by token, as any program with ONNX Runtime would get it.
 fn ask(runtime: &Runtime, model: &Path, tokenizer: &Path, directory: &Path) -> anyhow::Result<Vec<String>> {
     let tokens = Opened::new(directory)?.record.tokens;
     let tokenizer = Tokenizer::open(tokenizer, tokens)?;
@@ -175,7 +175,7 @@ fn answer(session: &mut Session, ids: &[i64], start: i64, end: i64) -> anyhow::R
     Ok(said[1..].iter().filter_map(|id| u32::try_from(*id).ok()).collect())
 }
 
-fn told(before: &Metrics, after: &Metrics, (trainable, frozen): (usize, usize), summary: &Summary) -> String {
+fn comparison(before: &Metrics, after: &Metrics, (trainable, frozen): (usize, usize), summary: &Summary) -> String {
     let share = |accuracy: Option<f64>| accuracy.map_or_else(String::new, percent);
     let table = report::table(
         ["held-out definitions", "before", "after"],

@@ -209,7 +209,7 @@ static cudaError_t capture_status(cudaStream_t handle, enum cudaStreamCaptureSta
     if (is_default(stream)) {
         for (stream = next_stream(NULL); stream != NULL; stream = next_stream(stream)) {
             if (stream->capture != NULL && stream->blocking) {
-                return cudaErrorStreamCaptureImplicit; // a question alone breaks nothing
+                return cudaErrorStreamCaptureImplicit; // a query alone breaks nothing
             }
         }
     }

@@ -1,7 +1,7 @@
 // cuBLAS: products are logged and counted, and leave their result as it was.
 //
 // Only the handle is looked at, which comes first everywhere. The functions are declared with that one parameter: by
-// the C calling conventions of Linux, what a caller passes beyond it does no harm.
+// the C calling conventions of Linux, further arguments of a caller do no harm.
 #include <stdlib.h>
 
 #include "standin.h"

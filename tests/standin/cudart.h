@@ -35,7 +35,7 @@ void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 // Within the lock: hands what was logged to the system, so that a process that is killed later loses none of it.
 void flush_log(void);
 
-// Room for one element more in an array that grows by doubling. Out of memory ends the process.
+// Room for one more element in an array that grows by doubling. Out of memory ends the process.
 void *grown(void *array, size_t count, size_t *room, size_t element);
 
 // cudart.c: devices

@@ -22,7 +22,7 @@ static struct {
     char text[1 << 16];
 } events = {.file = -1};
 
-// A number from the environment. Anything else there is a mistake in a test, which should not go unseen.
+// A number from the environment. Anything else there is a mistake in a test, which should not go unnoticed.
 static uint64_t number(const char *name, uint64_t otherwise)
 {
     const char *text = getenv(name);

@@ -17,8 +17,8 @@ struct block {
 static struct block *blocks;
 static size_t count, room;
 
-// The index of the first block that starts behind `pointer`.
-static size_t behind(const void *pointer)
+// The index of the first block that starts after `pointer`.
+static size_t first_after(const void *pointer)
 {
     size_t low = 0, high = count;
     while (low < high) {
@@ -35,7 +35,7 @@ static size_t behind(const void *pointer)
 // The block that `pointer` points into, or null.
 static const struct block *find(const void *pointer)
 {
-    size_t index = behind(pointer);
+    size_t index = first_after(pointer);
     if (index == 0) {
         return NULL;
     }
@@ -60,7 +60,7 @@ static const char *kind_word(bool pinned)
 }
 
 // Pages straight from the system come zeroed and aligned, and cost nothing before they are touched: a device may have
-// more memory than the host. They go back when they are freed, so that a later use does not pass unseen.
+// more memory than the host. They go back when they are freed, so that a later use does not go unnoticed.
 static cudaError_t allocate(void **pointer, size_t size, bool pinned)
 {
     *pointer = NULL;
@@ -75,7 +75,7 @@ static cudaError_t allocate(void **pointer, size_t size, bool pinned)
     if (start == MAP_FAILED) {
         return cudaErrorMemoryAllocation;
     }
-    size_t index = behind(start);
+    size_t index = first_after(start);
     blocks = grown(blocks, count, &room, sizeof *blocks);
     memmove(&blocks[index + 1], &blocks[index], (count - index) * sizeof *blocks);
     blocks[index] = (struct block){start, size, device, pinned};
@@ -90,7 +90,7 @@ static cudaError_t release(void *pointer, bool pinned)
     if (pointer == NULL) {
         return cudaSuccess;
     }
-    size_t index = behind(pointer) - 1; // no block behind any: the largest size_t
+    size_t index = first_after(pointer) - 1; // no such block: the largest size_t
     if (index >= count || blocks[index].start != pointer || blocks[index].pinned != pinned) {
         return cudaErrorInvalidValue;
     }

@@ -1,5 +1,5 @@
 // Streams and events. All work is done in the thread that asks for it, so that a stream is always idle and an event has
-// always come: what is left of them is their part in captures.
+// always occurred: what is left of them is their part in captures.
 #include <stdint.h>
 #include <stdlib.h>
 
@@ -82,7 +82,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t handle)
     return leave(destroy(handle));
 }
 
-// Whether the host may wait for a stream or ask after it.
+// Whether the host may wait for a stream or query it.
 static cudaError_t may_wait(cudaStream_t handle, const char *function)
 {
     struct stream *stream = find_stream(handle);
@@ -202,7 +202,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t event, unsigned
     return leave(wait_for(handle, event));
 }
 
-// Whether the host may wait for an event or ask after it.
+// Whether the host may wait for an event or query it.
 static cudaError_t may_ask(cudaEvent_t event, const char *function)
 {
     if (event == NULL) {
