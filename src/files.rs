@@ -34,14 +34,14 @@ impl Write for Draft {
     }
 }
 
-/// The folder that a path lies in.
+/// The parent folder of a path.
 pub fn parent(path: &Path) -> &Path {
     path.parent().filter(|p| *p != Path::new("")).unwrap_or(Path::new("."))
 }
 
-/// Writes a file under a temporary name, syncs it, and renames it: whoever looks finds the earlier file or the whole new one, and a
-/// process that is killed leaves the earlier one. The permissions are those that the process's mask leaves, and none that the earlier
-/// file did not give.
+/// Writes a file under a temporary name, syncs it, and renames it: a reader finds either the earlier file or the whole new one, and a
+/// process that is killed leaves the earlier one. The permissions are those that the process's mask allows, and none that the
+/// earlier file did not have.
 ///
 /// # Errors
 /// From the file system, e.g. no space; from `write`. The earlier file is then as it was.
@@ -49,10 +49,10 @@ pub fn replace(path: &Path, write: impl FnOnce(&mut Draft) -> anyhow::Result<()>
     put(path, write, |from, to| fs::rename(from, to))
 }
 
-/// As [`replace`], for a file that is not there yet.
+/// As [`replace`], for a file that does not exist yet.
 ///
 /// # Errors
-/// As [`replace`]; a file that has come there meanwhile.
+/// As [`replace`]; a file that has appeared there meanwhile.
 pub fn create(path: &Path, write: impl FnOnce(&mut Draft) -> anyhow::Result<()>) -> anyhow::Result<()> {
     put(path, write, rename_new)
 }
@@ -63,13 +63,13 @@ fn put(
     rename: impl FnOnce(&Path, &Path) -> io::Result<()>,
 ) -> anyhow::Result<()> {
     let (folder, context) = (parent(path), || format!("cannot write `{}`", path.display()));
-    // In a folder of its own: what writes it may put other files beside it.
+    // In a folder of its own: `write` may put other files beside it.
     let scratch = Scratch::new_in(folder).with_context(context)?;
     let temporary = scratch.path().join("file");
     let mut draft = Draft { file: File::create_new(&temporary).with_context(context)?, path: temporary };
     let mode = draft.file.metadata().with_context(context)?.permissions().mode();
     write(&mut draft).with_context(context)?;
-    // By its name: what writes it may have put another file there.
+    // By its name: `write` may have put another file there.
     let written = File::open(draft.path()).with_context(context)?;
     let earlier = fs::symlink_metadata(path).ok().filter(fs::Metadata::is_file);
     let mode = earlier.map_or(mode, |earlier| mode & earlier.permissions().mode());
@@ -81,10 +81,10 @@ fn put(
     File::open(folder).and_then(|folder| folder.sync_all()).with_context(context)
 }
 
-/// Renames a file to a name that nobody has.
+/// Renames a file to a name that is free.
 ///
 /// # Errors
-/// From the file system; a name that is taken.
+/// From the file system; a name that is not free.
 pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         // A file system that cannot do it in one step.
@@ -95,7 +95,7 @@ pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// Copies a small file to a name that nobody has. Who could not read the one cannot read the other.
+/// Copies a small file to a name that is free. Users who could not read the original cannot read the copy.
 ///
 /// # Errors
 /// From the file system.
@@ -106,7 +106,7 @@ pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
     io::copy(&mut source, &mut target).map(drop)
 }
 
-/// Opens a file to add to its end, and creates it where there is none. A link in its place is not followed, wherever it leads.
+/// Opens a file to append to it, and creates it if it does not exist. A symbolic link is not followed.
 ///
 /// # Errors
 /// From the file system; a link, or something else that is not a regular file.
@@ -123,10 +123,10 @@ pub fn append(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Whether a file could be written, before there is anything to write.
+/// Checks that a file can be written, before there is anything to write.
 ///
 /// # Errors
-/// A folder that is missing, or that may not be written to.
+/// A folder that is missing or not writable.
 pub fn check(path: &Path) -> anyhow::Result<()> {
     let made = Scratch::new_in(parent(path)).map(drop);
     // Without the temporary name.
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_may_read_more_than_before() {
+    fn no_one_may_read_more_than_before() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let [path, plain] = ["a", "plain"].map(|name| folder.path().join(name));
         File::create(&plain).expect("a file");

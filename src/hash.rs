@@ -21,11 +21,11 @@ pub fn sha256(file: &mut File) -> io::Result<String> {
     Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Bytes that are read at once: few enough for a core's cache.
+/// Bytes read at a time: few enough for a core's cache.
 const BLOCK: usize = 1 << 20;
 
-/// The BLAKE3 of a file, in hexadecimal; none where it was stopped. The file is read, not mapped: its
-/// pages are none of this process's.
+/// The BLAKE3 of a file, in hexadecimal; none if it was stopped. The file is read, not mapped: its
+/// pages do not count as this process's.
 pub fn blake3(file: &mut File, stop: &AtomicBool) -> io::Result<Option<String>> {
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; BLOCK];

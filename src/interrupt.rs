@@ -1,7 +1,7 @@
 //! Ctrl-C, SIGTERM and SIGHUP.
 //!
 //! A command that saves is asked to stop: it finishes its step and saves. Any other command, and one that is asked a second time, ends
-//! at once. What is registered here ends with it: folders of files that are not finished, and processes that were started.
+//! at once. What is registered here ends with it: folders of unfinished files, and processes that were started.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +18,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level;
 
-/// What a shell reports for a process that Ctrl-C ended.
+/// The exit code that a shell reports for a process ended by Ctrl-C.
 pub const EXIT_CODE: u8 = 130;
 
 static LISTENS: AtomicBool = AtomicBool::new(false);
@@ -28,9 +28,9 @@ static REGISTRY: Mutex<Registry> = Mutex::new(Registry { next: 0, entries: BTree
 /// What ends with the process.
 #[derive(Debug)]
 pub enum Passing {
-    /// A folder, with all that is in it.
+    /// A folder with its contents.
     Folder(PathBuf),
-    /// A folder, if nothing is in it.
+    /// A folder, if it is empty.
     EmptyFolder(PathBuf),
     Process(Pid),
 }
@@ -63,12 +63,12 @@ impl Drop for Registered {
     }
 }
 
-/// The registry. As long as it is held no signal ends the process: for what must not be done by halves.
+/// The registry. While it is held no signal ends the process: for what must not be half done.
 pub fn hold() -> MutexGuard<'static, Registry> {
     REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A process that was started ends with this one, as long as what is returned lives.
+/// Ends a child process with this one, as long as the returned value lives.
 pub fn end_with(child: &Child) -> Option<Registered> {
     let id = i32::try_from(child.id()).ok().and_then(Pid::from_raw)?;
     Some(hold().add(Passing::Process(id)))
@@ -80,7 +80,7 @@ pub fn handle() {
     HANDLED.call_once(|| {
         // `nohup` starts a command that is to outlive its terminal.
         let handled = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| *signal != SIGHUP || !is_ignored(SIGHUP));
-        // Where no handler can be set, a signal ends the process, and a later command sweeps.
+        // If no handler can be set, a signal ends the process, and a later command cleans up.
         let Ok(mut signals) = Signals::new(handled) else { return };
         thread::spawn(move || {
             for signal in signals.forever() {
@@ -92,7 +92,7 @@ pub fn handle() {
     });
 }
 
-/// Lets the first signal ask instead of end.
+/// Makes the first signal a request to stop, which does not end the process.
 pub fn listen() {
     LISTENS.store(true, Ordering::SeqCst);
 }
@@ -104,9 +104,9 @@ pub fn asked() -> bool {
 
 /// Ends what is registered, and the process.
 fn end(signal: i32) -> ! {
-    // Held to the end: who would register or publish something waits.
+    // Held to the end: threads that would register or publish something wait.
     let registry = hold();
-    // What was made last first: it may lie in what was made before.
+    // Newest first: it may lie in an older one.
     for passing in registry.entries.values().rev() {
         match passing {
             Passing::Process(id) => drop(kill_process(*id, Signal::TERM)),

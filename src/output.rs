@@ -1,6 +1,6 @@
 //! Files that a user names for a command to write.
 //!
-//! **Invariant:** what is there is replaced only where the user says so, and then only a regular file. What a command reads, and
+//! **Invariant:** only a regular file is replaced, and only if the user says so. What a command reads, and
 //! what belongs to a rewritten model, a run or a cache, is never replaced.
 
 use std::collections::HashSet;
@@ -18,7 +18,7 @@ use crate::report::Hinted;
 use crate::scratch::Scratch;
 use crate::{cache, rewrite, train};
 
-/// Files that a command reads, whatever they are called: by their device and number.
+/// Files that a command reads, whatever their names: by device and inode number.
 #[derive(Clone, Debug, Default)]
 pub struct Inputs(HashSet<(u64, u64)>);
 
@@ -56,7 +56,7 @@ enum To {
     File,
     Stdout,
     Stderr,
-    /// What is open already, or swallows everything: it is written to.
+    /// An open stream, or a device that discards its input: it is written to.
     Stream,
 }
 
@@ -81,7 +81,7 @@ impl Output {
     /// Writes it.
     ///
     /// # Errors
-    /// From the file system, or from `write`; a file that has come there meanwhile.
+    /// From the file system, or from `write`; a file that has appeared there meanwhile.
     pub fn write(&self, write: impl FnOnce(&mut Draft) -> anyhow::Result<()>) -> anyhow::Result<()> {
         match self.to {
             To::File if self.force => files::replace(&self.path, write),
@@ -90,14 +90,14 @@ impl Output {
         }
     }
 
-    /// Writes a file for a while, and then what is in it to a stream.
+    /// Writes a temporary file, and then its contents to a stream.
     fn pour(&self, write: impl FnOnce(&mut Draft) -> anyhow::Result<()>) -> anyhow::Result<()> {
         let context = || format!("cannot write to `{}`", self.path.display());
         let scratch = Scratch::new().with_context(context)?;
         let whole = scratch.path().join("output");
         files::create(&whole, write)?;
         let mut stream = match self.to {
-            // As they stand: a file that is opened once more begins at its start.
+            // At its current position: opening a file again would begin at its start.
             To::Stdout => io::stdout().as_fd().try_clone_to_owned().map(File::from),
             To::Stderr => io::stderr().as_fd().try_clone_to_owned().map(File::from),
             _ => File::options().append(true).open(&self.path),
@@ -108,7 +108,7 @@ impl Output {
     }
 }
 
-/// The stream that a path names; none where it names a file.
+/// The stream that a path names; none if it names a file.
 fn stream(path: &Path) -> Option<To> {
     let path = std::path::absolute(path).ok()?;
     let descriptor = ["/dev/fd", "/proc/self/fd"].iter().find_map(|folder| path.strip_prefix(folder).ok());
@@ -128,7 +128,7 @@ fn stream(path: &Path) -> Option<To> {
 /// Whether a file may be written under this name.
 ///
 /// # Errors
-/// Something is there that is not to be replaced, or may not be.
+/// Something is there that is not to be replaced, or must not be.
 pub fn check(path: &Path, inputs: &Inputs, force: bool) -> anyhow::Result<()> {
     let shown = path.display();
     if let Some(what) = owner(path) {
@@ -170,7 +170,7 @@ fn kind(of: FileType) -> &'static str {
 
 /// What a file of lstc's own belongs to.
 fn owner(path: &Path) -> Option<String> {
-    // The folder that it lies in, whatever the way there.
+    // Its parent folder, whatever path leads there.
     let Some(Component::Normal(name)) = path.components().next_back() else { return None };
     let (folder, name) = (files::parent(path).canonicalize().ok()?, name.to_str()?);
     let of = |what: &str| Some(format!("the {what} `{}`", folder.display()));

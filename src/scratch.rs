@@ -1,7 +1,7 @@
-//! Folders that go again: for what is not finished, and for what only this process reads.
+//! Temporary folders: for unfinished output, and for what only this process reads.
 //!
-//! Such a folder is removed when it is dropped, and when a signal ends the process. What a killed process left, a later command
-//! removes: a folder is locked as long as its process lives, whatever its number and its machine.
+//! Such a folder is removed when it is dropped, and when a signal ends the process. A later command removes what a killed
+//! process left: a folder is locked as long as its process lives, whatever its PID and machine.
 
 use std::env;
 use std::fs::{self, File, TryLockError};
@@ -12,13 +12,13 @@ use std::process;
 
 use crate::interrupt::{self, Passing, Registered};
 
-/// Begins the folders' names; the process's number follows, for people.
+/// The prefix of the folders' names; the process's number follows, for people.
 const PREFIX: &str = ".lstc-";
 
 /// A folder of this process.
 #[derive(Debug)]
 pub struct Scratch {
-    /// None once it is removed or kept.
+    /// None once removed or kept.
     folder: Option<PathBuf>,
     _lock: File,
     _registered: Registered,
@@ -33,7 +33,7 @@ impl Scratch {
         Scratch::new_in(&env::temp_dir())
     }
 
-    /// One in a folder, for this user alone.
+    /// One in a folder, accessible to this user alone.
     ///
     /// # Errors
     /// From the file system.
@@ -43,7 +43,7 @@ impl Scratch {
             let mut registry = interrupt::hold();
             let prefix = format!("{PREFIX}{}-", process::id());
             let folder = tempfile::Builder::new().prefix(&prefix).tempdir_in(parent)?;
-            // Another process that sweeps may have come between.
+            // Another process may have swept it meanwhile.
             if let Some(lock) = lock(folder.path())? {
                 let folder = folder.keep();
                 let registered = registry.add(Passing::Folder(folder.clone()));
@@ -79,7 +79,7 @@ impl Drop for Scratch {
     }
 }
 
-/// Locks a folder as its process does; none where it is locked, or gone.
+/// Locks a folder as its process does; none if it is locked or gone.
 fn lock(folder: &Path) -> io::Result<Option<File>> {
     let file = match File::open(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -101,7 +101,7 @@ pub fn sweep(parent: &Path) {
         let is_ours = entry.file_name().to_str().is_some_and(is_name) && entry.file_type().is_ok_and(|t| t.is_dir());
         let path = entry.path();
         if is_ours && let Some(_lock) = abandoned(&path) {
-            // What cannot be removed is in nobody's way.
+            // A folder that cannot be removed does no harm.
             let _ = fs::remove_dir_all(path);
         }
     }
@@ -119,7 +119,7 @@ fn abandoned(folder: &Path) -> Option<File> {
     file.try_lock().is_ok().then_some(file)
 }
 
-/// Folders that were made. Those that are empty when this is dropped, or when a signal ends the process, go again.
+/// Folders that were created. Those that are empty when this is dropped, or when a signal ends the process, are removed.
 #[derive(Debug, Default)]
 pub struct Made {
     /// The outermost first.
@@ -129,13 +129,13 @@ pub struct Made {
 impl Drop for Made {
     fn drop(&mut self) {
         for (folder, _) in self.folders.iter().rev() {
-            // One that holds something stays.
+            // One that is not empty stays.
             let _ = fs::remove_dir(folder);
         }
     }
 }
 
-/// Makes a folder, and those that it lies in.
+/// Creates a folder and its parents.
 ///
 /// # Errors
 /// From the file system.

@@ -1,6 +1,6 @@
 //! Side networks in safetensors files, under the reference's state-dict names.
 //!
-//! **Invariant:** what lstc wrote carries a checksum, and is read only where this holds ([`Seal`]).
+//! **Invariant:** what lstc wrote carries a checksum, and is read only if the checksum matches ([`Seal`]).
 
 mod seal;
 mod write;
@@ -40,7 +40,7 @@ pub fn save_with(path: &Path, side: &Side, metadata: &[(&str, String)]) -> anyho
     write::write(path, &side.iter().map(|(name, array)| (name.as_str(), array)).collect(), metadata)
 }
 
-/// Writes a side network to a file that nobody else looks at yet.
+/// Writes a side network to a file that nothing else reads yet.
 ///
 /// # Errors
 /// From the file system.
@@ -71,7 +71,7 @@ pub fn save_initial<'i>(path: &Path, initial: impl IntoIterator<Item = (&'i str,
 /// A file that is mapped.
 pub struct Mapped(Mmap);
 
-/// What a mapped file holds, and whose it is.
+/// What a mapped file holds, and who wrote it.
 pub struct Contents<'m> {
     pub tensors: SafeTensors<'m>,
     pub metadata: Metadata,
@@ -94,7 +94,7 @@ impl Mapped {
         &self.0
     }
 
-    /// What the file holds, held to its checksum.
+    /// What the file holds, checked against its checksum.
     ///
     /// # Errors
     /// Bytes that are not a safetensors file's; a file of lstc's that is damaged.
@@ -110,7 +110,7 @@ impl Mapped {
             Ok(seal) => Ok(Contents { tensors, metadata, seal }),
             Err(broken) => {
                 let error = anyhow::Error::from(broken).context(format!("`{}` is damaged", path.display()));
-                Err(Hinted::new(error, "take another copy of it, or make it again").into())
+                Err(Hinted::new(error, "restore it from another copy, or create it again").into())
             }
         }
     }
@@ -142,11 +142,11 @@ pub fn load(path: &Path) -> anyhow::Result<Side> {
     Ok(load_with(path)?.0)
 }
 
-/// Misfits that an error spells out; the rest are counted.
+/// The number of misfits that an error lists; the rest are counted.
 const MAX_LISTED: usize = 10;
 
 /// Reads the parameters of a rewritten model, by their names and shapes. Other tensors of the file, such as a checkpoint's
-/// moments, are not looked at but for the checksum.
+/// moments, are read only for the checksum.
 ///
 /// # Errors
 /// A file that is not a safetensors file, or is damaged; every parameter that is missing, of another shape or type, or not finite.

@@ -481,11 +481,11 @@ fn what_is_damaged_is_computed_again() {
 
     // An index that begins otherwise is of another cache; a description that is damaged describes none.
     flip(&index, 9);
-    refused(&work.train_briefly("foreign", &["--cache", text(&cache)]), &["000001.index", "is not of this cache"]);
+    refused(&work.train_briefly("foreign", &["--cache", text(&cache)]), &["000001.index", "belongs to another cache"]);
     fs::write(cache.join("cache.yaml"), "format: 1\nrows: what\n").expect("a file");
     refused(&work.train_briefly("torn", &["--cache", text(&cache)]), &["cache.yaml` is damaged"]);
     fs::write(cache.join("cache.yaml"), "format: 9\n").expect("a file");
-    refused(&work.train_briefly("old", &["--cache", text(&cache)]), &["is of format 9", "another version of lstc"]);
+    refused(&work.train_briefly("old", &["--cache", text(&cache)]), &["has format 9", "another version of lstc"]);
 }
 
 #[test]
@@ -512,10 +512,13 @@ fn a_cache_of_something_else_is_refused_by_name() {
     let all = said(&fewer).contains("taps of 70 of 70 rows");
     assert!(all || said(&fewer).contains("it holds the taps"), "{}", said(&fewer));
     work.rewrite("model", "relu_torchscript", |_| ());
-    refused(&run("model", "model-run", &[]), &["is of something else", "another source model", "hint: --cache"]);
+    refused(
+        &run("model", "model-run", &[]),
+        &["was made for something else", "another source model", "hint: give --cache another folder"],
+    );
     refused(&run("tuned", "cut", &["--max-source-length", "3"]), &["the data, the tokenizer or the length limits"]);
     work.write("train.jsonl", ROWS + 1, Lengths::Various);
-    refused(&run("tuned", "more", &[]), &["it is of 70 rows, and there are 71"]);
+    refused(&run("tuned", "more", &[]), &["it is for 70 rows, but there are 71"]);
     let work_folder = work.folder.path();
     let elsewhere = ["--batch-size", "8", "--cache", text(work_folder)];
     let other = work.train_of("tuned", "elsewhere", &elsewhere).output().expect("lstc runs");
@@ -533,5 +536,5 @@ fn a_cache_may_be_built_of_what_is_not_held_out() {
     let trained = work.train_briefly("with", &flags("0.2"));
     assert_eq!(built["cache"]["kept"].as_u64(), Some(ROWS as u64 - (ROWS as f64 * 0.2).round() as u64), "{built}");
     assert_eq!(json(&trained)["cache"]["kept"], built["cache"]["kept"]);
-    refused(&work.train_briefly("other", &flags("0.3")), &["the data, the tokenizer or the length limits are not"]);
+    refused(&work.train_briefly("other", &flags("0.3")), &["the data, the tokenizer or the length limits have"]);
 }

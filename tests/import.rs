@@ -218,8 +218,9 @@ fn a_network_that_was_made_otherwise_is_told_in_two_lines_with_the_flags_that_ma
     assert_eq!(done.status.code(), Some(2));
     let told = stderr(&done);
     assert!(told.lines().count() <= 9, "{told}");
-    let file = "the file: r = 8 of a backbone 48 wide, decoder blocks 0,1,2, encoder blocks 0,1, no biases, merge_last";
-    let directory = "the directory: r = 4 of a backbone 48 wide, decoder blocks 0,2, encoder blocks 1, biases";
+    let file =
+        "the file: r = 8 of a backbone of width 48, decoder blocks 0,1,2, encoder blocks 0,1, no biases, merge_last";
+    let directory = "the directory: r = 4 of a backbone of width 48, decoder blocks 0,2, encoder blocks 1, biases";
     assert!(told.contains(file) && told.contains(directory), "{told}");
     let flags = told.split_once("-o AGAIN ").and_then(|(_, rest)| rest.split_once('`')).expect("flags").0.to_owned();
     let (from, again) = (tuned.path("tuned"), tuned.path("again"));
@@ -270,7 +271,7 @@ fn a_run_is_in_the_way_and_another_file_is_not() {
     let again = tuned.import(&["-o", text(&elsewhere)]);
     assert!(stderr(&again).contains("already exists"), "{}", stderr(&again));
     let own = tuned.import(&["-o", text(&tuned.path("tuned/side.safetensors")), "--force"]);
-    assert!(stderr(&own).contains("leave -o out"), "{}", stderr(&own));
+    assert!(stderr(&own).contains("omit -o"), "{}", stderr(&own));
 
     assert!(tuned.import(&["--force"]).status.success());
     assert_eq!(tuned.side(), trained);
@@ -285,10 +286,10 @@ fn a_pickle_is_refused_with_the_way_to_convert_it() {
         stderr(&lstc(&["import", text(&tuned.path("tuned")), "--side", text(&file)]))
     };
     let zip = convert("it's pytorch_model.bin", b"PK\x03\x04\0\0\x08\x08\0\0\0\0\0\0archive/data.pklFB");
-    assert!(zip.contains("is a pickle of PyTorch's") && zip.contains("python -c \"import sys, torch"), "{zip}");
+    assert!(zip.contains("is a PyTorch pickle") && zip.contains("python -c \"import sys, torch"), "{zip}");
     assert!(zip.contains("it'\\''s pytorch_model.safetensors'"), "{zip}");
     let bare = convert("old.pt", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M");
-    assert!(bare.contains("is a pickle of PyTorch's"), "{bare}");
+    assert!(bare.contains("is a PyTorch pickle"), "{bare}");
     for damaged in [&b"PK\x03\x04 a zip archive of something else"[..], b"\x80\x02\0\0\0\0\0\0{\"a\":", b"", b"text"] {
         let told = convert("damaged.safetensors", damaged);
         assert!(told.contains("is not a safetensors file") && !told.contains("pickle"), "{told}");

@@ -471,5 +471,5 @@ fn a_run_says_when_its_gates_opened() {
     }
     let (_folder, none) = inspected_run("", "text");
     assert_eq!(none.status.code(), Some(2));
-    assert!(stderr(&none).contains("has no step yet"), "{}", stderr(&none));
+    assert!(stderr(&none).contains("has no steps yet"), "{}", stderr(&none));
 }

@@ -315,7 +315,7 @@ mod install {
         let there = "which has 1.32.0-cpu, 1.30.2-cuda";
         assert_failed(&remove(&["1.31.0"]), &["no such ONNX Runtime is installed in", there]);
         assert_failed(&remove(&["1.32.0-cuda"]), &[there]);
-        assert_failed(&remove(&["../x"]), &["a version is expected"]);
+        assert_failed(&remove(&["../x"]), &["expected a version"]);
         assert!(user.library().is_file());
 
         let removed = remove(&["1.32.0", "--format", "json"]);
@@ -380,8 +380,8 @@ mod install {
             (Box::new(flipped), "is damaged"),
             (Box::new(truncated), "cannot be read as a zip file"),
             (Box::new(no_zip), "cannot be read as a zip file"),
-            (Box::new(zip_of("../escaped")), "its entry `../escaped` leads out of the directory"),
-            (Box::new(zip_of("/escaped")), "its entry `/escaped` leads out of the directory"),
+            (Box::new(zip_of("../escaped")), "its entry `../escaped` leads outside the directory"),
+            (Box::new(zip_of("/escaped")), "its entry `/escaped` leads outside the directory"),
             (Box::new(zip_of("onnxruntime/capi/libonnxruntime.so.1")), "does not load: "),
         ];
         for (write, reason) in writers {

@@ -1,4 +1,4 @@
-//! What training costs on this machine: seconds and memory of a step, with the backbone as it is and quantised.
+//! The cost of training on this machine: seconds and memory of a step, with the backbone as it is and quantised.
 //!
 //! Each row is measured in a process of its own, which does nothing else: its peak is the row's. The batch is of random
 //! tokens without padding; neither time nor memory depends on what they are.
@@ -24,7 +24,7 @@ use crate::scratch::Scratch;
 use crate::train::{CudaGraphs, Started};
 pub use row::measure;
 
-/// What a row is of.
+/// What a row measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Part {
@@ -32,7 +32,7 @@ pub enum Part {
     Forward,
     /// A step of training
     Step,
-    /// A step of training on taps that were kept: the side network alone
+    /// A step of training on cached taps: the side network alone
     Cached,
 }
 
@@ -55,18 +55,18 @@ impl Part {
         match self {
             Part::Forward => "the backbone alone",
             Part::Step => "a step of training",
-            Part::Cached => "a step on kept taps",
+            Part::Cached => "a step on cached taps",
         }
     }
 }
 
-/// How it is measured.
+/// How a row is measured.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub batch: usize,
     pub source_length: usize,
     pub target_length: usize,
-    /// Measured runs; those before them, which warm up, do not count.
+    /// Measured runs; the warm-up runs before them do not count.
     pub runs: usize,
     pub threads: usize,
     pub device: Device,
@@ -84,14 +84,14 @@ pub struct Row {
     pub best: f64,
     /// Tokens of sources and targets.
     pub tokens_per_second: f64,
-    /// The most that the process had resident, or that it held of a device's memory, from the first run on.
+    /// The peak of resident memory, or of device memory, from the first run on.
     pub peak_memory: u64,
     /// On CUDA, whether all that was run was captured as CUDA graphs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub captured: Option<bool>,
 }
 
-/// Rows, and what they are of.
+/// Rows, and what they measure.
 #[derive(Clone, Debug, Serialize)]
 pub struct Table {
     pub model: PathBuf,
@@ -122,7 +122,7 @@ impl fmt::Display for Table {
     }
 }
 
-/// To a millisecond, and of a small model's to ten microseconds.
+/// To a millisecond, or to ten microseconds for a small model.
 fn seconds(of: f64) -> String {
     if of < 0.01 { format!("{of:.5}") } else { format!("{of:.3}") }
 }
@@ -186,18 +186,18 @@ fn apart(directory: &Path, part: Part, settings: &Settings) -> anyhow::Result<Ro
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .context("the process that measures cannot be started")?;
+        .context("cannot start the measuring process")?;
     let registered = interrupt::end_with(&measuring);
-    let done = measuring.wait_with_output().context("the process that measures cannot be waited for")?;
+    let done = measuring.wait_with_output().context("cannot wait for the measuring process")?;
     drop(registered);
     if !done.status.success() {
         let said = String::from_utf8_lossy(&done.stderr);
         let said = match said.trim() {
-            // As when it is killed for want of memory.
+            // For example when it is killed for lack of memory.
             "" => format!("its process ended with {}", done.status),
             said => said.trim_start_matches("error: ").to_owned(),
         };
         bail!("`{part}` could not be measured\n{said}");
     }
-    serde_json::from_slice(&done.stdout).context("the process that measures gave no row")
+    serde_json::from_slice(&done.stdout).context("the measuring process returned no row")
 }

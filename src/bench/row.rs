@@ -22,7 +22,7 @@ const RATE: f64 = 1e-4;
 /// Measures a part of a rewritten directory.
 ///
 /// # Errors
-/// A directory that is none; sizes that its graphs do not take; from ONNX Runtime.
+/// Not a rewritten directory; sizes that its graphs do not take; from ONNX Runtime.
 pub fn measure(directory: &std::path::Path, part: Part, settings: &Settings) -> anyhow::Result<Row> {
     let opened = Opened::new(directory)?;
     let backbone = manifest::read(directory)?.options().backbone.precision;
@@ -62,7 +62,7 @@ pub fn measure(directory: &std::path::Path, part: Part, settings: &Settings) -> 
             let (mut stepper, _) = Stepper::open(&opened, &execution, &opened.initial()?, false, 0)?;
             let (taps, batches) = (taps(&opened, &batch)?, std::slice::from_ref(&batch));
             let memory = stepper.host_memory()?;
-            // A copy for each step, as a cache makes one.
+            // A copy for each step, as with a cache.
             let kept = move |_: &Batch| {
                 let copy = |(name, numbers): &(String, ArrayD<f32>)| {
                     let mut tensor = memory.tensor(numbers.shape())?;
@@ -86,7 +86,7 @@ pub fn measure(directory: &std::path::Path, part: Part, settings: &Settings) -> 
         }
     }
     if let (Some(reason), CudaGraphs::On) = (&plain, settings.cuda_graphs) {
-        bail!("what was run cannot be captured as CUDA graphs: {reason}");
+        bail!("the run cannot be captured as CUDA graphs: {reason}");
     }
     seconds.sort_by(f64::total_cmp);
     let median = seconds[seconds.len() / 2];
@@ -105,7 +105,7 @@ pub fn measure(directory: &std::path::Path, part: Part, settings: &Settings) -> 
 struct Run {
     seconds: f64,
     memory: Resident,
-    /// Why not all of it was captured, although that was asked for.
+    /// Why not all of it was captured, although that was requested.
     plain: Option<String>,
 }
 
@@ -116,7 +116,7 @@ fn clocked(run: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<f64> {
     Ok(begun.elapsed().as_secs_f64())
 }
 
-/// Token ids that no vocabulary lacks, none of them special.
+/// Token ids within the vocabulary, none of them special.
 fn batch(opened: &Opened, settings: &Settings) -> anyhow::Result<Batch> {
     let fixed = opened.fixed();
     let rows = fixed.batch.unwrap_or(settings.batch);
@@ -124,7 +124,7 @@ fn batch(opened: &Opened, settings: &Settings) -> anyhow::Result<Batch> {
     let target = fixed.target.unwrap_or(settings.target_length);
     let vocabulary = opened.record.model.vocabulary as i64;
     if vocabulary <= 8 {
-        bail!("a vocabulary of {vocabulary} tokens is too small to measure with");
+        bail!("a vocabulary of {vocabulary} tokens is too small for a benchmark");
     }
     let tokens = |length: usize, step: i64| {
         Array2::from_shape_fn((rows, length), |(row, at)| 3 + (row as i64 * 7919 + at as i64 * step) % (vocabulary - 3))
@@ -141,7 +141,7 @@ fn batch(opened: &Opened, settings: &Settings) -> anyhow::Result<Batch> {
     })
 }
 
-/// Numbers in the place of what the backbone would give.
+/// Numbers in place of the backbone's output.
 fn taps(opened: &Opened, batch: &Batch) -> anyhow::Result<Vec<(String, ArrayD<f32>)>> {
     let graph = opened.tapped("train.onnx")?;
     let last = opened.record.taps.last().map(|tap| tap.tower);

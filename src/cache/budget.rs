@@ -1,4 +1,4 @@
-//! How much a cache may take of the disk.
+//! How much of the disk a cache may take.
 
 use std::io;
 use std::path::Path;
@@ -7,19 +7,19 @@ use rustix::fs::statvfs;
 
 use super::size::Size;
 
-/// What stays free of a disk where no budget is given: at most so much, and at most half of what is free.
+/// What stays free on a disk if no budget is given: at most this much, and at most half of what is free.
 const MARGIN: u64 = 10 << 30;
 
-/// What stays free of a disk even where a budget would take it: checkpoints need some.
+/// What stays free on a disk even if the budget is larger: checkpoints need some.
 const RESERVE: u64 = 256 << 20;
 
-/// Bytes between two looks at the disk.
+/// Bytes between two checks of the disk.
 const LOOK: u64 = 16 << 20;
 
 /// Why there is no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Full {
-    /// The budget has not as many bytes left.
+    /// The budget does not have that many bytes left.
     Budget,
     /// The disk is about to be full.
     Disk,
@@ -30,12 +30,12 @@ pub enum Full {
 pub struct Budget {
     limit: u64,
     used: u64,
-    /// Bytes that may be written before the disk is looked at again.
+    /// Bytes that may be written before the disk is checked again.
     unlooked: u64,
 }
 
 impl Budget {
-    /// For a cache that takes `used` bytes already: what was asked for, or what the disk has free but a margin.
+    /// For a cache that already takes `used` bytes: what was asked for, or the disk's free space less a margin.
     ///
     /// # Errors
     /// From the file system.
@@ -47,7 +47,7 @@ impl Budget {
         Ok(Budget { limit, used, unlooked: 0 })
     }
 
-    /// Takes so many bytes of the budget.
+    /// Takes this many bytes of the budget.
     ///
     /// # Errors
     /// No room.
@@ -80,12 +80,12 @@ impl Budget {
     }
 }
 
-/// What a cache may take, of so many free bytes, where no budget is given.
+/// How many of the free bytes a cache may take if no budget is given.
 fn unasked(free: u64) -> u64 {
     free - MARGIN.min(free / 2)
 }
 
-/// Bytes of a folder's disk that are free for this user.
+/// Bytes of a folder's disk that this user may still take.
 fn free(folder: &Path) -> io::Result<u64> {
     let stat = statvfs(folder)?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))

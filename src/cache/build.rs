@@ -1,4 +1,4 @@
-//! Fills a cache before anybody trains: a share of the rows, those that are not kept yet, of like length together.
+//! Fills a cache before training: the rows of a share that are not kept yet, in batches of similar length.
 
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -38,21 +38,21 @@ impl FromStr for Share {
     }
 }
 
-/// Where filling a cache stands.
+/// The progress of filling a cache.
 #[derive(Clone, Copy, Debug)]
 pub struct Going {
     pub what: &'static str,
-    /// Rows that are done, and of how many.
+    /// Rows that are done, and their total.
     pub done: usize,
     pub of: usize,
     /// Tokens a second, where rows are computed.
     pub rate: Option<f64>,
 }
 
-/// Rows that are checked between two looks at who asks.
+/// Rows that are checked between two reports of progress.
 const LOOK: usize = 64;
 
-/// What came of filling a cache.
+/// The outcome of filling a cache.
 #[derive(Clone, Debug, Serialize)]
 pub struct Built {
     /// Rows of the share; those that were kept before, and that are kept now.
@@ -69,7 +69,7 @@ pub struct Built {
 }
 
 /// Computes the taps of the rows of a share that are not kept, until the cache is full; with `check` also of those whose records are
-/// not as they were written. `goes_on` gets how far it has come, and may end it.
+/// not as they were written. `proceed` is given the progress, and ends the work by returning false.
 ///
 /// # Errors
 /// From `compute`; from the file system.
@@ -79,14 +79,14 @@ pub fn build(
     corpus: &Corpus,
     (share, batch_size, check): (Share, usize, bool),
     mut compute: impl FnMut(&Batch) -> anyhow::Result<Vec<Tensor>>,
-    mut goes_on: impl FnMut(&mut Cache, &Going) -> bool,
+    mut proceed: impl FnMut(&mut Cache, &Going) -> bool,
 ) -> anyhow::Result<Built> {
     let begun = Instant::now();
     let mine: Vec<u32> = (0..corpus.len() as u32).filter(|row| share.has(*row)).collect();
     let mut interrupted = false;
     for (done, row) in mine.iter().enumerate().filter(|_| check) {
         cache.check(corpus, *row as usize)?;
-        if done % LOOK == 0 && !goes_on(cache, &Going { what: "checking", done, of: mine.len(), rate: None }) {
+        if done % LOOK == 0 && !proceed(cache, &Going { what: "checking", done, of: mine.len(), rate: None }) {
             interrupted = true;
             break;
         }
@@ -99,19 +99,19 @@ pub fn build(
     let (of, before) = (missing.len(), cache.store.kept());
     let (mut done, mut tokens) = (0, 0);
     for rows in missing.chunks(batch_size.max(1)) {
-        if interrupted || cache.told.full {
+        if interrupted || cache.reported.full {
             break;
         }
         let batch = Batch::new(corpus, rows, opened.record.tokens, &opened.fixed())?;
         cache.compute(opened, corpus, rows, &batch, &mut compute)?;
-        if cache.told.failed {
+        if cache.reported.failed {
             // The last warning is what failed.
             bail!("{}", cache.take_warnings().pop().unwrap_or_default());
         }
         done += rows.len();
         tokens += batch.tokens;
         let rate = Some(rate(tokens, begun.elapsed()));
-        interrupted = !goes_on(cache, &Going { what: "building", done, of, rate }) && done < of;
+        interrupted = !proceed(cache, &Going { what: "building", done, of, rate }) && done < of;
     }
     let elapsed = begun.elapsed();
     Ok(Built {

@@ -1,4 +1,4 @@
-//! How the numbers of a tap are kept: as they are, or in fewer bytes.
+//! How the numbers of a tap are stored: as they are, or in fewer bytes.
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -27,7 +27,7 @@ impl Element {
         }
     }
 
-    /// What one token of a tap takes, in bytes.
+    /// Bytes of one token of a tap.
     pub fn token_bytes(self, width: usize) -> usize {
         match self {
             Element::Fp32 => 4 * width,
@@ -39,7 +39,7 @@ impl Element {
     /// Adds the numbers of one token to `out`.
     ///
     /// # Errors
-    /// Numbers that the type cannot hold: beyond f16's, or none at all where there is a scale. `out` is then of no use.
+    /// Numbers that the type cannot hold: out of range for f16, or not finite for int8. `out` is then unusable.
     pub(super) fn encode(self, token: &[f32], out: &mut Vec<u8>) -> Result<(), Unfit> {
         match self {
             Element::Fp32 => out.extend(token.iter().flat_map(|x| x.to_le_bytes())),
@@ -56,7 +56,7 @@ impl Element {
                 }
                 let scale = largest / STEPS;
                 out.extend(scale.to_le_bytes());
-                // A scale that underflows stands for zeros.
+                // A scale that underflows means zeros.
                 let inverse = if scale.is_normal() { 1.0 / scale } else { 0.0 };
                 out.extend(token.iter().map(|x| (x * inverse).round_ties_even().clamp(-STEPS, STEPS) as i8 as u8));
             }
@@ -64,10 +64,10 @@ impl Element {
         Ok(())
     }
 
-    /// The numbers of tokens, one behind the other, of a tap of this width.
+    /// The numbers of tokens, one after the other, of a tap of this width.
     ///
     /// # Panics
-    /// Where there are not as many bytes as the tokens take: a slip of the caller's.
+    /// If the number of bytes is not that of the tokens, a mistake of the caller's.
     pub(super) fn decode(self, bytes: &[u8], width: usize, tokens: &mut [f32]) {
         assert_eq!(bytes.len(), self.token_bytes(width) * (tokens.len() / width), "as many bytes as the tokens take");
         match self {

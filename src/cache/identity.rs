@@ -1,6 +1,6 @@
-//! What a cache is of: everything that decides the taps of an example, and how they are kept.
+//! What a cache was made for: everything that decides the taps of an example, and how they are stored.
 //!
-//! The side network, its initial values and the learning rate are not part of it: rewrites of one model that read the same
+//! The side network, its initial values and the learning rate are not part of it, so rewrites of one model that read the same
 //! taps share a cache.
 
 use std::collections::BTreeMap;
@@ -24,16 +24,16 @@ use crate::report::Hinted;
 use crate::rewrite::config::Config;
 use crate::rewrite::opened::Opened;
 
-/// The file of a cache that says what it is of.
+/// The file of a cache that records what it was made for.
 pub const ABOUT: &str = "cache.yaml";
 
-/// What a disk of its own has in its first folder.
+/// A folder that a file system of its own may have at its root.
 const FILE_SYSTEMS_OWN: &str = "lost+found";
 
-/// Of the layout of the files.
+/// Version of the layout of the files.
 const FORMAT: u32 = 1;
 
-/// What a cache is of.
+/// What a cache was made for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Identity {
@@ -68,14 +68,14 @@ pub struct TapIdentity {
 }
 
 impl TapIdentity {
-    /// As in `encoder 3`.
+    /// For example `encoder 3`.
     pub fn name(&self) -> String {
         format!("{} {}", self.tower.name(), self.point)
     }
 }
 
 impl Identity {
-    /// Of the taps that a backbone, whose outputs they are, makes of a corpus.
+    /// The identity of the taps that a backbone, whose outputs they are, computes for a corpus.
     ///
     /// # Errors
     /// A graph whose outputs are not taps of the manifest.
@@ -97,7 +97,10 @@ impl Identity {
                 Some(DType::F32 | DType::BF16) => Native::F32,
                 Some(DType::F16) => Native::F16,
                 other => {
-                    bail!("the tap `{name}` is of a type that no cache keeps: {}", other.map_or("none", DType::name))
+                    bail!(
+                        "the tap `{name}` has a type that a cache cannot store: {}",
+                        other.map_or("none", DType::name)
+                    )
                 }
             };
             Ok(TapIdentity {
@@ -105,7 +108,7 @@ impl Identity {
                 tower: tap.tower,
                 point: tap.point,
                 axis: if Some(tap.tower) == last { Axis::Target } else { Axis::Source },
-                width: width.ok_or_else(|| anyhow!("the tap `{name}` is no [batch, length, width] tensor"))?,
+                width: width.ok_or_else(|| anyhow!("the tap `{name}` is not a [batch, length, width] tensor"))?,
                 blake3: hash.to_hex().to_string(),
             })
         });
@@ -135,12 +138,12 @@ impl Identity {
         Layout { element: self.dtype, taps: self.taps.iter().map(shape).collect() }
     }
 
-    /// What the shards of the cache bear.
+    /// The hash that the shards of the cache carry.
     pub fn hash(&self) -> anyhow::Result<IdentityHash> {
         Ok(*blake3::hash(&serde_json::to_vec(self)?).as_bytes())
     }
 
-    /// What a cache, which this is of, would have to be otherwise for another one, in words.
+    /// How a cache with this identity differs from the wanted one, in words.
     fn differences(&self, wanted: &Identity) -> Vec<String> {
         let mut differences = Vec::new();
         let mut check = |same: bool, what: String| {
@@ -148,40 +151,42 @@ impl Identity {
                 differences.push(what);
             }
         };
-        check(self.source == wanted.source, "it is of another source model".to_owned());
+        check(self.source == wanted.source, "it belongs to another source model".to_owned());
         let words = |products: &BTreeMap<String, usize>| {
             products.iter().map(|(op, count)| format!("{count} {op}")).collect::<Vec<_>>().join(", ")
         };
         let (mine, theirs) = (words(&self.products), words(&wanted.products));
-        check(mine == theirs, format!("its backbone computed by other products: they were {mine}, and are {theirs}"));
+        check(mine == theirs, format!("its backbone computed with other products: {mine}, now {theirs}"));
         let names = |identity: &Identity| identity.taps.iter().map(TapIdentity::name).collect::<Vec<_>>();
         let (mine, theirs) = (names(self), names(wanted));
         let taps = format!("it holds the taps {}; the side network reads {}", mine.join(", "), theirs.join(", "));
         check(mine == theirs, taps);
-        // What was reported need not be reported again.
+        // A difference that was reported is not reported again.
         if mine == theirs && self.source == wanted.source && self.products == wanted.products {
-            check(self.taps == wanted.taps, "the backbone computes its taps in another way".to_owned());
+            check(self.taps == wanted.taps, "the backbone now computes its taps differently".to_owned());
         }
-        check(self.tokens == wanted.tokens, "it is of another padding, end or start token".to_owned());
+        check(self.tokens == wanted.tokens, "it has another padding, end or start token".to_owned());
         if self.data != wanted.data {
-            check(false, "the data, the tokenizer or the length limits are not those it was made from".to_owned());
+            check(false, "the data, the tokenizer or the length limits have changed since it was made".to_owned());
         }
-        check(self.rows == wanted.rows, format!("it is of {} rows, and there are {}", self.rows, wanted.rows));
+        check(self.rows == wanted.rows, format!("it is for {} rows, but there are {}", self.rows, wanted.rows));
         if self.data == wanted.data {
-            let words = |length: Option<usize>| length.map_or("no".to_owned(), |n| format!("{n} tokens with"));
+            let words = |length: Option<usize>| {
+                length.map_or("without padding".to_owned(), |n| format!("padded to {n} tokens"))
+            };
             let (mine, theirs) = (words(self.target_length), words(wanted.target_length));
-            check(mine == theirs, format!("it holds {mine} padding of targets, not {theirs} padding"));
+            check(mine == theirs, format!("its targets are stored {mine}, not {theirs}"));
         }
         let (mine, theirs) = (self.dtype.name(), wanted.dtype.name());
-        check(mine == theirs, format!("it is kept in {mine}, not {theirs}"));
+        check(mine == theirs, format!("it is stored as {mine}, not {theirs}"));
         differences
     }
 }
 
-/// What the cache in a folder is of; `None` where there is no cache.
+/// What the cache in a folder was made for; `None` where there is no cache.
 ///
 /// # Errors
-/// A file that is damaged, or of another version.
+/// A file that is damaged, or from another version.
 pub fn recorded(folder: &Path) -> anyhow::Result<Option<Identity>> {
     /// What every version records.
     #[derive(Deserialize)]
@@ -196,13 +201,13 @@ pub fn recorded(folder: &Path) -> anyhow::Result<Option<Identity>> {
     let damaged = || format!("`{}` is damaged", path.display());
     let Version { format } = serde_yaml::from_str(&text).with_context(damaged)?;
     if format != FORMAT {
-        let error = anyhow!("the cache `{}` is of format {format}, not {FORMAT}", folder.display());
+        let error = anyhow!("the cache `{}` has format {format}, not {FORMAT}", folder.display());
         return Err(Hinted::new(error, "another version of lstc made it; remove it, or give another folder").into());
     }
     serde_yaml::from_str(&text).with_context(damaged).map(Some)
 }
 
-/// Makes a folder the cache of what is wanted, in the element type that is asked for, or finds that it is: what it is of then.
+/// Makes a folder the cache for what is wanted, in the requested element type, or finds that it already is; returns its identity.
 /// Several processes may do so at once.
 ///
 /// # Errors
@@ -216,16 +221,17 @@ pub fn settle(folder: &Path, mut wanted: Identity, asked: Option<Element>) -> an
     wanted.dtype = asked.unwrap_or(found.dtype);
     let differences = found.differences(&wanted);
     if !differences.is_empty() || found != wanted {
-        let error = anyhow!("the cache `{}` is of something else\n  {}", folder.display(), differences.join("\n  "));
-        let hint = "--cache with another folder begins another cache; one that is of no more use may be removed";
+        let error =
+            anyhow!("the cache `{}` was made for something else\n  {}", folder.display(), differences.join("\n  "));
+        let hint = "give --cache another folder to begin another cache; remove this one if it is no longer needed";
         return Err(Hinted::new(error, hint).into());
     }
     Ok(found)
 }
 
-/// Writes what a cache is of, unless another process was first.
+/// Writes a cache's identity, unless another process was first.
 fn create(folder: &Path, identity: &Identity) -> anyhow::Result<()> {
-    let context = || format!("cannot make a cache of `{}`", folder.display());
+    let context = || format!("cannot create a cache in `{}`", folder.display());
     fs::create_dir_all(folder).with_context(context)?;
     let is_foreign = |entry: fs::DirEntry| {
         let name = entry.file_name();

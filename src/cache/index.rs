@@ -6,18 +6,18 @@
 //! entry = row u64, offset u64, source tokens u32, target tokens u32, checksum of the record u64, checksum of the entry u64
 //! ```
 //!
-//! **Invariant:** an entry is written after its record, and at once. What a process that was killed leaves behind is an
-//! entry too few, or a part of one, which is dropped.
+//! **Invariant:** an entry is written after its record, and at once. A process that was killed leaves one
+//! entry too few, or an incomplete one, which is dropped.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 
-/// Of an entry.
+/// Bytes of an entry.
 pub const BYTES: usize = 40;
 
 const MAGIC: &[u8; 8] = b"lstctaps";
 
-/// The BLAKE3 of what a cache is of.
+/// The BLAKE3 of a cache's identity.
 pub type IdentityHash = [u8; 32];
 
 /// One row of a shard.
@@ -27,7 +27,7 @@ pub struct Entry {
     pub offset: u64,
     pub source: u32,
     pub target: u32,
-    /// Of the record.
+    /// Checksum of the record.
     pub checksum: u64,
 }
 
@@ -52,12 +52,12 @@ impl Entry {
         bytes
     }
 
-    /// None where the entry's own checksum does not hold.
+    /// None if the entry's own checksum does not match.
     fn from_bytes(bytes: &[u8; BYTES]) -> Option<Entry> {
         let mut rest = &bytes[..];
         let mut take = || {
-            let (part, behind) = rest.split_first_chunk::<8>().expect("an entry is five parts of 8 bytes");
-            rest = behind;
+            let (part, after) = rest.split_first_chunk::<8>().expect("an entry is five parts of 8 bytes");
+            rest = after;
             *part
         };
         let (row, offset) = (u64::from_le_bytes(take()), u64::from_le_bytes(take()));
@@ -85,10 +85,10 @@ pub fn add(file: &mut File, entry: Entry) -> io::Result<()> {
     file.write_all(&entry.to_bytes())
 }
 
-/// What an index says.
+/// What an index holds.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Found {
-    /// So many entries were damaged, and are dropped. One that was not finished is none.
+    /// This many entries were damaged, and are dropped. An incomplete one does not count.
     Entries { dropped: usize },
     /// It belongs to another cache.
     Other,
@@ -114,7 +114,7 @@ pub fn read(file: File, identity: &IdentityHash, mut each: impl FnMut(Entry)) ->
     Ok(Found::Entries { dropped })
 }
 
-/// The next 40 bytes; none where there are not as many.
+/// The next 40 bytes; none if fewer are left.
 fn next(file: &mut impl Read) -> io::Result<Option<[u8; BYTES]>> {
     let mut bytes = [0; BYTES];
     match file.read_exact(&mut bytes) {

@@ -1,4 +1,4 @@
-//! What a record holds: the taps of one example without padding, one tap behind the other.
+//! What a record holds: the taps of one example without padding, one after the other.
 
 use serde::{Deserialize, Serialize};
 
@@ -33,7 +33,7 @@ impl Lengths {
     }
 }
 
-/// The element type of a tap as the graphs have it.
+/// The element type of a tap in the graphs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Native {
@@ -87,10 +87,10 @@ impl Layout {
         Ok(())
     }
 
-    /// Reads a record into the numbers of each tap: as many tokens as there is room for. Tokens behind the record's become zeros.
+    /// Reads a record into the numbers of each tap: as many tokens as there is room for. Tokens after the record's become zeros.
     ///
     /// # Panics
-    /// For a record of another number of bytes: a slip of the caller's.
+    /// For a record of another number of bytes, a mistake of the caller's.
     pub(super) fn decode(&self, lengths: Lengths, mut record: &[u8], taps: &mut [&mut [f32]]) {
         assert_eq!(record.len(), self.bytes(lengths), "a record is as long as its lengths say");
         for (shape, tap) in self.taps.iter().zip(taps) {

@@ -1,13 +1,13 @@
-//! The tap cache. The backbone is frozen and has no dropout, so that its taps of an example are the same in every epoch: they
+//! The tap cache. The backbone is frozen and has no dropout, so its taps for an example are the same in every epoch: they
 //! are computed once, kept on the disk, and read in later epochs.
 //!
 //! ```text
-//! folder/cache.yaml      what the cache is of (identity.rs)
-//! folder/000001.taps     records, one behind the other (shard.rs, layout.rs, element.rs)
-//! folder/000001.index    which row each record is of, where it lies, and checksums (index.rs)
+//! folder/cache.yaml      what the cache is for (identity.rs)
+//! folder/000001.taps     records, one after the other (shard.rs, layout.rs, element.rs)
+//! folder/000001.index    the row and place of each record, and checksums (index.rs)
 //! ```
 //!
-//! **Invariant:** a row's taps are what the cache gives back, from the step on in which they are kept: a run that was resumed, or
+//! **Invariant:** from the step in which they are kept, a row's taps are what the cache returns: a run that was resumed, or
 //! whose cache was built before, trains on the same numbers.
 //!
 //! **Invariant:** nothing that is kept is thrown out or changed. A cache that is full keeps no more, and the other rows are
@@ -56,11 +56,11 @@ use store::{Kept, Store};
 #[derive(Clone, Debug)]
 pub struct Request<'r> {
     pub folder: &'r Path,
-    /// That of the cache where there is one, else [`Element::Fp32`], where none is given.
+    /// By default that of the cache where there is one, else [`Element::Fp32`].
     pub element: Option<Element>,
-    /// What the disk has free but a margin, where none is given.
+    /// By default the disk's free space less a margin.
     pub budget: Option<Size>,
-    /// That read and convert records.
+    /// Threads that read and convert records.
     pub threads: usize,
 }
 
@@ -73,13 +73,13 @@ pub struct Cache {
     threads: usize,
     /// Rows whose numbers the element type cannot hold.
     unfit: BTreeSet<usize>,
-    told: Told,
+    reported: Reported,
     warnings: Vec<String>,
 }
 
-/// What was told of once, and is not told of again.
+/// What was reported once, and is not reported again.
 #[derive(Clone, Copy, Debug, Default)]
-struct Told {
+struct Reported {
     full: bool,
     failed: bool,
     unfit: bool,
@@ -94,7 +94,7 @@ pub struct Holding {
     /// Rows that are kept, and all rows.
     pub kept: usize,
     pub rows: usize,
-    /// On the disk.
+    /// Bytes on the disk.
     pub bytes: u64,
     /// Rows with numbers that the element type cannot hold, as far as was seen.
     pub unfit: usize,
@@ -107,16 +107,16 @@ pub fn is_cache(folder: &Path) -> bool {
     folder.join(ABOUT).is_file()
 }
 
-/// True for the name of a file of a cache.
+/// True for the name of a cache's file.
 pub fn is_own(name: &str) -> bool {
     name == ABOUT || is_shard(Path::new(name))
 }
 
 impl Cache {
-    /// Opens the cache in a folder, or begins one there.
+    /// Opens the cache in a folder, or creates one there.
     ///
     /// # Errors
-    /// A cache of something else, with all that differs; a folder that holds other files; a model whose taps depend on the
+    /// A cache for something else, with all differences; a folder that holds other files; a model whose taps depend on the
     /// padding; from the file system.
     pub fn open(request: &Request, opened: &Opened, identity: Identity, corpus: &Corpus) -> anyhow::Result<Cache> {
         if let Some(readers) = opened.reads_padding() {
@@ -136,7 +136,7 @@ impl Cache {
             store,
             threads: request.threads,
             unfit: BTreeSet::new(),
-            told: Told::default(),
+            reported: Reported::default(),
             warnings: Vec::new(),
         };
         if damaged > 0 {
@@ -169,7 +169,7 @@ impl Cache {
         self.identity.dtype
     }
 
-    /// Drops a row that is kept and not as it was written.
+    /// Drops a row whose record is not as it was written.
     fn check(&mut self, corpus: &Corpus, row: usize) -> anyhow::Result<()> {
         if self.store.has(row) && !self.store.check(row, self.identity.lengths(&corpus.example(row)))? {
             self.tell_of_damage();
@@ -178,8 +178,8 @@ impl Cache {
     }
 
     fn tell_of_damage(&mut self) {
-        if !self.told.damaged {
-            self.told.damaged = true;
+        if !self.reported.damaged {
+            self.reported.damaged = true;
             let folder = self.folder.display();
             self.warnings.push(format!("records of the cache `{folder}` are damaged: their rows are computed again"));
         }
@@ -198,7 +198,7 @@ impl Cache {
         }
     }
 
-    /// Warnings that have come up since they were last asked for. Each kind comes up once.
+    /// Warnings since the last call. Each kind appears once.
     pub fn take_warnings(&mut self) -> Vec<String> {
         std::mem::take(&mut self.warnings)
     }
@@ -210,11 +210,11 @@ impl Cache {
         }
     }
 
-    /// The taps of a batch of these rows: from the cache where all are kept, and else as `compute` gives them. Rows that were not
-    /// kept are kept then, as far as there is room.
+    /// The taps of a batch of these rows: from the cache if all are kept, otherwise from `compute`. Rows that were not
+    /// kept before are then kept, as far as there is room.
     ///
     /// # Errors
-    /// From `compute`, or where it gives other taps than the cache is of; no memory; from the file system.
+    /// From `compute`, or if it returns taps that the cache is not for; no memory; from the file system.
     pub fn taps(
         &mut self,
         (opened, corpus, memory): (&Opened, &Corpus, &HostMemory),
@@ -279,7 +279,7 @@ impl Cache {
     fn wanted(&self, corpus: &Corpus, rows: &[u32], batch: &Batch) -> anyhow::Result<Vec<(usize, Lengths)>> {
         let is_of = |(row, line): (&u32, &u64)| corpus.example(*row as usize).row == *line;
         if rows.len() != batch.rows.len() || !rows.iter().zip(&batch.rows).all(is_of) {
-            bail!("the batch is not of the rows whose taps are wanted");
+            bail!("the batch does not hold the rows whose taps are wanted");
         }
         let of = |row: &u32| (*row as usize, self.identity.lengths(&corpus.example(*row as usize)));
         Ok(rows.iter().map(of).collect())
@@ -305,18 +305,18 @@ impl Cache {
             if matches!(kept, Kept::Unfit) {
                 self.unfit.insert(*row);
             }
-            self.tell(*line, &kept);
+            self.warn(*line, &kept);
         }
         Ok(())
     }
 
-    fn tell(&mut self, line: u64, kept: &Kept) {
+    fn warn(&mut self, line: u64, kept: &Kept) {
         let (folder, of) = (self.folder.display(), self.store.rows());
         let rest = "the others are computed in every epoch";
         match kept {
             Kept::Yes => {}
-            Kept::NoRoom(full) if !self.told.full => {
-                self.told.full = true;
+            Kept::NoRoom(full) if !self.reported.full => {
+                self.reported.full = true;
                 let (kept, limit) = (self.store.kept(), self.store.budget().limit());
                 let why = match full {
                     Full::Budget => format!("its budget is {limit}"),
@@ -326,13 +326,13 @@ impl Cache {
                     .push(format!("the cache `{folder}` is full with {kept} of {}, {why}: {rest}", count(of, "row")));
             }
             Kept::Failed(error) => {
-                self.told.failed = true;
+                self.reported.failed = true;
                 let kept = self.store.kept();
                 let what = format!("cannot write to the cache `{folder}`: {error}");
                 self.warnings.push(format!("{what}; it keeps {kept} of {}: {rest}", count(of, "row")));
             }
-            Kept::Unfit if !self.told.unfit => {
-                self.told.unfit = true;
+            Kept::Unfit if !self.reported.unfit => {
+                self.reported.unfit = true;
                 let name = self.identity.dtype.name();
                 let what = format!("the taps of line {line} of the data have numbers that {name} cannot hold");
                 self.warnings.push(format!("{what}: such rows are not kept, but computed in every epoch"));
@@ -348,7 +348,7 @@ impl Cache {
         let mut parts: Vec<(usize, Lengths, Vec<&mut [f32]>)> =
             wanted.iter().map(|(row, lengths)| (*row, *lengths, Vec::new())).collect();
         for tap in &mut *taps {
-            let numbers = tap.numbers_mut().context("a tap does not lie in the host's memory")?;
+            let numbers = tap.numbers_mut().context("a tap is not in the host's memory")?;
             let size = numbers.len() / rows;
             for (part, numbers) in parts.iter_mut().zip(numbers.chunks_exact_mut(size.max(1))) {
                 part.2.push(numbers);
@@ -376,7 +376,7 @@ pub enum Tap {
 }
 
 /// What no tap is that comes from ONNX Runtime.
-const ORDER: &str = "a tap does not lie in row-major order";
+const ORDER: &str = "a tap is not in row-major order";
 
 /// The shape of each tap of a batch.
 fn shapes(layout: &Layout, batch: &Batch) -> Vec<[usize; 3]> {
@@ -396,12 +396,12 @@ fn widened(taps: Vec<Tensor>, shapes: &[[usize; 3]]) -> anyhow::Result<Vec<Array
             Tensor::F32(tap) if tap.is_standard_layout() => Ok(tap),
             Tensor::F32(tap) => Ok(tap.as_standard_layout().into_owned()),
             Tensor::F16(tap) => Ok(tap.as_standard_layout().mapv(f16::to_f32)),
-            other => bail!("the backbone gave a tap of {}, which a cache does not keep", other.element_type()),
+            other => bail!("the backbone gave a tap of {}, which a cache cannot store", other.element_type()),
         })
         .collect()
 }
 
-/// Writes the first of so many rows over those from `from` on.
+/// Overwrites the rows from `from` on with the first one.
 fn copy_first(numbers: &mut [f32], rows: usize, from: usize) {
     let size = numbers.len() / rows.max(1);
     if size > 0 {

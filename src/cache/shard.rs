@@ -1,7 +1,7 @@
 //! One file of records, with its index beside it: `000001.taps` and `000001.index`.
 //!
-//! **Invariant:** a shard belongs to the process that made it. No other one adds to it, and none shortens it, so that any
-//! number of processes fill one folder at the same time.
+//! **Invariant:** a shard belongs to the process that made it. No other process adds to it, and none shortens it, so
+//! any number of processes can fill one folder at the same time.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -13,7 +13,7 @@ use memmap2::{Mmap, UncheckedAdvice};
 use super::index::{self, Entry, IdentityHash, checksum};
 use super::layout::Lengths;
 
-/// Bytes behind which a shard takes no further record.
+/// The size beyond which a shard takes no more records.
 pub const LARGEST: u64 = 256 << 20;
 
 const RECORDS: &str = "taps";
@@ -95,14 +95,14 @@ impl Writer {
     /// Adds a record, and then its entry.
     ///
     /// # Errors
-    /// From the file system, e.g. no space. The shard then takes no more.
+    /// From the file system, e.g. no space. The shard then takes no more records.
     pub fn add(&mut self, row: u64, lengths: Lengths, record: &[u8]) -> io::Result<Entry> {
         let narrow = |length| u32::try_from(length).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
         let (source, target) = (narrow(lengths.source)?, narrow(lengths.target)?);
         let entry = Entry { row, offset: self.length, source, target, checksum: checksum(record) };
         let written = self.records.write_all(record).and_then(|()| index::add(&mut self.index, entry));
         if written.is_err() {
-            // What was written of the record is in the way of others on a full disk.
+            // An incomplete record would take space from others on a full disk.
             let _ = self.records.set_len(self.length);
         }
         self.length += record.len() as u64;
@@ -123,13 +123,13 @@ impl Shard {
     /// From the file system.
     pub fn map(path: &Path) -> io::Result<Shard> {
         let file = regular::open(path)?;
-        // SAFETY: records are written once and never changed, and no process shortens a shard. What somebody else does to
+        // SAFETY: records are written once and never changed, and no process shortens a shard. What anyone else does to
         // the file while it is mapped is found by the checksums, or ends the process.
         let map = unsafe { Mmap::map(&file)? };
         Ok(Shard { map })
     }
 
-    /// A range of the shard; none where the shard is not as long.
+    /// A range of the shard; none if the shard is shorter.
     pub fn get(&self, offset: u64, bytes: usize) -> Option<&[u8]> {
         let start = usize::try_from(offset).ok()?;
         self.map.get(start..start.checked_add(bytes)?)
@@ -137,7 +137,7 @@ impl Shard {
 
     /// Lets the kernel read a range in advance.
     pub fn expect(&self, offset: u64, bytes: usize) {
-        // Advice that is not taken costs nothing.
+        // Ignored advice costs nothing.
         let _ = self.map.advise_range(memmap2::Advice::WillNeed, offset as usize, bytes);
     }
 
@@ -146,7 +146,7 @@ impl Shard {
         if self.get(offset, bytes).is_none() {
             return;
         }
-        // SAFETY: the map is of a file and read-only: who reads the pages afterwards finds the file's bytes again.
+        // SAFETY: the map is of a file and read-only: a later read of the pages finds the file's bytes again.
         let advised = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, offset as usize, bytes) };
         debug_assert!(advised.is_ok(), "the range is mapped: {advised:?}");
     }

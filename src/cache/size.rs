@@ -12,7 +12,7 @@ use crate::report::Bytes;
 #[serde(try_from = "Written", into = "u64")]
 pub struct Size(pub u64);
 
-/// As it stands in a configuration.
+/// As written in a configuration.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Written {
@@ -37,7 +37,7 @@ impl From<Size> for u64 {
     }
 }
 
-/// Units in lower case: those of a thousand, and those of 1024.
+/// Units in lower case: powers of 1000 and of 1024.
 const UNITS: [(&str, u64); 10] = [
     ("", 1),
     ("b", 1),

@@ -1,8 +1,8 @@
-//! The records of a cache: which rows there are, reading one, adding one.
+//! The records of a cache: which rows are kept, and how rows are read and added.
 //!
-//! **Invariant:** a record is given back as it was written, or not at all: its checksum is looked at whenever it is read.
+//! **Invariant:** a record is given back as it was written, or not at all: its checksum is checked whenever it is read.
 //!
-//! **Invariant:** memory does not grow with the records, but by 24 bytes a row.
+//! **Invariant:** memory grows by 24 bytes a row, not with the records.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -42,7 +42,7 @@ struct Listed {
     map: Option<Shard>,
 }
 
-/// What became of a row that was to be kept.
+/// The outcome of adding a row.
 #[derive(Debug)]
 pub enum Kept {
     Yes,
@@ -51,7 +51,7 @@ pub enum Kept {
     Stopped,
     /// The element type cannot hold the row's numbers.
     Unfit,
-    /// The file system failed: nothing is kept any more.
+    /// The file system failed: no more rows are kept.
     Failed(io::Error),
 }
 
@@ -79,10 +79,10 @@ pub struct Store {
     scratch: Vec<u8>,
 }
 
-/// How rows are added.
+/// Where rows are added.
 #[derive(Debug)]
 enum Writing {
-    /// No row was added yet, or the last shard is full.
+    /// No row has been added yet, or the last shard is full.
     Idle,
     /// To the last shard of the list.
     Open(Writer),
@@ -90,8 +90,8 @@ enum Writing {
 }
 
 impl Store {
-    /// Opens the cache in a folder that exists, for so many rows; `lengths` gives the tokens of each. What does not fit the rows,
-    /// or was torn, is left out.
+    /// Opens the cache in an existing folder, for this many rows; `lengths` gives the tokens of each. Entries that do not fit
+    /// the rows, or are incomplete, are left out.
     ///
     /// # Errors
     /// From the file system; a shard of another cache.
@@ -120,14 +120,14 @@ impl Store {
         for path in shard::list(folder).with_context(context)? {
             used += store.add_shard(path, &lengths, &mut lost)?;
         }
-        // Of what is kept elsewhere nothing is lost.
+        // Nothing is lost of a row that is kept elsewhere.
         lost.retain(|row| !store.has(*row));
         store.damage.entries = if store.kept == rows { 0 } else { store.damage.entries + lost.len() };
         store.budget = Budget::new(folder, budget, used).with_context(context)?;
         Ok(store)
     }
 
-    /// Takes the entries of a shard's index in, and the rows whose records are not there; the bytes that entries and records take,
+    /// Reads the entries of a shard's index, and the rows whose records are missing; returns the bytes that entries and records take,
     /// counted as when they were written.
     fn add_shard(
         &mut self,
@@ -164,7 +164,7 @@ impl Store {
         match read.with_context(context)? {
             Found::Entries { dropped } => damage.entries += dropped,
             Found::Other => {
-                let error = anyhow!("`{}` is not of this cache, or damaged", index_path.display());
+                let error = anyhow!("`{}` belongs to another cache, or is damaged", index_path.display());
                 let hint = "remove it and the file of records beside it: their rows are computed again";
                 return Err(Hinted::new(error, hint).into());
             }
@@ -237,8 +237,8 @@ impl Store {
         Ok(())
     }
 
-    /// Reads rows that are kept into the numbers of each tap of each row; tokens behind a row's own become zeros. A record that
-    /// is damaged is dropped. True where all were read.
+    /// Reads rows that are kept into the numbers of each tap of each row; tokens after a row's own become zeros. A record that
+    /// is damaged is dropped. True if all were read.
     ///
     /// # Errors
     /// From the file system.
@@ -263,7 +263,7 @@ impl Store {
         Ok(damaged.is_empty())
     }
 
-    /// Whether a row that is kept is as it was written; one that is not is dropped.
+    /// Whether a row's record is as it was written; one that is not is dropped.
     ///
     /// # Errors
     /// From the file system.
@@ -277,7 +277,7 @@ impl Store {
         Ok(holds)
     }
 
-    /// The record that takes its place has room even where the budget is full.
+    /// Its replacement has room even if the budget is used up.
     fn drop_damaged(&mut self, row: usize, lengths: Lengths) {
         self.damage.records += 1;
         if self.places[row].take().is_some() {
@@ -293,7 +293,7 @@ impl Store {
         }
     }
 
-    /// Lets the kernel read rows in advance, as far as their shards were read before.
+    /// Lets the kernel read rows in advance, if their shards are mapped already.
     pub fn expect(&self, row: usize, lengths: Lengths) {
         if let Some((shard, place)) = self.mapped(row) {
             shard.expect(place.offset, self.layout.bytes(lengths));
@@ -305,7 +305,7 @@ impl Store {
         Some((self.shards.get(place.shard())?.map.as_ref()?, place))
     }
 
-    /// Maps the shard of a row as far as the row's end.
+    /// Maps the shard of a row at least to the row's end.
     fn map(&mut self, row: usize, lengths: Lengths) -> anyhow::Result<()> {
         let bytes = self.layout.bytes(lengths);
         let Some(place) = self.places.get(row).copied().flatten() else { return Ok(()) };
@@ -317,7 +317,7 @@ impl Store {
         Ok(())
     }
 
-    /// A row's record, where it is as it was written.
+    /// A row's record, if it is as it was written.
     fn record(&self, row: usize, lengths: Lengths) -> Option<&[u8]> {
         let (shard, place) = self.mapped(row)?;
         let record = shard.get(place.offset, self.layout.bytes(lengths))?;
@@ -330,7 +330,7 @@ const FEW: usize = 1 << 19;
 
 type Wanted<'t> = (usize, Lengths, Vec<&'t mut [f32]>);
 
-/// Reads rows on some threads; those that could not be read.
+/// Reads rows on several threads; returns those that could not be read.
 fn damaged_of(mut rows: Vec<Wanted>, threads: usize, read: &(impl Fn(&mut Wanted) -> Option<()> + Sync)) -> Vec<usize> {
     let part = rows.len().div_ceil(threads).max(1);
     let each = |rows: &mut [Wanted]| -> Vec<usize> {

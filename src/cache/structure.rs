@@ -1,5 +1,5 @@
-//! What decides a value of a graph, as a hash: the operators, attributes and constants that it is computed by, whatever
-//! the nodes and values between are called.
+//! What decides a value of a graph, as a hash: the operators, attributes and constants that it is computed from, whatever
+//! the names of the nodes and values between.
 //!
 //! ```text
 //! hash(input) = H(name)   hash(weight) = H(type, dims, bytes)   hash(value) = H(operator, attributes, output, hash(operands))
@@ -14,7 +14,7 @@ use anyhow::anyhow;
 use blake3::{Hash, Hasher};
 use lstc_graph::{Attribute, Graph, NodeId, Source, ValueId, Weight};
 
-/// Bytes of a weight that counts by its bytes: as many as a folded constant has at most.
+/// The most bytes of a weight that counts by its bytes: those of the largest folded constant.
 const SMALL: usize = 256 << 10;
 
 /// The hash of each output of a graph.
@@ -88,12 +88,12 @@ fn put_weight(hasher: &mut Hasher, weight: &Weight) {
     }
 }
 
-/// A part with its length, so that no two lists of parts read alike.
+/// A part with its length, so that no two lists of parts hash alike.
 fn put(hasher: &mut Hasher, part: &[u8]) {
     hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
 }
 
-/// How many products a graph has of each operator and type of matrix, as in `MatMul f32`: which distinguishes precisions.
+/// How many products a graph has of each operator and matrix type, as in `MatMul f32`; this distinguishes precisions.
 pub fn products(graph: &Graph) -> BTreeMap<String, usize> {
     let mut products = BTreeMap::new();
     for id in graph.node_ids() {

@@ -1,4 +1,4 @@
-//! What lies in a cache's folder, without the data that it is of.
+//! What a cache's folder holds, as far as can be seen without the data.
 
 use std::collections::HashMap;
 use std::fs;
@@ -14,7 +14,7 @@ use super::layout::Lengths;
 use super::shard::{self, Shard};
 use crate::report::Hinted;
 
-/// What a cache is of, and what it holds.
+/// What a cache was made for, and what it holds.
 #[derive(Clone, Debug, Serialize)]
 pub struct Survey {
     pub identity: Identity,
@@ -23,21 +23,21 @@ pub struct Survey {
     /// Rows that are kept.
     pub kept: usize,
     pub shards: usize,
-    /// On the disk.
+    /// Bytes on the disk.
     pub bytes: u64,
     /// Tokens of the records: of sources, and of targets.
     pub tokens: (u64, u64),
-    /// Entries that are damaged, or whose records are not there, of rows that are kept nowhere else.
+    /// Damaged entries, and entries without their records, of rows that are kept nowhere else.
     pub damaged_entries: usize,
-    /// Rows whose records are not as they were written; none where they were not read.
+    /// Rows whose records are not as they were written; none if records were not read.
     pub damaged_records: Option<usize>,
     /// Indices of other caches.
     pub foreign: Vec<String>,
 }
 
-/// What there is of a row.
+/// What is kept of a row.
 enum Record {
-    /// An entry, and no record where it points to.
+    /// An entry, but no record where it points.
     Missing,
     Damaged,
     /// With its tokens of source and target.
@@ -52,7 +52,7 @@ impl Survey {
     }
 }
 
-/// Looks at a cache; reads every record too where they are to be checked. `progress` gets the number of shards that are done, and of all.
+/// Surveys a cache; also reads every record if they are to be checked. `progress` is given the number of shards done, and of all.
 ///
 /// # Errors
 /// A folder that is not a cache; from the file system.
@@ -129,7 +129,7 @@ pub fn survey(folder: &Path, check: bool, mut progress: impl FnMut(usize, usize)
             }
         }
     }
-    // Of what is kept elsewhere nothing is lost.
+    // Nothing is lost of a row that is kept elsewhere.
     if survey.kept == survey.identity.rows {
         survey.damaged_entries = 0;
     }

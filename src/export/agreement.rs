@@ -1,4 +1,4 @@
-//! An export's logits against those of infer.onnx, given the same side network.
+//! An export's logits compared with those of infer.onnx, given the same side network.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,7 +12,7 @@ use crate::rewrite::opened::on_cpu;
 use crate::runtime::{Optimisation, Runtime, Session, Tensor};
 use crate::verify::{difference, sample};
 
-/// With graph optimisation on: what is constant is folded, and other nodes are fused.
+/// With graph optimisation on: constants are folded, and other nodes are fused.
 const OPTIMISED: f64 = 1e-5;
 
 const SEED: u64 = 0;
@@ -25,7 +25,7 @@ pub struct Agreement {
     pub bit_for_bit: bool,
     pub unoptimised_difference: f64,
     pub optimised_difference: f64,
-    /// What the optimised difference may be.
+    /// The largest optimised difference allowed.
     pub bound: f64,
     pub holds: bool,
 }
@@ -66,7 +66,7 @@ pub(super) fn measure(
     Ok(Agreement { bit_for_bit, unoptimised_difference, optimised_difference, bound: OPTIMISED, holds })
 }
 
-/// A session over a file; where the CPU has no kernels for it, over the same graph in a type for which it has them.
+/// A session over a file; if the CPU has no kernels for its type, over the same graph in a type for which it has them.
 fn open(runtime: &'static Runtime, optimisation: Optimisation, file: &Path) -> anyhow::Result<Session> {
     let builder = runtime.session().optimisation(optimisation);
     let graph = load(file)?;

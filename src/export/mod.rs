@@ -1,7 +1,7 @@
 //! From a rewritten directory and a side network to one inference model.
 //!
 //! The model is infer.onnx with the parameters as initializers: its inputs are the source model's own, its output is
-//! `logits`, and nothing of training is in it. It reads no file but, where it has one, its own data file.
+//! `logits`, and nothing of training is in it. The only other file it reads is its own data file, if any.
 //!
 //! **Invariant:** weights go from file to file; what is held in memory is the graph and the side network.
 //!
@@ -38,7 +38,7 @@ use place::Place;
 /// The graph that is exported.
 const INFER: &str = "infer.onnx";
 
-/// Protobuf's limit is 2 GiB less one byte. Readers count what they unpack besides: the margin is theirs.
+/// Protobuf's limit is 2 GiB less one byte. Readers count what they unpack too, hence the margin.
 const MAX_EMBEDDED: usize = (2 << 30) - (16 << 20);
 
 /// Where the weights of an export go.
@@ -58,7 +58,7 @@ impl Weights {
     }
 }
 
-/// What is to be exported, and to where.
+/// What to export, and where to.
 pub struct Request<'r> {
     /// A rewritten directory.
     pub directory: &'r Path,
@@ -78,18 +78,18 @@ pub struct Request<'r> {
 pub struct Exported {
     pub output: PathBuf,
     pub bytes: u64,
-    /// The data file beside the output, where there is one.
+    /// The data file beside the output, if there is one.
     pub data: Option<DataSummary>,
     pub family: String,
     pub nodes: usize,
     pub source_blake3: String,
     pub side: SideSummary,
-    /// How far the export's logits are from infer.onnx's; none where it was not checked.
+    /// How far the export's logits are from infer.onnx's; none if not checked.
     pub agreement: Option<Agreement>,
 }
 
 impl Exported {
-    /// False where the export does not agree with infer.onnx: nothing of it is left.
+    /// False if the export does not agree with infer.onnx: no part of it is left.
     pub fn is_written(&self) -> bool {
         self.agreement.is_none_or(|a| a.holds)
     }
@@ -119,14 +119,14 @@ fn source_blake3(record: &Record) -> String {
 /// Exports: writes the model under a temporary name, checks it, and gives it its name.
 ///
 /// # Errors
-/// A directory that is no rewrite; a side network that is missing or does not fit, with every tensor that is to blame;
+/// Not a rewritten directory; a side network that is missing or does not fit, with every tensor that does not fit;
 /// an output that is there already; anything from the file system or from ONNX Runtime. An export that does not agree
-/// with infer.onnx is no error: it is told in [`Exported::agreement`], and nothing is left.
+/// with infer.onnx is not an error: [`Exported::agreement`] reports it, and nothing is left.
 pub fn export(request: Request) -> anyhow::Result<Exported> {
     let Request { directory, output, force, .. } = request;
     let record = intact::record(directory)?;
     let side = side_file(directory, request.side)?;
-    // What the source is made of too, though only the rewrite read it.
+    // The source's files too, though only the rewrite read them.
     let inputs = Inputs::of(record.source.iter().map(|s| s.file.as_path()).chain([directory, &side]));
     let place = Place::new(output, inputs, force)?;
     place.check_model()?;
@@ -138,7 +138,7 @@ pub fn export(request: Request) -> anyhow::Result<Exported> {
     let elements = values.iter().map(|(_, weight)| weight.elements()).sum();
     parameters::bind(&mut graph, &values)
         .with_context(|| format!("`{}` does not fit its {MANIFEST}", directory.join(INFER).display()))?;
-    // Which pass made a node is of interest in training graphs.
+    // Which pass made a node matters only in training graphs.
     graph.assign(&lstc_graph::Origin::SOURCE);
 
     let about = about(&record, &side_sha256);
@@ -193,7 +193,7 @@ fn about(record: &Record, side_sha256: &str) -> About {
     }
 }
 
-/// Writes a model, to the disk, with no other permissions than these; its size.
+/// Writes a model and syncs it, with at most these permissions; returns its size.
 fn write(model: &Encoding, path: &Path, mode: u32) -> anyhow::Result<u64> {
     let mut file = File::options().write(true).create_new(true).mode(mode & 0o666).open(path)?;
     model.write(&mut file)?;

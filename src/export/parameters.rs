@@ -14,10 +14,10 @@ pub(super) fn weights(side: &Side) -> Vec<(String, Weight)> {
     side.iter().map(|(name, values)| (name.clone(), weight(values))).collect()
 }
 
-/// Puts constants of the same names in the place of a graph's inputs.
+/// Replaces inputs of a graph by constants of the same names.
 ///
 /// # Errors
-/// A name that is no input of the graph, or one of another type or shape.
+/// A name that is not an input of the graph, or is one of another type or shape.
 pub(super) fn bind(graph: &mut Graph, values: &[(String, Weight)]) -> anyhow::Result<()> {
     for (name, weight) in values {
         let input = graph.find(name).filter(|v| graph.inputs.contains(v));
@@ -27,8 +27,8 @@ pub(super) fn bind(graph: &mut Graph, values: &[(String, Weight)]) -> anyhow::Re
         let aside = graph.fresh_name(name);
         graph.rename(input, &aside).map_err(|e| anyhow!(e))?;
         let constant = graph.add_weight(name, weight.clone());
-        // Kernels lay a constant matrix out for themselves, and then sum in another order than for infer.onnx, where it is an
-        // input. Behind an Identity they do so only where graph optimisation, which takes it out, is on.
+        // Kernels rearrange a constant matrix, and then sum in another order than for infer.onnx, where it is an
+        // input. After an Identity they do so only if graph optimisation, which removes it, is on.
         let seen = match weight.dims().len() {
             2 => Builder::new(graph, Origin::SOURCE).op("Identity", &[constant], Attributes::none()),
             _ => constant,

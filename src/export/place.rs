@@ -1,7 +1,7 @@
 //! Where an export goes: one file, or a model and its data file that appear together.
 //!
-//! **Invariant:** a model never stands beside another model's data file under its own data file's name, whenever the
-//! process ends: of a pair, the old model goes first and the new model comes last.
+//! **Invariant:** a model never lies beside another model's data file under the name of its own, whenever the process
+//! ends: of a pair, the old model is removed first and the new model is renamed last.
 
 use std::fs::{self, File};
 use std::io;
@@ -28,7 +28,7 @@ impl Place {
     /// # Errors
     /// A name that does not end in `.onnx`.
     pub fn new(model: &Path, inputs: Inputs, force: bool) -> anyhow::Result<Place> {
-        // Other files of a name that was given by mistake, as a checkpoint's, are not replaced.
+        // Other files, such as a checkpoint named by mistake, are not replaced.
         if model.extension().is_none_or(|e| e != "onnx") || model.to_str().is_none() {
             bail!("`{}` is not a name for a model: it must end in .onnx", model.display());
         }
@@ -50,7 +50,7 @@ impl Place {
     /// Whether the model may be written.
     ///
     /// # Errors
-    /// Something is there and is not to be replaced, or may not be.
+    /// Something is there that is not to be replaced, or must not be.
     pub fn check_model(&self) -> anyhow::Result<()> {
         output::check(&self.model, &self.inputs, self.force)
     }
@@ -68,7 +68,7 @@ impl Place {
         Ok(())
     }
 
-    /// True where the model that is there reads the data file that is there.
+    /// True if the model that is there reads the data file that is there.
     fn owns_data(&self) -> bool {
         load(&self.model).is_ok_and(|graph| {
             let reads = |v| graph.weight(v).and_then(|w| w.place()).is_some_and(|p| *p.file == self.data);
@@ -76,10 +76,10 @@ impl Place {
         })
     }
 
-    /// Gives the files of a finished folder their names. An earlier export gives way, its data file too.
+    /// Gives the files of a finished folder their names. An earlier export is removed, with its data file.
     ///
     /// # Errors
-    /// From the file system, or something that has come there meanwhile; what is there is then as it was.
+    /// From the file system; something has appeared there meanwhile. What is there is then as it was.
     pub fn publish(&self, folder: Scratch, with_data: bool) -> anyhow::Result<()> {
         self.check_model()?;
         let old_data = self.force && self.data.exists() && self.owns_data();
@@ -116,7 +116,7 @@ fn name(path: &Path) -> &str {
     path.file_name().and_then(|n| n.to_str()).expect("a place has UTF-8 names that end in .onnx and .data")
 }
 
-/// Renames one file after another, or none.
+/// Renames all files, or none.
 fn rename_all(moves: &[(PathBuf, PathBuf)]) -> io::Result<()> {
     for (done, (from, to)) in moves.iter().enumerate() {
         if let Err(error) = rename_new(from, to) {

@@ -1,5 +1,5 @@
-//! How a side network was made, as names and shapes of its tensors show it: what to say of one that does not fit, instead of
-//! every tensor.
+//! How a side network was made, by the names and shapes of its tensors: an error shows this instead of every tensor that
+//! does not fit.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -46,15 +46,15 @@ impl Made {
         made
     }
 
-    /// Whether the tensors are those of one network.
+    /// Whether the tensors belong to one network.
     pub fn is_whole(&self) -> bool {
         self.width.is_some()
     }
 
-    /// What a message says of it.
-    pub fn told(&self) -> String {
+    /// How a message describes it.
+    pub fn describe(&self) -> String {
         let width = match self.width {
-            Some((wide, reduction)) => format!("r = {reduction} of a backbone {wide} wide"),
+            Some((wide, reduction)) => format!("r = {reduction} of a backbone of width {wide}"),
             None => "widths that do not agree with each other".to_owned(),
         };
         let blocks = self.blocks.iter().map(|(tower, blocks)| format!(", {tower} blocks {}", list(blocks)));
@@ -63,7 +63,7 @@ impl Made {
         format!("{width}{}{bias}{merge}", blocks.collect::<String>())
     }
 
-    /// The flags of a rewrite that make this one where `other` was made; none where no flags do.
+    /// The flags of a rewrite that turn `other` into this one; none if no flags do.
     pub fn flags(&self, other: &Made) -> Option<String> {
         let mut flags = Vec::new();
         let ((wide, reduction), (other_wide, other_reduction)) = (self.width?, other.width?);
@@ -115,8 +115,8 @@ mod tests {
             ("side_final_upsample.weight", &[32, 4]),
             ("side_gate_params_merge_last", &[1]),
         ]);
-        assert_eq!(file.told(), "r = 4 of a backbone 32 wide, encoder blocks 0, biases");
-        assert_eq!(directory.told(), "r = 8 of a backbone 32 wide, encoder blocks 0,3, no biases, merge_last");
+        assert_eq!(file.describe(), "r = 4 of a backbone of width 32, encoder blocks 0, biases");
+        assert_eq!(directory.describe(), "r = 8 of a backbone of width 32, encoder blocks 0,3, no biases, merge_last");
         let flags = "-r 4 --encoder-blocks 0 --bias=true --merge-last=false";
         assert_eq!(file.flags(&directory).as_deref(), Some(flags));
         assert_eq!(file.flags(&file).as_deref(), Some(""));

@@ -2,7 +2,7 @@
 //!
 //! Ensures: the written file holds every parameter of the manifest under its name, f32, finite, and nothing else; the
 //! manifest says where it came from, so that `lstc verify` knows what side.safetensors must be. Neither is touched
-//! where one parameter cannot be had.
+//! if any parameter is missing.
 
 mod made;
 mod state_dict;
@@ -23,7 +23,7 @@ use crate::train;
 use state_dict::{Found, gather};
 pub use unused::Unused;
 
-/// What is to be imported.
+/// What to import.
 pub struct Request<'r> {
     /// A rewritten directory.
     pub directory: &'r Path,
@@ -54,22 +54,22 @@ pub struct Imported {
     pub source: PathBuf,
     /// Whether the file's values could be checked.
     pub seal: Seal,
-    /// What stands before the names in the file.
+    /// The prefix of the names in the file.
     pub prefix: String,
     pub tensors: usize,
     pub elements: usize,
-    /// Tensors that were no f32.
+    /// Tensors that were not f32.
     pub converted: usize,
-    /// Position tables that stood in another block: the parameter, and the name in the file.
+    /// Position tables that were in another block: the parameter, and the name in the file.
     pub moved: Vec<(String, String)>,
-    /// What the file holds besides, by group.
+    /// What else the file holds, by group.
     pub unused: Vec<Unused>,
 }
 
 /// Imports a side network.
 ///
 /// # Errors
-/// A directory that is no rewritten model, or has a run; a file that is not a safetensors file, or is damaged; every parameter that is
+/// A directory that is not a rewritten model, or has a run; a file that is not a safetensors file, or is damaged; every parameter that is
 /// missing or misshapen, at once; anything from the file system.
 pub fn import(request: &Request) -> anyhow::Result<Imported> {
     let Request { directory, side: source, output, force } = *request;
@@ -108,7 +108,7 @@ pub fn import(request: &Request) -> anyhow::Result<Imported> {
     })
 }
 
-/// A run began from the side network that was there; its figures would be told of another.
+/// A run began from the side network that was there; its figures would be ascribed to another.
 fn check_run(directory: &Path, force: bool) -> anyhow::Result<()> {
     let run = directory.join(RUN);
     if force || !train::is_run(&run) {
@@ -119,12 +119,12 @@ fn check_run(directory: &Path, force: bool) -> anyhow::Result<()> {
     Err(Hinted::new(error, hint).into())
 }
 
-/// The file that is named for the output.
+/// The file named for the output.
 fn named(path: &Path, [directory, source]: [&Path; 2], force: bool) -> anyhow::Result<Output> {
     if let (Ok(path), Ok(own)) = (path.canonicalize(), directory.join(SIDE).canonicalize())
         && path == own
     {
-        bail!("`{}` is the directory's own side network: leave -o out to replace it", path.display());
+        bail!("`{}` is the directory's own side network: omit -o to replace it", path.display());
     }
     Output::new(path, &Inputs::of([directory, source]), force)
 }
@@ -134,7 +134,7 @@ pub(crate) fn hash(path: &Path) -> anyhow::Result<String> {
     sha256(&mut regular::open(path).with_context(context)?).with_context(context)
 }
 
-/// The origin of what is read from a file, before it is written.
+/// The origin of a side network read from a file, before it is written.
 fn read_from(source: &Path) -> anyhow::Result<Origin> {
     let absolute = std::path::absolute(source).with_context(|| format!("cannot read `{}`", source.display()))?;
     Ok(Origin { imported: absolute, sha256: hash(source)?, written: String::new() })
@@ -181,10 +181,10 @@ fn not_safetensors(path: &Path, mapped: &Mapped, error: anyhow::Error) -> anyhow
         quoted(path),
         quoted(&converted)
     );
-    Hinted::new(anyhow!("`{}` is a pickle of PyTorch's, not a safetensors file", path.display()), hint).into()
+    Hinted::new(anyhow!("`{}` is a PyTorch pickle, not a safetensors file", path.display()), hint).into()
 }
 
-/// A zip archive of a pickle and its tensors, or the bare pickle of PyTorch before 1.6. A safetensors file has a brace behind
+/// A zip archive of a pickle and its tensors, or the bare pickle of PyTorch before 1.6. A safetensors file has a brace after
 /// the first 8 bytes.
 fn is_pickle(bytes: &[u8]) -> bool {
     const START: usize = 1024;

@@ -1,7 +1,7 @@
 //! Finding the side network's parameters in a state dict of the reference's.
 //!
-//! Names are the manifest's own, behind a prefix that all of them share, such as the `module.` of a wrapped model. The
-//! reference keeps the position table of a tower in its first kept block alone; a table that stands alone in another block
+//! Names are the manifest's own, after a prefix that all of them share, such as the `module.` of a wrapped model. The
+//! reference keeps the position table of a tower in its first kept block alone; a single table in another block
 //! is that tower's too.
 
 use std::collections::{BTreeMap, HashSet};
@@ -22,20 +22,20 @@ use crate::side::Side;
 /// What was found.
 pub struct Found {
     pub side: Side,
-    /// What stands before the names in the file.
+    /// The prefix of the names in the file.
     pub prefix: String,
     /// The names in the file that were read.
     pub names: HashSet<String>,
-    /// Tensors that were no f32.
+    /// Tensors that were not f32.
     pub converted: usize,
-    /// Position tables that stood in another block: the parameter, and the name in the file.
+    /// Position tables that were in another block: the parameter, and the name in the file.
     pub moved: Vec<(String, String)>,
 }
 
 /// Takes the parameters out of a file.
 ///
 /// # Errors
-/// Every parameter that is missing, misshapen, no float or not finite.
+/// Every parameter that is missing, misshapen, not a float or not finite.
 pub fn gather(path: &Path, tensors: &SafeTensors, parameters: &[ParameterSummary]) -> anyhow::Result<Found> {
     let prefix = prefix(tensors, parameters);
     let mut found = Found { side: Side::new(), prefix, names: HashSet::new(), converted: 0, moved: Vec::new() };
@@ -68,7 +68,7 @@ pub fn gather(path: &Path, tensors: &SafeTensors, parameters: &[ParameterSummary
     Err(misfit(path, tensors, parameters, &found, &misfits))
 }
 
-/// What is said of a file that does not fit: how it was made and how the directory was, where these differ.
+/// The error for a file that does not fit: how it was made and how the directory was, if these differ.
 fn misfit(
     path: &Path,
     tensors: &SafeTensors,
@@ -88,7 +88,7 @@ fn misfit(
         list += &format!("\n  and {} more", misfits.len() - shown);
     }
     let made = match differ {
-        true => format!("\n  the file: {}\n  the directory: {}", file.told(), directory.told()),
+        true => format!("\n  the file: {}\n  the directory: {}", file.describe(), directory.describe()),
         false => String::new(),
     };
     let error = anyhow!("the side network `{}` does not fit the rewritten model{made}{list}", path.display());
@@ -97,18 +97,18 @@ fn misfit(
         None if is_side => "rewrite the model as that network was made: reduction, kept blocks, gates, biases and merge_last \
                             decide its parameters; `lstc rewrite --from DIR -o AGAIN ...`"
             .to_owned(),
-        None => "names are those of the reference's state dict, as in encoder.side_first_downsample.weight, with or without a \
-                 prefix before all of them"
+        None => "name the tensors as in the reference's state dict, e.g. encoder.side_first_downsample.weight, with or without a \
+                 prefix that all of them share"
             .to_owned(),
     };
     Hinted::new(error, hint).into()
 }
 
-/// Misfits that are listed: of many, a few where how the network was made explains them.
+/// The number of misfits listed: only a few if the way the network was made explains them.
 const FEW_MISFITS: usize = 3;
 const MOST_MISFITS: usize = 12;
 
-/// What stands before the most of the parameters' names; of equally many the shortest.
+/// The prefix of most of the parameters' names; among equals the shortest.
 fn prefix(tensors: &SafeTensors, parameters: &[ParameterSummary]) -> String {
     let wanted: HashSet<&str> = parameters.iter().map(|p| p.name.as_str()).collect();
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
@@ -155,7 +155,7 @@ fn converted(view: &TensorView, wanted: &[usize]) -> Result<ArrayD<f32>, String>
             let double = |c: &[u8]| f64::from_le_bytes([c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]]);
             bytes.chunks_exact(8).map(|c| double(c) as f32).collect()
         }
-        other => return Err(format!("is {other:?}; f32, f16, bf16 and f64 are read")),
+        other => return Err(format!("is {other:?}; f32, f16, bf16 and f64 are supported")),
     };
     if let Some(strange) = values.iter().find(|v| !v.is_finite()) {
         return Err(format!("holds {strange}, which is not finite"));

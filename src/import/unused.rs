@@ -1,4 +1,4 @@
-//! What a state dict holds besides the parameters that were taken out of it.
+//! What a state dict holds besides the parameters that were imported.
 
 use std::collections::HashSet;
 
@@ -21,7 +21,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// In a report.
+    /// The name in a report.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Backbone => "the backbone",
@@ -33,12 +33,12 @@ impl Kind {
         }
     }
 
-    /// True for what the network in the file computes with, and the rewritten model does not.
+    /// True for what the network in the file computes with, but the rewritten model does not.
     pub fn is_loss(self) -> bool {
         matches!(self, Kind::DroppedBlock | Kind::OtherSide)
     }
 
-    /// Of a tensor, by its name in the reference's state dict.
+    /// The kind of a tensor, by its name in the reference's state dict.
     fn of(name: &str) -> Kind {
         const BACKBONE: [&str; 4] = ["block.", "embed_tokens.", "final_layer_norm.", "dropout."];
         let inner = name.strip_prefix("encoder.").or_else(|| name.strip_prefix("decoder."));
@@ -65,11 +65,11 @@ pub struct Unused {
     pub kind: Kind,
     pub tensors: usize,
     pub elements: usize,
-    /// Names of some.
+    /// Some of their names.
     pub examples: Vec<String>,
 }
 
-/// Names that a kind lists.
+/// The number of names that a kind lists.
 const MAX_EXAMPLES: usize = 3;
 
 /// The tensors of a file that were not read, by kind.

@@ -1,27 +1,27 @@
-//! Curves over the steps of a run, as inline SVG. Colours and strokes are those of the page's style sheet, by class.
+//! Curves over the steps of a run, as inline SVG. Colours and strokes come from the page's style sheet, by class.
 
 use maud::{Markup, html};
 
 /// One curve.
 pub struct Series {
-    /// What stands at its end; nothing where it is empty.
+    /// The label at its end; none if empty.
     pub label: String,
-    /// Of the style sheet.
+    /// A class of the style sheet.
     pub class: &'static str,
-    /// By step.
+    /// The points: step and value.
     pub points: Vec<(f64, f64)>,
-    /// Whether each point is marked: where there are few.
+    /// Whether each point is marked, as when there are few.
     pub is_marked: bool,
 }
 
-/// Some curves over the same steps.
+/// Curves over the same steps.
 pub struct Chart {
-    /// What it shows, for who cannot see it.
+    /// What it shows, for readers who cannot see it.
     pub title: String,
     pub series: Vec<Series>,
     /// The first step and the last.
     pub steps: (f64, f64),
-    /// The least value that is shown, and the largest; what lies beyond is shown at the edge.
+    /// The smallest and the largest value shown; values beyond them are drawn at the edge.
     pub range: (f64, f64),
 }
 
@@ -31,12 +31,12 @@ const LEFT: f64 = 46.0;
 const RIGHT: f64 = 96.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 34.0;
-/// Points of a curve, at most: means of more.
+/// The most points of a curve; more are averaged.
 const MOST_POINTS: usize = 400;
-/// The least distance of two labels.
+/// The least distance between two labels.
 const LINE: f64 = 13.0;
 
-/// Where values stand.
+/// The scale: where values are drawn.
 struct Scale {
     x: (f64, f64),
     y: (f64, f64),
@@ -84,7 +84,7 @@ impl Chart {
         Scale { x: wide(self.steps), y: wide(self.range) }
     }
 
-    /// Where the labels of the curves stand, moved apart; none where there is no room for all.
+    /// The positions of the curves' labels, moved apart; none if there is no room for all.
     fn ends(&self, scale: &Scale) -> Vec<(f64, &str, &'static str)> {
         let end = |s: &Series| s.points.last().map(|(_, value)| scale.y(*value));
         let labelled = self.series.iter().filter(|s| !s.label.is_empty());
@@ -124,7 +124,7 @@ fn series(series: &Series, scale: &Scale) -> Markup {
     }
 }
 
-/// At most so many points as can be seen: means of neighbours.
+/// At most as many points as can be seen, by averaging neighbours.
 fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let size = points.len().div_ceil(MOST_POINTS).max(1);
     let mean =
@@ -132,7 +132,7 @@ fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     points.chunks(size).map(|chunk| (mean(chunk, |p| p.0), mean(chunk, |p| p.1))).collect()
 }
 
-/// Round numbers in a range, about so many.
+/// About this many round numbers in a range.
 fn ticks(low: f64, high: f64, about: usize) -> Vec<f64> {
     let rough = (high - low) / about as f64;
     let power = 10_f64.powf(rough.log10().floor());
@@ -161,10 +161,10 @@ mod tests {
 
     #[test]
     fn ticks_are_round_and_within() {
-        let told = |low, high, about| ticks(low, high, about).into_iter().map(number).collect::<Vec<_>>();
-        assert_eq!(told(0.0, 1.0, 5), ["0", "0.2", "0.4", "0.6", "0.8", "1"]);
-        assert_eq!(told(1.0, 944.0, 6), ["200", "400", "600", "800"]);
-        assert_eq!(told(0.0, 0.0004, 4), ["0", "1e-4", "2e-4", "3e-4", "4e-4"]);
+        let labels = |low, high, about| ticks(low, high, about).into_iter().map(number).collect::<Vec<_>>();
+        assert_eq!(labels(0.0, 1.0, 5), ["0", "0.2", "0.4", "0.6", "0.8", "1"]);
+        assert_eq!(labels(1.0, 944.0, 6), ["200", "400", "600", "800"]);
+        assert_eq!(labels(0.0, 0.0004, 4), ["0", "1e-4", "2e-4", "3e-4", "4e-4"]);
     }
 
     #[test]

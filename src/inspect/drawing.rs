@@ -1,7 +1,7 @@
 //! A ladder's drawing as inline SVG.
 //!
-//! Colours and strokes are those of the page's style sheet, by class. Frozen and trainable parts differ in outline too:
-//! frozen boxes bear a hatched edge.
+//! Colours and strokes come from the page's style sheet, by class. Frozen and trainable parts differ in outline too:
+//! frozen boxes have a hatched edge.
 
 use maud::{Markup, html};
 
@@ -115,7 +115,7 @@ fn wire(wire: &Wire) -> Markup {
     }
 }
 
-/// A head at the end of a wire.
+/// An arrowhead at the end of a wire.
 fn arrow(wire: &Wire) -> Markup {
     let [.., from, to] = wire.points.as_slice() else { return html! {} };
     let (dx, dy) = ((to.0 - from.0).signum(), (to.1 - from.1).signum());
@@ -153,7 +153,7 @@ fn pie(x: f64, y: f64, r: f64, share: f64) -> Markup {
     if share > 0.999 {
         return html! { circle class="share" cx=(x) cy=(y) r=(r) {} };
     }
-    // From the bottom, where the side state comes from, to both sides.
+    // From the bottom, where the side state enters, to both sides.
     let half = std::f64::consts::PI * share;
     let (dx, dy) = (r * half.sin(), r * half.cos());
     let large = u8::from(share > 0.5);
@@ -179,7 +179,7 @@ fn text(text: &Text) -> Markup {
     }
 }
 
-/// What the signs of this drawing mean, those that it has.
+/// The legend: the signs that occur in this drawing.
 pub fn legend(ladder: &Ladder) -> Markup {
     let rungs = || ladder.stacks.iter().flat_map(|s| &s.rungs);
     let has = |state| ladder.gates().any(|g| g.state == state);
@@ -200,12 +200,12 @@ pub fn legend(ladder: &Ladder) -> Markup {
             li { (sign(html! { path class="wire" d="M1 8H27" {} circle class="dot" cx="14" cy="8" r="3.5" {} })) "tap" }
             li { (sign(block_of(Part::Down(Side::Right)))) "down-projection, from width to width" }
             @if has(State::Trained) {
-                li { (sign(gate(State::Trained))) "gate: filled is the side state's share, open the tap's" }
+                li { (sign(gate(State::Trained))) "gate: the filled part is the side state's share, the rest the tap's" }
             }
             @if has(State::Initial) { li { (sign(gate(State::Initial))) "gate at its initial value, before training" } }
             @if has(State::Fixed) { li { (sign(gate(State::Fixed))) "fixed gate: training does not move it" } }
             @if has_sums { li { (sign(mark_of(None))) "no gate: tap and side state are added" } }
-            @if has_dropped { li { (sign(block_of(Part::Dropped))) "dropped block: the side state passes it" } }
+            @if has_dropped { li { (sign(block_of(Part::Dropped))) "dropped block: the side state bypasses it" } }
             @if has_cross {
                 li {
                     (sign(html! { path class="wire cross" d="M1 8H27" {} }))
@@ -228,7 +228,7 @@ fn hatching(id: &str) -> Markup {
     }
 }
 
-/// A sign of the legend, which its words explain.
+/// A sign of the legend; the text beside it explains it.
 fn sign(content: Markup) -> Markup {
     html! { svg width="28" height="16" viewBox="0 0 28 16" aria-hidden="true" { (content) } }
 }

@@ -1,4 +1,4 @@
-//! How far the gates of a ladder are open, by a file of side parameters.
+//! How far the gates of a ladder are open, according to a file of side parameters.
 
 use std::path::{Path, PathBuf};
 
@@ -23,7 +23,7 @@ pub struct Gate {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// It is where training begins.
+    /// The value at which training begins.
     Initial,
     Trained,
     /// Training does not move it.
@@ -51,7 +51,7 @@ impl Gate {
     }
 }
 
-/// The gates' parameters: those of a file, or the one that all begin with.
+/// The gates' parameters: those of a file, or their common initial value.
 #[derive(Debug)]
 pub struct Alphas {
     pub file: Option<PathBuf>,
@@ -64,15 +64,15 @@ pub struct Alphas {
 }
 
 impl Alphas {
-    /// Where training begins.
+    /// The initial values.
     pub fn initial(alpha: f32, temperature: f32) -> Alphas {
         Alphas { file: None, seal: None, state: State::Initial, side: None, initial: alpha, temperature }
     }
 
-    /// Those of `side` where one is given, else what training left in the directory, else the initial side network.
+    /// Those of `side` if given, else of the trained side network in the directory, else of the initial one.
     ///
     /// # Errors
-    /// A file that is not a side network, or not one of this directory: every tensor that does not fit.
+    /// A file that is not a side network, or does not fit the directory, with every tensor that does not fit.
     pub fn of(self, directory: &Path, side: Option<&Path>, shapes: &Shapes) -> anyhow::Result<Alphas> {
         let initial = directory.join(SIDE);
         let best = directory.join(RUN).join(BEST);
@@ -89,10 +89,10 @@ impl Alphas {
         Ok(Alphas { file: Some(file), seal: Some(seal), state, side: Some(found), ..self })
     }
 
-    /// A gate that training moves.
+    /// The value of a learnable gate.
     ///
     /// # Errors
-    /// A gate that the file does not have.
+    /// A gate that is missing from the file.
     pub fn trained(&self, name: &str) -> anyhow::Result<Gate> {
         let alpha = match &self.side {
             None => self.initial,

@@ -24,7 +24,7 @@ const STYLE: &str = include_str!("page.css");
 /// What a browser may do with the page: nothing but show it.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:";
 
-/// Of a key figure: what it is, its value, and what to know about it.
+/// A key figure: its name, its value, and a note.
 type Figure = (&'static str, String, String);
 
 /// The page of a model file.
@@ -101,12 +101,12 @@ pub fn rewritten(report: &RewrittenReport) -> String {
     };
     let caption = match &report.side {
         Some(side) => format!("The side network, with the gates of {}.", short(side)),
-        None => "The side network, with its gates as the options begin them.".to_owned(),
+        None => "The side network, with its gates at their initial values.".to_owned(),
     };
     page(&directory, &about, &figures, Some((&report.ladder, caption)), &body)
 }
 
-/// The page of a training run: its curves, above what they show in figures.
+/// The page of a training run: its curves, and below them the same in figures.
 pub fn run(report: &RunReport) -> String {
     let folder = report.folder.display().to_string();
     let about = html! { "A training run" @if let Some(asked) = report.asked() { ": " (asked) } };
@@ -131,12 +131,12 @@ pub fn run(report: &RunReport) -> String {
         }
         section { (tables::epochs(&report.epochs)) }
         @if !report.gates.is_empty() { section { (tables::courses(&report.gates)) } }
-        @if report.damaged > 0 { p.note { (count(report.damaged, "damaged line")) " of the log left out." } }
+        @if report.damaged > 0 { p.note { (count(report.damaged, "damaged line")) " of the log skipped." } }
     };
     page(&folder, &about, &figures, None, &body)
 }
 
-/// The curves of a run, each with what to know about it.
+/// The curves of a run, each with a note.
 fn curves(report: &RunReport) -> Vec<(&'static str, Chart, String)> {
     let evaluated = |of: fn(&Epoch) -> Option<f64>| -> Vec<(f64, f64)> {
         report.epochs.iter().filter_map(|e| Some((e.step as f64, of(e)?))).collect()
@@ -159,13 +159,13 @@ fn curves(report: &RunReport) -> Vec<(&'static str, Chart, String)> {
     if !loss.is_empty() {
         series.push(curve("evaluation", "accent", loss, true));
     }
-    let cut = if is_cut { " What is higher in the first steps is cut off." } else { "" };
-    let note = format!("Cross-entropy of a target token in nats, by step.{cut}");
+    let cut = if is_cut { " Higher values in the first steps are cut off." } else { "" };
+    let note = format!("Cross-entropy per target token in nats, by step.{cut}");
     let mut all = vec![("Loss", Chart { title: "Loss by step".to_owned(), series, steps, range: (0.0, most) }, note)];
     if !accuracy.is_empty() {
         let series = vec![curve("", "accent", accuracy, true)];
         let chart = Chart { title: "Accuracy by step".to_owned(), series, steps, range: (0.0, 1.0) };
-        all.push(("Accuracy", chart, "The share of the evaluated rows whose label is the likeliest.".to_owned()));
+        all.push(("Accuracy", chart, "The share of evaluated rows whose correct label is the likeliest.".to_owned()));
     }
     if !report.gates.is_empty() {
         let course = |gate: &GateCourse| {

@@ -1,4 +1,4 @@
-//! The ladder of a model as plain data: what stands where, how large it is, and how far its gates are open.
+//! The ladder of a model as plain data: where each part is, how large it is, and how far its gates are open.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use crate::rewrite::manifest::{ModelSummary, TapSummary, TowerSummary};
 #[derive(Clone, Debug, Serialize)]
 pub struct Ladder {
     pub reduction: usize,
-    /// In the order of computation; one that attends to another attends to the one before it.
+    /// In the order of computation; a stack with cross-attention attends to the one before it.
     pub stacks: Vec<Stack>,
     pub head: Head,
 }
@@ -43,7 +43,7 @@ pub struct Stack {
 pub struct Tap {
     /// The backbone's value.
     pub value: String,
-    /// Of the down-projection.
+    /// Elements of the down-projection.
     pub elements: usize,
 }
 
@@ -56,30 +56,30 @@ pub struct Rung {
     pub elements: usize,
 }
 
-/// What stands on the last side stack.
+/// What follows the last side stack.
 #[derive(Clone, Debug, Serialize)]
 pub struct Head {
     /// Of the up-projection.
     pub elements: usize,
     /// Mixes the backbone's final output in.
     pub merge: Option<Gate>,
-    /// The loss has the backbone's own logits in it.
+    /// The loss includes the backbone's own logits.
     pub distilled: bool,
     pub vocabulary: usize,
 }
 
-/// No manifest was written for a tower of more blocks.
+/// The most blocks of a tower that a manifest can describe.
 const MOST_BLOCKS: usize = 10_000;
 
 /// Shapes of the trainable tensors by name.
 pub type Shapes = BTreeMap<String, Vec<usize>>;
 
-/// Elements of a tensor. A manifest's numbers may be any.
+/// Elements of a tensor. The numbers in a manifest are not trusted.
 pub fn elements(shape: &[usize]) -> usize {
     shape.iter().fold(1, |n, d| n.saturating_mul(*d))
 }
 
-/// Elements of the tensors whose names begin so.
+/// Elements of the tensors whose names begin with a prefix.
 fn elements_of(shapes: &Shapes, prefix: &str) -> usize {
     let tensors = shapes.iter().filter(|(name, _)| name.starts_with(prefix));
     tensors.fold(0, |n, (_, shape)| n.saturating_add(elements(shape)))
@@ -127,7 +127,7 @@ impl Source<'_> {
     fn stack(&self, tower: &TowerSummary) -> anyhow::Result<Stack> {
         let kind = tower.kind;
         if tower.blocks > MOST_BLOCKS {
-            bail!("the {kind} is said to have {} blocks", tower.blocks);
+            bail!("the manifest gives the {kind} {} blocks", tower.blocks);
         }
         let first = format!("{kind}.side_first_downsample");
         let weight = format!("{first}.weight");

@@ -1,7 +1,7 @@
-//! Where everything of a ladder's drawing stands, as plain data; one unit is a pixel at natural size.
+//! The layout of a ladder's drawing as plain data; one unit is a pixel at natural size.
 //!
 //! A tower is a grid of levels, from the bottom up. A tap leaves the gap above its block; the side block that it enters
-//! stands above that gap, one level higher.
+//! is above that gap, one level higher.
 //!
 //! ```text
 //! level      backbone            side stack
@@ -14,7 +14,7 @@
 //! ```
 //!
 //! Invariants, for every ladder: no two boxes overlap; a text is within one box, or outside of all; no two texts
-//! overlap; no wire crosses a box that it does not end at, but for that of a dropped block; all is within the drawing.
+//! overlap; no wire crosses a box that it does not end at, except that of a dropped block; all is within the drawing.
 
 use super::gates::Gate;
 use super::ladder::Ladder;
@@ -60,7 +60,7 @@ impl Rect {
     }
 }
 
-/// What a box stands for.
+/// What a box represents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     Frozen,
@@ -68,7 +68,7 @@ pub enum Part {
     /// A projection that narrows to the left or right.
     Down(Side),
     Up,
-    /// A dropped block, past which the side state goes.
+    /// A dropped block, which the side state bypasses.
     Dropped,
 }
 
@@ -82,7 +82,7 @@ pub enum Side {
 pub struct Block {
     pub rect: Rect,
     pub part: Part,
-    /// What a pointer on it tells.
+    /// The tooltip.
     pub about: String,
 }
 
@@ -92,9 +92,9 @@ pub enum Voice {
     Title,
     Name,
     Detail,
-    /// On something that is trained.
+    /// On a trainable part.
     Accent,
-    /// A value that is not what training made.
+    /// A value that training did not set.
     Initial,
 }
 
@@ -118,7 +118,7 @@ pub enum Anchor {
 #[derive(Clone, Debug)]
 pub struct Text {
     pub x: f64,
-    /// Of the baseline.
+    /// Position of the baseline.
     pub y: f64,
     pub anchor: Anchor,
     pub voice: Voice,
@@ -126,7 +126,7 @@ pub struct Text {
 }
 
 impl Text {
-    /// The most room that the text takes.
+    /// The largest width that the text may take.
     pub fn bounds(&self) -> Rect {
         let size = self.voice.size();
         let w = width(&self.text, size);
@@ -164,7 +164,7 @@ pub enum Flow {
     Frozen,
     /// The side state.
     Side,
-    /// The side output of the tower before, to cross-attention.
+    /// The side output of the previous tower, to cross-attention.
     Cross,
 }
 
@@ -180,7 +180,7 @@ pub struct Wire {
 pub struct Layout {
     pub width: f64,
     pub height: f64,
-    /// The ground that a tower stands on.
+    /// The background of a tower.
     pub panels: Vec<Rect>,
     pub blocks: Vec<Block>,
     pub texts: Vec<Text>,
@@ -208,15 +208,15 @@ impl Layout {
         self.wires.push(Wire { points: points.to_vec(), flow, arrow: false });
     }
 
-    /// A line of text, in the first of some forms that has room.
+    /// A line of text, in the first of several forms that fits.
     fn text(&mut self, at: (f64, f64), anchor: Anchor, voice: Voice, room: f64, forms: &[String]) {
         let text = fit(forms, voice.size(), room);
         self.texts.push(Text { x: at.0, y: at.1, anchor, voice, text });
     }
 
-    /// A box with a name, and below it a detail in the first form that has room.
+    /// A box with a name, and below it a detail in the first form that fits.
     fn block(&mut self, rect: Rect, part: Part, name: &str, details: &[String], about: String) {
-        /// Between a text and the edges of its box, where the marks of frozen and trained are.
+        /// The margin between a text and the edges of its box, where the marks of frozen and trainable parts are.
         const MARGIN: f64 = 7.0;
         let (x, y) = rect.middle();
         let room = rect.w - 2.0 * MARGIN;

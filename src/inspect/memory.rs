@@ -1,4 +1,4 @@
-//! What training a model is predicted to need, beside full fine-tuning.
+//! The predicted memory of training a model, compared with full fine-tuning.
 
 use std::fmt;
 
@@ -10,14 +10,14 @@ use crate::memory::{self, Cost, Extras, Numbers, Sizes, Step, Taps};
 use crate::report::{self, Bytes};
 use crate::rewrite::frozen_elements;
 
-/// A prediction, for Ladder Side-Tuning beside full fine-tuning.
+/// A prediction for Ladder Side-Tuning and for full fine-tuning.
 #[derive(Clone, Debug, Serialize)]
 pub struct Memory {
     pub reduction: usize,
-    /// What was asked for, but for the sizes that the model fixes.
+    /// The sizes asked for, except those that the model fixes.
     pub sizes: Sizes,
     pub lst: Cost,
-    /// Of a CUDA device's memory.
+    /// The same in a CUDA device's memory.
     pub cuda: Cost,
     pub full: Cost,
 }
@@ -57,7 +57,7 @@ fn numbers(module: &Module, sizes: Sizes) -> Numbers {
     numbers
 }
 
-/// What the inputs have, whether it was asked for or the model fixes it.
+/// The sizes of the inputs, whether asked for or fixed by the model.
 fn bound(numbers: &Numbers, module: &Module) -> Sizes {
     let size = |dim: &Dim| usize::try_from(numbers.number(dim)).unwrap_or(1);
     let (first, last) = (&module.anatomy.towers[0], module.anatomy.last());

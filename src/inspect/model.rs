@@ -31,9 +31,9 @@ pub struct ModelReport {
     pub outputs: Vec<PortSummary>,
     /// Elements and bytes of the weights by element type.
     pub weights: BTreeMap<String, Weights>,
-    /// What was recognised; none where the model is refused.
+    /// What was recognised; none if the model is refused.
     pub model: Option<ModelSummary>,
-    /// The special tokens, and who says them; none where that is not settled.
+    /// The special tokens and their sources; none if they are unknown or disputed.
     pub tokens: Option<Settled>,
     pub taps: Vec<TapSummary>,
     /// Trainable tensors and elements by group.
@@ -42,25 +42,25 @@ pub struct ModelReport {
     pub ladder: Option<Ladder>,
     /// Predicted memory of training.
     pub memory: Option<Memory>,
-    /// What is odd about the model.
+    /// Oddities of the model.
     pub warnings: Vec<String>,
-    /// What the model looks like, where it is refused.
+    /// What the model looks like, if it is refused.
     pub likeness: Option<Likeness>,
     /// Why the model is refused.
     pub refusals: Vec<String>,
-    /// What shows more of the first refusal.
+    /// How to see more of the first refusal.
     #[serde(skip)]
     pub hint: Option<String>,
 }
 
-/// Reduction factors for the prediction: the first that leaves something of every width.
+/// Reduction factors for the prediction: the first that reduces no width to zero is used.
 const REDUCTIONS: [usize; 4] = [8, 4, 2, 1];
 
 impl ModelReport {
-    /// Looks into a model file.
+    /// Inspects a model file.
     ///
     /// # Errors
-    /// What is wrong with the file. A model that is refused is no error.
+    /// A file that cannot be read. A refused model is not an error.
     pub fn new(model: &SourceModel, sizes: Sizes) -> anyhow::Result<ModelReport> {
         let mut graph = model.read()?;
         let ports = |values: &[ValueId]| values.iter().map(|v| PortSummary::new(&graph, *v)).collect();

@@ -26,28 +26,28 @@ pub struct RewrittenReport {
     pub directory: PathBuf,
     pub source: PathBuf,
     pub model: ModelSummary,
-    /// The special tokens, and who says them; none in a directory that does not record it.
+    /// The special tokens and their sources; none in a directory that does not record it.
     pub tokens: Option<Settled>,
     /// Trainable tensors and elements by group.
     pub parameters: BTreeMap<String, Weights>,
     /// Nodes by the pass that made them, for each graph.
     pub graphs: Vec<GraphReport>,
-    /// Every backbone value that a new node of train.onnx reads, and what reads it.
+    /// Every backbone value that a new node of train.onnx reads, and its readers.
     pub cut: Vec<CutReport>,
     pub ladder: Ladder,
-    /// The file that the gates' values are from; none where they are those that the options begin with.
+    /// The file that the gates' values come from; none where they are the initial ones.
     pub side: Option<PathBuf>,
-    /// Whether that file's values could be checked.
+    /// Whether that file's values were checked against a checksum.
     pub seal: Option<Seal>,
     /// Predicted memory of training.
     pub memory: Prediction,
 }
 
-/// Predicted memory, as far as the source is there.
+/// Predicted memory, if the source can be read.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Prediction {
-    /// Why there is none.
+    /// Why there is no prediction.
     LeftOut(String),
     #[serde(untagged)]
     Made(Memory),
@@ -63,17 +63,17 @@ pub struct GraphReport {
 #[derive(Debug, Serialize)]
 pub struct CutReport {
     pub value: PortSummary,
-    /// What it is: a tap, or else what the backbone has there.
+    /// A tap, or what else the backbone has there.
     pub role: String,
     /// Passes whose nodes read it, with their number.
     pub readers: Vec<(String, usize)>,
 }
 
 impl RewrittenReport {
-    /// Looks into a rewritten directory, with the gates of `side` where one is given.
+    /// Inspects a rewritten directory, with the gates of `side` if one is given.
     ///
     /// # Errors
-    /// A directory that is none, a graph in it that cannot be read, a side network that does not fit it.
+    /// Not a rewritten directory, a graph that cannot be read, a side network that does not fit.
     pub fn new(directory: &Path, sizes: Sizes, side: Option<&Path>) -> anyhow::Result<RewrittenReport> {
         let recorded = intact::record(directory)?;
         let config = manifest::read(directory)?;
@@ -84,7 +84,7 @@ impl RewrittenReport {
         let method = &options.method;
         let alphas = Alphas::initial(method.alpha, method.temperature).of(directory, side, &shapes)?;
         let ladder = Ladder::new(&model, &options, &shapes, &recorded.taps, &alphas)
-            .with_context(|| format!("`{}` does not hold together", directory.join(MANIFEST).display()))?;
+            .with_context(|| format!("`{}` is inconsistent", directory.join(MANIFEST).display()))?;
         let mut graphs = Vec::new();
         let mut cut = Vec::new();
         for file in GRAPHS {
@@ -109,7 +109,7 @@ impl RewrittenReport {
     }
 }
 
-/// The prediction for the source, compiled once more. No weight is read: the initial values are random, and blocks that were
+/// The prediction for the source, compiled again. No weight is read: the initial values are random, and blocks that were
 /// chosen by importance are not chosen again.
 fn predict(config: &Config, recorded: &manifest::Record, sizes: Sizes) -> Prediction {
     let source = match manifest::model_of(&config.source) {
@@ -141,7 +141,7 @@ fn predict(config: &Config, recorded: &manifest::Record, sizes: Sizes) -> Predic
     }
 }
 
-/// The backbone's values that the manifest allows, and that nodes of a pass read.
+/// The backbone's values that the manifest allows and that nodes of a pass read.
 fn frontier(graph: &Graph, recorded: &manifest::Record) -> Vec<CutReport> {
     let uses = graph.uses();
     let is_new = |id| !is_backbone(&graph.node(id).origin);
@@ -188,10 +188,10 @@ impl fmt::Display for RewrittenReport {
             .iter()
             .map(|(group, w)| [group.clone(), w.tensors.to_string(), w.elements.to_string(), share(w)]);
         writeln!(f, "{}", report::table(["trainable", "tensors", "elements", "share"], rows))?;
-        writeln!(f, "in all {total} trainable elements")?;
+        writeln!(f, "{total} trainable elements in total")?;
         match (&self.side, &self.seal) {
             (Some(file), Some(Seal::Holds { blake3 })) => {
-                writeln!(f, "{}: its checksum holds, BLAKE3 {blake3}\n", file.display())?;
+                writeln!(f, "{}: checksum verified, BLAKE3 {blake3}\n", file.display())?;
             }
             (Some(file), Some(seal)) => writeln!(f, "{}\n", seal.note(file).unwrap_or_default())?,
             _ => writeln!(f)?,
@@ -216,7 +216,7 @@ impl RewrittenReport {
         let Some(first) = self.ladder.gates().next() else { return Ok(()) };
         let of = |file: &PathBuf| format!(", {}", file.display());
         let file = self.side.as_ref().filter(|_| first.state != State::Fixed).map_or_else(String::new, of);
-        writeln!(f, "gates, {}{file}: the share of the side state, the rest is the tap's", first.state.name())?;
+        writeln!(f, "gates, {}{file}: the share of the side state; the rest is the tap's", first.state.name())?;
         for stack in &self.ladder.stacks {
             let gates = stack.rungs.iter().enumerate().filter_map(|(block, rung)| {
                 let gate = rung.as_ref()?.gate.as_ref()?;

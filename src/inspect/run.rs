@@ -1,4 +1,4 @@
-//! What became of a training run, from the log in its folder.
+//! The course of a training run, from the log in its folder.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,7 +14,7 @@ use crate::evaluate::percent;
 use crate::report;
 use crate::train::{Best, METRICS, Started};
 
-/// A gate has opened where it is so far from where it began.
+/// A gate has opened once it is this far from its initial value.
 const OPENED: f64 = 0.05;
 
 /// A training run.
@@ -47,17 +47,17 @@ pub struct Epoch {
     pub eval_accuracy: Option<f64>,
 }
 
-/// What became of a gate.
+/// The course of a gate.
 #[derive(Clone, Debug, Serialize)]
 pub struct GateCourse {
     pub name: String,
-    /// The first step at which it is 0.05 or more away from where it began.
+    /// The first step at which it is 0.05 or more from its initial value.
     pub opened: Option<u64>,
     /// The share of the side state, by step.
     pub values: Vec<(u64, f64)>,
 }
 
-/// A line of the log: of a step, or of an evaluation.
+/// A line of the log: a step or an evaluation.
 #[derive(Deserialize)]
 struct Line {
     step: u64,
@@ -68,7 +68,7 @@ struct Line {
     gates: Option<BTreeMap<String, f64>>,
 }
 
-/// Whether a folder is that of a run.
+/// Whether a folder holds a run.
 pub fn is_run(folder: &Path) -> bool {
     folder.join(METRICS).is_file()
 }
@@ -77,7 +77,7 @@ impl RunReport {
     /// Reads the log of a run.
     ///
     /// # Errors
-    /// A log that cannot be read, or that has no step.
+    /// A log that cannot be read, or that has no steps.
     pub fn new(folder: &Path) -> anyhow::Result<RunReport> {
         let path = folder.join(METRICS);
         let context = || format!("cannot read `{}`", path.display());
@@ -99,7 +99,7 @@ impl RunReport {
             }
         }
         if run.losses.is_empty() {
-            bail!("`{}` has no step yet", path.display());
+            bail!("`{}` has no steps yet", path.display());
         }
         for gate in &mut run.gates {
             let begun = gate.values.first().map(|(_, value)| *value).unwrap_or_default();
@@ -135,12 +135,12 @@ impl RunReport {
         }
     }
 
-    /// Steps that were made.
+    /// Steps taken.
     pub fn steps(&self) -> u64 {
         self.losses.last().map_or(0, |(step, _)| *step)
     }
 
-    /// What was asked for, in words.
+    /// The run's options, in words.
     pub fn asked(&self) -> Option<String> {
         let train = &self.started.as_ref()?.train;
         let (epochs, batch) = (count(train.epochs, "epoch"), train.batch_size);
@@ -176,7 +176,7 @@ impl fmt::Display for RunReport {
         let (steps, epochs) = (count(self.steps(), "step"), count(self.epochs.len(), "epoch"));
         writeln!(f, "{}: a training run, {steps} in {epochs}", self.folder.display())?;
         if let Some(asked) = self.asked() {
-            writeln!(f, "  asked for  {asked}")?;
+            writeln!(f, "  options    {asked}")?;
         }
         if let (Some((_, first)), Some((_, last))) = (self.losses.first(), self.losses.last()) {
             writeln!(f, "  loss       {first:.4} at the first step, {last:.4} at the last")?;
@@ -185,7 +185,7 @@ impl fmt::Display for RunReport {
             writeln!(f, "  best       {best}")?;
         }
         if self.damaged > 0 {
-            writeln!(f, "  left out   {} of the log", count(self.damaged, "damaged line"))?;
+            writeln!(f, "  skipped    {} of the log", count(self.damaged, "damaged line"))?;
         }
         let optional = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
         let rows = self.epochs.iter().map(|e| {
@@ -196,7 +196,7 @@ impl fmt::Display for RunReport {
         if self.gates.is_empty() {
             return Ok(());
         }
-        writeln!(f, "\ngates: the share of the side state; opened is {OPENED} or more away from where it began")?;
+        writeln!(f, "\ngates: the share of the side state; opened: {OPENED} or more from the initial value")?;
         let rows = self.gates.iter().map(|gate| {
             let (first, last) = (format!("{:.3}", gate.first()), format!("{:.3}", gate.last()));
             [gate.name.clone(), first, last, gate.opened_in_words()]

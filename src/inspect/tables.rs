@@ -16,7 +16,7 @@ use crate::report::Bytes;
 use crate::rewrite::manifest::ModelSummary;
 use crate::rewrite::manifest::PortSummary;
 
-/// How a column's cells stand.
+/// How a column's cells are aligned.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Column {
     Text(&'static str),
@@ -55,12 +55,12 @@ fn number(n: usize) -> Markup {
     html! { (Grouped(n)) }
 }
 
-/// A name from a file. It does not turn the direction of what is around it.
+/// A name from a file. It does not change the text direction around it.
 pub fn name(name: &str) -> Markup {
     html! { code { (breakable(name)) } }
 }
 
-/// A path that breaks behind its slashes, before it breaks anywhere else.
+/// A path that breaks after its slashes before it breaks anywhere else.
 pub fn breakable(path: &str) -> Markup {
     html! { @for part in path.split_inclusive('/') { (part) wbr; } }
 }
@@ -209,7 +209,7 @@ pub fn cut(cut: &[CutReport]) -> Markup {
             html! { (readers.join(", ")) },
         ]
     });
-    table("The cut: all that nodes of train.onnx read of the backbone", &columns, rows)
+    table("The cut: everything that nodes of train.onnx read from the backbone", &columns, rows)
 }
 
 /// The epochs of a run.
@@ -230,7 +230,7 @@ pub fn epochs(epochs: &[Epoch]) -> Markup {
     table("Epochs", &columns, rows)
 }
 
-/// What became of the gates of a run.
+/// The gates of a run.
 pub fn courses(gates: &[GateCourse]) -> Markup {
     let columns = [Column::Text("gate"), Column::Number("first"), Column::Number("last"), Column::Number("opened")];
     let rows = gates.iter().map(|gate| {
@@ -239,7 +239,7 @@ pub fn courses(gates: &[GateCourse]) -> Markup {
     });
     html! {
         (table("Gates", &columns, rows))
-        p.note { "Opened: 0.05 or more away from where it began." }
+        p.note { "Opened: 0.05 or more from the initial value." }
     }
 }
 
@@ -279,7 +279,7 @@ pub fn nodes(graphs: &[GraphReport]) -> Markup {
     }
 }
 
-/// What memory goes to: the class of its bars, and its name.
+/// What takes memory: the class of its bars, and its name.
 const PARTS: [(&str, &str); 4] = [
     ("weights", "weights"),
     ("activations", "kept activations"),

@@ -1,11 +1,11 @@
-//! Text as it stands in a drawing: how wide it is, and how it is made to fit.
+//! Text in a drawing: its width, and how it is made to fit.
 //!
-//! A drawing is laid out before any font is known. Widths are those of DejaVu Sans, rounded up: the widest of the fonts
+//! A drawing is laid out before the font is known. Widths are those of DejaVu Sans, rounded up: the widest of the fonts
 //! that systems come with.
 
 use std::fmt;
 
-/// Stands between groups of digits: a narrow space that does not break.
+/// Separates groups of digits: a narrow no-break space.
 const SEPARATOR: char = '\u{202f}';
 
 /// A number with its digits in groups of three.
@@ -40,12 +40,12 @@ fn em(c: char) -> f64 {
     }
 }
 
-/// Upper bound of a text's width, in the units of its size.
+/// Upper bound of a text's width, in the units of its font size.
 pub fn width(text: &str, size: f64) -> f64 {
     text.chars().map(em).sum::<f64>() * size
 }
 
-/// The first of some ways to say the same that fits into `room`; else as much of the last one as does.
+/// The first of several wordings that fits into `room`; otherwise as much of the last one as fits.
 pub fn fit(candidates: &[String], size: f64, room: f64) -> String {
     if let Some(text) = candidates.iter().find(|t| width(t, size) <= room) {
         return text.clone();

@@ -1,4 +1,4 @@
-//! Why a model is understood or not: what recognition tried at the place that is asked for, what held, and what did not.
+//! Why a model is understood or not: what recognition tried at a place, what matched, and what did not.
 
 mod query;
 mod text;
@@ -28,11 +28,11 @@ pub struct WhyReport {
     /// What was asked for; empty for everything.
     pub query: String,
     pub answer: Answer,
-    /// More was tried than is shown.
+    /// Whether more was tried than is shown.
     pub cut: bool,
 }
 
-/// What was asked for. Of towers of one kind a model that is refused may have several.
+/// The part of the model that was asked for. A refused model may have several towers of one kind.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Answer {
@@ -44,10 +44,10 @@ pub enum Answer {
     Node(Box<NodeTrace>),
 }
 
-/// A part of a tower, with what it is called.
+/// A part of a tower, with its name.
 #[derive(Debug, Serialize)]
 pub struct Within<T> {
-    /// As `--why` takes it.
+    /// In the form that `--why` takes.
     #[serde(serialize_with = "as_path")]
     pub place: Place,
     #[serde(flatten)]
@@ -55,10 +55,10 @@ pub struct Within<T> {
 }
 
 impl WhyReport {
-    /// Looks for what `asked` says in what recognition tries on a model.
+    /// Finds what recognition tries at the place that `asked` names.
     ///
     /// # Errors
-    /// What is wrong with the file; something that is not there to be asked for. A model that is refused is not an error.
+    /// A file that cannot be read; a place that the model does not have. A refused model is not an error.
     pub fn new(model: &SourceModel, asked: &str) -> anyhow::Result<WhyReport> {
         let mut graph = model.read()?;
         let (found, trace) = explain(&mut graph);
@@ -83,7 +83,7 @@ impl WhyReport {
     }
 }
 
-/// What a trace says of a place; `None` where it has no such place.
+/// What a trace says of a place; `None` if it has no such place.
 fn answer(trace: &Trace, query: Query) -> Option<Answer> {
     let towers = |kind: TowerKind| trace.towers.iter().filter(move |t| t.kind == kind);
     let blocks = |kind: TowerKind, index: usize| towers(kind).filter_map(move |t| t.blocks.get(index));

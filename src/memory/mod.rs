@@ -1,20 +1,20 @@
-//! Predicted memory of training: the most that is resident at once.
+//! Predicted memory of training: the peak of what is resident.
 //!
 //! For Ladder Side-Tuning on the CPU, as `lstc train` does it:
 //!
-//! * weights: each constant matrix of a product of the backbone, once for every product, as kernels lay it out for
-//!   themselves; the other weights, and those that something else reads too, where their file is mapped; the side network;
+//! * weights: each constant matrix of a product of the backbone, once for every product, in the kernels' own
+//!   layout; the other weights, and those that something else reads too, in their mapped file; the side network;
 //! * activations: the peaks of a walk through train.onnx in the runtime's order, its backbone and its side network each in
-//!   a session of its own, which share an arena: what the backbone had at work is free when the side network reads its
-//!   taps, unless it reads the next batch by then. A value lives from the node that makes it to the last that reads it;
+//!   a session of its own, which share an arena: the backbone's working memory is free when the side network reads its
+//!   taps, unless the backbone is already reading the next batch. A value lives from the node that makes it to the last that reads it;
 //!   reshapes are views; the arena has gaps;
 //! * gradients and both moments of the side network;
 //! * the process, the library, and the library's graph.
 //!
 //! On a CUDA device, of its memory: every weight once for each session that reads it, the side network and its moments, the taps in
-//! places of their own, and the larger of the two peaks. What the driver takes for itself is not in it.
+//! places of their own, and the larger of the two peaks. The driver's own memory is not included.
 //!
-//! For full fine-tuning, in a program as lean: the weights once, every floating-point value that the model computes, since
+//! For full fine-tuning, in an equally lean program: the weights once, every floating-point value that the model computes, since
 //! its backward pass needs nearly all of them, the logits' gradient, and the same runtime.
 
 mod walk;
@@ -56,7 +56,7 @@ impl Cost {
     }
 }
 
-/// A sum that says as much as it can.
+/// A saturating sum.
 pub fn total(bytes: impl IntoIterator<Item = u64>) -> u64 {
     bytes.into_iter().fold(0, u64::saturating_add)
 }
@@ -66,7 +66,7 @@ pub fn total(bytes: impl IntoIterator<Item = u64>) -> u64 {
 pub enum Taps {
     /// The backbone, which runs before the side network.
     Computed,
-    /// The backbone, which runs beside the side network on the batch after.
+    /// The backbone, which runs in parallel with the side network, on the next batch.
     Ahead,
     /// A cache that has all of them: the backbone is not needed.
     Kept,
@@ -75,12 +75,12 @@ pub enum Taps {
 /// A step of training.
 pub struct Step<'p> {
     pub parts: &'p Parts,
-    /// Values that lie where the optimizer has them.
+    /// Values that the optimizer keeps in place.
     pub elsewhere: HashSet<ValueId>,
     /// Elements of the side network.
     pub trainable: usize,
     pub source: Taps,
-    /// The backbone's weights are used where their file is mapped.
+    /// The backbone's weights are used in their mapped file.
     pub mapped: bool,
 }
 
@@ -91,19 +91,19 @@ impl Step<'_> {
         total(backbone.outputs.iter().map(|tap| numbers.bytes(backbone, *tap)))
     }
 
-    /// As [`Step::cost`], of a CUDA device's memory.
+    /// As [`Step::cost`], for a CUDA device's memory.
     pub fn cost_on_device(&self, numbers: &Numbers, Extras { captured, evaluated }: Extras) -> Cost {
         let Parts { backbone, side, .. } = self.parts;
         let taps = self.taps(numbers);
         let outputs = backbone.outputs.iter().copied().collect();
-        let (before, behind) = match self.source {
+        let (before, after) = match self.source {
             Taps::Kept => (0, numbers.peak(side, &self.elsewhere)),
             _ => (numbers.peak(backbone, &outputs), numbers.peak(side, &self.elsewhere)),
         };
         let frozen = mapped_weights(backbone);
         let copies = u64::from(self.source != Taps::Kept) + u64::from(evaluated);
         let weights = frozen * copies + mapped_weights(side) * (1 + u64::from(evaluated)) + self.trainable as u64 * 4;
-        let activations = wasted(before.max(behind)).saturating_add(taps);
+        let activations = wasted(before.max(after)).saturating_add(taps);
         let copies = if captured { 3 } else { 0 };
         let optimizer = self.trainable as u64 * 4 * (2 + copies);
         Cost {
@@ -119,12 +119,12 @@ impl Step<'_> {
     pub fn cost(&self, numbers: &Numbers) -> Cost {
         let Parts { backbone, side, .. } = self.parts;
         let taps = self.taps(numbers);
-        let behind = taps.saturating_add(numbers.peak(side, &self.elsewhere));
+        let after = taps.saturating_add(numbers.peak(side, &self.elsewhere));
         let before = || numbers.peak(backbone, &HashSet::new());
         let activations = match self.source {
-            Taps::Computed => before().max(behind),
-            Taps::Ahead => before().saturating_add(behind),
-            Taps::Kept => behind,
+            Taps::Computed => before().max(after),
+            Taps::Ahead => before().saturating_add(after),
+            Taps::Kept => after,
         };
         let read = [side].into_iter().chain((self.source != Taps::Kept).then_some(backbone));
         let nodes: usize = read.map(|graph| graph.node_ids().count()).sum();
@@ -138,21 +138,21 @@ impl Step<'_> {
     }
 }
 
-/// What a run has on a device besides its steps.
+/// What a run keeps on a device besides its steps.
 #[derive(Clone, Copy, Debug)]
 pub struct Extras {
-    /// Steps are captured: the side network and its moments are there once more meanwhile.
+    /// Steps are captured: meanwhile there is a second copy of the side network and its moments.
     pub captured: bool,
     /// Epochs are evaluated, by sessions with weights of their own.
     pub evaluated: bool,
 }
 
-/// What the process takes with graphs of so many nodes.
+/// What the process takes with graphs of this many nodes.
 pub fn runtime(nodes: usize) -> u64 {
     PROCESS + NODE * nodes as u64
 }
 
-/// What ONNX Runtime's arena takes for values of so many bytes: it does not fill every gap. Measured.
+/// What ONNX Runtime's arena takes for values of this many bytes: it does not fill every gap. Measured.
 fn wasted(bytes: u64) -> u64 {
     bytes.saturating_add(bytes / 20 * 3)
 }
@@ -161,10 +161,10 @@ fn wasted(bytes: u64) -> u64 {
 const PROCESS: u64 = 44 << 20;
 const NODE: u64 = 11 << 9;
 
-/// Operators of ONNX Runtime's own that lay their matrix out for themselves.
+/// ONNX Runtime's own operators that rearrange their matrix.
 const PACKING: [&str; 3] = ["DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits"];
 
-/// Types that products on the CPU are not computed in, but in f32.
+/// Types whose products the CPU computes in f32.
 fn is_narrow(dtype: DType) -> bool {
     matches!(dtype, DType::F16 | DType::BF16)
 }
@@ -190,7 +190,7 @@ fn resident_weights(graph: &Graph) -> u64 {
     graph.value_ids().filter_map(resident).sum()
 }
 
-/// The weights as a session holds them that uses them where their file is mapped.
+/// The weights as a session holds them if it uses them in their mapped file.
 fn mapped_weights(graph: &Graph) -> u64 {
     let uses = graph.uses();
     let is_read = |value: &ValueId| !uses.of(*value).is_empty();

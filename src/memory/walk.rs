@@ -15,7 +15,7 @@ pub struct Numbers {
 }
 
 impl Numbers {
-    /// With the sizes that labels decide, for so many that all count.
+    /// With the sizes that labels decide, for this many labels, all of which count.
     pub fn new(labels: usize) -> Numbers {
         Numbers { numbers: counted(i64::try_from(labels).unwrap_or(i64::MAX)).collect() }
     }
@@ -44,7 +44,7 @@ impl Numbers {
         shape.iter().map(|dim| usize::try_from(self.number(dim)).ok().filter(|_| self.is_known(dim))).collect()
     }
 
-    /// Whether the size of a dimension follows from those that are set.
+    /// Whether the size of a dimension follows from the known ones.
     fn is_known(&self, dim: &Dim) -> bool {
         dim.iter().all(|part| match part {
             Dim::Var(symbol) => self.numbers.contains_key(&symbol.name),
@@ -52,7 +52,7 @@ impl Numbers {
         })
     }
 
-    /// A dimension that is a symbol has this size.
+    /// Sets the size of a symbolic dimension.
     pub fn set(&mut self, dim: &Dim, size: usize) {
         self.numbers.insert(dim_text(dim), i64::try_from(size).unwrap_or(i64::MAX));
     }
@@ -85,7 +85,7 @@ impl Numbers {
         total(outputs.flatten().filter(|v| float(v)).map(|v| self.bytes(graph, *v)))
     }
 
-    /// The most bytes that are alive at once when the nodes run in their order, without what lies `elsewhere`.
+    /// The peak of live bytes when the nodes run in their order, without the values `elsewhere`.
     pub fn peak(&self, graph: &Graph, elsewhere: &HashSet<ValueId>) -> u64 {
         let order = runtime_order(graph);
         let mut last_use: HashMap<ValueId, usize> = HashMap::new();
@@ -148,12 +148,12 @@ fn runtime_order(graph: &Graph) -> Vec<NodeId> {
     order
 }
 
-/// Operators whose output is their first operand's memory.
+/// Operators whose output shares their first operand's memory.
 fn is_view(graph: &Graph, id: NodeId) -> bool {
     ["Reshape", "Identity", "Unsqueeze", "Squeeze", "Flatten"].iter().any(|op| graph.node(id).is(op))
 }
 
-/// Sums of quantised products: the runtime makes one operator of the product and what scales it.
+/// Sums of quantised products: the runtime fuses the product with its scaling.
 fn is_fused(graph: &Graph, value: ValueId) -> bool {
     let is_sum = |v: ValueId| graph.producer_of(v).is_some_and(|(id, _)| graph.node(id).is("MatMulInteger"));
     let cast_of = |v: ValueId| {

@@ -25,7 +25,7 @@ pub struct DeviceTensor {
     device: Option<&'static Cuda>,
 }
 
-/// A tensor as an allocator gives it. [`ort::value::Tensor::new`] would clear it, which takes as long as to fill it.
+/// An uninitialised tensor. [`ort::value::Tensor::new`] would clear it, which takes as long as filling it.
 fn raw(allocator: &Allocator, dims: &[usize]) -> ort::Result<ort::value::Tensor<f32>> {
     let shape: Vec<i64> = dims.iter().map(|size| i64::try_from(*size).unwrap_or(i64::MAX)).collect();
     let mut value = ptr::null_mut();
@@ -47,7 +47,7 @@ fn raw(allocator: &Allocator, dims: &[usize]) -> ort::Result<ort::value::Tensor<
 }
 
 impl DeviceTensor {
-    /// Whoever makes one writes to all of it first: what it holds before is nothing to build on.
+    /// Uninitialised: the caller must write to all of it before reading it.
     fn new(session: &OrtSession, device: Option<&'static Cuda>, dims: &[usize]) -> Result<DeviceTensor> {
         let allocator = match device {
             None => Allocator::default(),
@@ -58,7 +58,7 @@ impl DeviceTensor {
         DeviceTensor::within(&allocator, device, dims)
     }
 
-    /// As [`DeviceTensor::new`], of an allocator of this device, or of the host's memory.
+    /// As [`DeviceTensor::new`], from an allocator of this device, or in the host's memory.
     pub(super) fn within(allocator: &Allocator, device: Option<&'static Cuda>, dims: &[usize]) -> Result<DeviceTensor> {
         let value = raw(allocator, dims).map_err(Error::run)?;
         let mut tensor = DeviceTensor { value, dims: dims.to_vec(), device };
@@ -107,7 +107,7 @@ impl DeviceTensor {
         }
     }
 
-    /// The first number, once the device has come so far. What is started afterwards does not change it.
+    /// The first number, once the device has reached this point. Work started later does not change it.
     pub fn read_later(&self) -> Result<Measured> {
         match self.device {
             None => Ok(Measured::Known(self.value.extract_tensor().1.first().copied().unwrap_or(f32::NAN))),
@@ -136,7 +136,7 @@ impl DeviceTensor {
     }
 }
 
-/// A number that a run makes: there at once on the CPU, on its way from a device.
+/// A number that a run computes: available at once on the CPU, on its way from a device.
 #[derive(Debug)]
 pub enum Measured {
     Known(f32),
@@ -147,7 +147,7 @@ impl Measured {
     /// Waits for the number.
     ///
     /// # Errors
-    /// What went wrong on the device meanwhile.
+    /// A failure on the device meanwhile.
     pub fn get(self) -> Result<f32> {
         match self {
             Measured::Known(number) => Ok(number),
@@ -170,7 +170,7 @@ pub(super) fn memory(device: AllocationDevice<'static>, index: u32) -> ort::Resu
     MemoryInfo::new(device, i32::try_from(index).unwrap_or(i32::MAX), AllocatorType::Device, MemoryType::Default)
 }
 
-/// What a run left on the device, or what is there for one, whatever its type and shape.
+/// An output of a run, or an input for one, on the device, of any type and shape.
 #[derive(Debug)]
 pub struct Kept {
     name: String,
@@ -181,11 +181,11 @@ pub struct Kept {
 /// Where a value lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lies {
-    /// At its place: where the sessions that share the places look for it in every run.
+    /// At its place: where the sessions that share the places read it in every run.
     Placed,
-    /// Where ONNX Runtime found room for it, on the device of the session that made it.
+    /// Wherever ONNX Runtime allocated it, on the device of the session that made it.
     There,
-    /// In memory of the host that a device reads by itself.
+    /// In pinned memory of the host, which a device reads by itself.
     Pinned,
     /// In other memory of the host.
     Host,
@@ -212,9 +212,9 @@ impl Kept {
 pub struct Binding {
     binding: IoBinding,
     device: Device,
-    /// Where inputs are copied to on a device, and what stays there is written.
+    /// Where inputs are copied to on a device, and where outputs that stay there are written.
     places: Places,
-    /// Outputs that stay on the device, or with the host.
+    /// Outputs that stay on the device, or on the host.
     kept: Vec<(String, Lies)>,
     /// Those that have a place.
     placed: Vec<Kept>,
@@ -230,7 +230,7 @@ impl Binding {
         self.places.is_host()
     }
 
-    /// An input that is read where it lies.
+    /// An input that is read in place.
     pub fn input(&mut self, name: &str, tensor: &DeviceTensor) -> Result<()> {
         self.binding.bind_input(name, &tensor.value).map_err(Error::run)
     }
@@ -244,7 +244,7 @@ impl Binding {
         self.binding.bind_input(name, &value).map_err(Error::run)
     }
 
-    /// An input that another session left on the same device, or that lies on the host. On a device it is read at its place.
+    /// An input that another session left on the same device, or that is on the host. On a device it is read at its place.
     pub fn pass(&mut self, kept: Kept) -> Result<()> {
         let Kept { name, value, lies } = kept;
         let value = match lies {
@@ -262,7 +262,7 @@ impl Binding {
         self.binding.bind_input(kept.name.as_str(), &kept.value).map_err(Error::run)
     }
 
-    /// An output that stays on the device, in memory of ONNX Runtime's; one of integers stays with the host, where sizes are read. A
+    /// An output that stays on the device, in ONNX Runtime's memory; one of integers stays on the host, where sizes are read. A
     /// binding with such an output serves for one run.
     pub fn keep(&mut self, port: &Port) -> Result<()> {
         let is_size = port.element_type == ElementType::Int64;
@@ -284,12 +284,12 @@ impl Binding {
     }
 
     /// An output that is written where `tensor` lies. It may be an input's tensor too, where every node that reads the
-    /// input runs before the one that writes the output: [`lstc_passes::written_in_place`] tells.
+    /// input runs before the one that writes the output: see [`lstc_passes::written_in_place`].
     pub fn output(&mut self, name: &str, tensor: &mut DeviceTensor) -> Result<()> {
         self.binding.bind_output(name, &mut tensor.value).map_err(Error::run)
     }
 
-    /// An output that each run gives to the host.
+    /// An output that each run returns to the host.
     pub fn fetch(&mut self, name: &str) -> Result<()> {
         let host = memory(AllocationDevice::CPU, 0).map_err(Error::run)?;
         self.binding.bind_output_to_device(name, &host).map_err(Error::run)?;
@@ -297,13 +297,13 @@ impl Binding {
         Ok(())
     }
 
-    /// Runs replay what was captured under this number, or are captured under it where nothing was; `None` for runs as they are.
-    /// Of a session that was not opened for it, runs are as they are.
+    /// Runs replay what was captured under this number, or are captured under it if nothing was; `None` for plain runs.
+    /// In a session that was not opened for it, runs are plain.
     pub fn replay(&mut self, graph: Option<u32>) {
         self.graph = graph;
     }
 
-    /// How a run goes: on a device, only fetching a value waits for it.
+    /// Options of a run: on a device, only fetching a value waits for it.
     fn options(&self, captures: bool) -> Result<RunOptions> {
         let mut options = RunOptions::new().map_err(Error::run)?;
         if matches!(self.device, Device::Cuda(_)) && self.fetched.is_empty() {
@@ -318,8 +318,8 @@ impl Binding {
 }
 
 impl Session {
-    /// A tensor for an output of known shape that a run measures, of zeros. On the CPU one that the session would allocate stays in its
-    /// arena from run to run, and keeps what lies around it apart.
+    /// A tensor of zeros for an output of known shape that a run measures. On the CPU, one that the session allocates would stay in
+    /// its arena from run to run, and fragment it.
     pub fn zeros(&self, dims: &[usize]) -> Result<DeviceTensor> {
         self.upload(&ArrayD::zeros(dims))
     }
@@ -336,10 +336,10 @@ impl Session {
         self.cuda.map_or_else(Places::default, Places::on)
     }
 
-    /// Waits until the device has done what was started on it.
+    /// Waits until the device has finished all work started on it.
     ///
     /// # Errors
-    /// What went wrong on the device meanwhile.
+    /// A failure on the device meanwhile.
     pub fn wait(&self) -> Result<()> {
         self.cuda.map_or(Ok(()), Cuda::wait)
     }
@@ -359,10 +359,10 @@ impl Session {
     }
 
     /// Runs the session on what is bound, and returns the fetched outputs in the order in which they were bound. On a device, a run
-    /// that fetches nothing goes on behind the return.
+    /// that fetches nothing continues after the return.
     ///
     /// # Errors
-    /// What ONNX Runtime has against the run: a missing input, a shape that does not fit, no memory.
+    /// The run fails in ONNX Runtime: a missing input, a shape that does not fit, no memory.
     pub fn run_bound(&mut self, binding: &Binding) -> Result<Vec<Tensor>> {
         let options = binding.options(self.captures)?;
         let outputs = self.session.run_binding_with_options(&binding.binding, &options).map_err(Error::run)?;
@@ -380,7 +380,7 @@ impl Session {
             .collect()
     }
 
-    /// Runs the session on what is bound, and returns what was to stay on the device. On a device the run goes on behind the return.
+    /// Runs the session on what is bound, and returns the outputs that stay on the device. On a device the run continues after the return.
     ///
     /// # Errors
     /// As [`Session::run_bound`].

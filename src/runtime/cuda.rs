@@ -1,7 +1,7 @@
 //! A CUDA device as lstc itself uses it beside ONNX Runtime: one stream for all sessions, copies that the host does not wait for, memory.
 //!
-//! All sessions of a process run on the device's one stream. What one of them leaves, the next may read, in the order in which they
-//! were started, without the host waiting in between.
+//! All sessions of a process run on the device's one stream. Each may read what an earlier one left, without the
+//! host waiting in between.
 //!
 //! **Invariant:** pinned memory from which a copy was started is not written to before the copy is over.
 
@@ -26,7 +26,7 @@ const CUDART: &str = "libcudart.so.13";
 const MOST_UNDER_WAY: usize = 512;
 const MOST_BYTES: usize = 1 << 28;
 
-/// Pieces of pinned memory that are kept for the next copies.
+/// Pieces of pinned memory that are kept for later copies.
 const MOST_IDLE: usize = 64;
 
 /// The functions of the CUDA runtime that lstc calls.
@@ -42,7 +42,7 @@ macro_rules! functions {
             /// # Safety
             /// The library is a CUDA runtime of version 13, whose functions have these types.
             unsafe fn new(library: Library) -> std::result::Result<Api, libloading::Error> {
-                // SAFETY: the caller's.
+                // SAFETY: guaranteed by the caller.
                 unsafe {
                     $(let $name: Symbol<unsafe extern "C" fn($($argument),*) -> c_int> = library.get($symbol)?;)*
                     let text: Symbol<unsafe extern "C" fn(c_int) -> *const c_char> = library.get("cudaGetErrorString")?;
@@ -91,7 +91,7 @@ mod value {
     pub const COMPUTE_CAPABILITY_MINOR: c_int = 76;
 }
 
-/// A device, with the stream that everything of this process runs on. There is one for each device that was opened, and it lives as
+/// A device, with the stream on which all work of this process runs. There is one for each device that was opened, and it lives as
 /// long as the process, as ONNX Runtime's provider does.
 pub struct Cuda {
     api: Api,
@@ -107,7 +107,7 @@ struct Copies {
     idle: Vec<Pinned>,
 }
 
-/// A copy to the device, the event that comes when it is over, and what it reads.
+/// A copy to the device, the event that marks its end, and what it reads.
 struct UnderWay {
     over: Handle,
     bytes: usize,
@@ -214,16 +214,16 @@ impl Cuda {
         Ok((free as u64, total as u64))
     }
 
-    /// Waits until everything that was started is over.
+    /// Waits until all work that was started is finished.
     ///
     /// # Errors
-    /// What went wrong on the device meanwhile.
+    /// A failure on the device meanwhile.
     pub fn wait(&self) -> Result<()> {
         // SAFETY: the stream is this device's.
         self.call(unsafe { (self.api.stream_synchronize)(self.stream) })
     }
 
-    /// Starts to copy bytes of the host to the device. They may change at once: they go by way of pinned memory.
+    /// Starts to copy bytes from the host to the device. They may change at once: the copy goes through pinned memory.
     pub(super) fn send(&'static self, to: Handle, bytes: &[u8]) -> Result<()> {
         let mut source = self.pinned(bytes.len())?;
         source.bytes_mut().copy_from_slice(bytes);
@@ -246,7 +246,7 @@ impl Cuda {
         self.copies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts to copy from the device to pinned memory, which may be read once the event has come.
+    /// Starts to copy from the device to pinned memory, which may be read once the event has occurred.
     fn fetch_pinned(&self, from: Handle, to: &Pinned) -> Result<Handle> {
         self.copy(to.memory.as_ptr(), from, to.length, value::DEVICE_TO_HOST)?;
         self.mark()
@@ -271,17 +271,17 @@ impl Cuda {
         if bytes == 0 {
             return Ok(());
         }
-        // SAFETY: the callers give memory of so many bytes, which lives until the copy is over.
+        // SAFETY: the callers pass memory of this many bytes, which lives until the copy is over.
         self.call(unsafe { (self.api.memcpy_async)(to, from, bytes, kind, self.stream) })
     }
 
-    /// Has this thread's calls go to this device: memory and events are made on the thread's current one.
+    /// Makes this thread's calls go to this device: memory and events are made on the thread's current one.
     fn choose(&self) -> Result<()> {
         // SAFETY: a number is all that it takes.
         self.call(unsafe { (self.api.set_device)(c_int::try_from(self.index).unwrap_or(c_int::MAX)) })
     }
 
-    /// An event that comes when all that was started by now is over.
+    /// An event that occurs when all work started so far is finished.
     fn mark(&self) -> Result<Handle> {
         self.choose()?;
         let mut event = ptr::null_mut();
@@ -293,7 +293,7 @@ impl Cuda {
         Ok(event)
     }
 
-    /// Whether an event has come.
+    /// Whether an event has occurred.
     fn has_come(&self, event: Handle) -> Result<bool> {
         // SAFETY: the event was made by `mark`, and is destroyed by `come` alone.
         match unsafe { (self.api.event_query)(event) } {
@@ -302,7 +302,7 @@ impl Cuda {
         }
     }
 
-    /// Waits for an event, and forgets it.
+    /// Waits for an event, and destroys it.
     fn come(&self, event: Handle) -> Result<()> {
         let come = match self.has_come(event) {
             // SAFETY: as in `has_come`.
@@ -314,7 +314,7 @@ impl Cuda {
         come
     }
 
-    /// Pinned memory: that of a copy that is over, where it fits, else new one.
+    /// Pinned memory: that of a finished copy if it fits, otherwise new.
     fn pinned(&'static self, length: usize) -> Result<Pinned> {
         let mut copies = self.copies();
         while let Some(oldest) = copies.under_way.front() {
@@ -349,7 +349,7 @@ impl Cuda {
         self.copies().idle.push(pinned);
     }
 
-    /// Memory on the device, cleared.
+    /// Zeroed memory on the device.
     pub(super) fn allocate(&'static self, length: usize) -> Result<Block> {
         self.choose()?;
         let mut memory = ptr::null_mut();
@@ -361,7 +361,7 @@ impl Cuda {
         Ok(Block { cuda: self, memory, length })
     }
 
-    /// Starts to read one number of the device; [`Awaited::get`] waits for it.
+    /// Starts to read one number from the device; [`Awaited::get`] waits for it.
     pub(super) fn read_later(&'static self, from: Handle) -> Result<Awaited> {
         let pinned = self.pinned(size_of::<f32>())?;
         let over = self.fetch_pinned(from, &pinned)?;
@@ -413,7 +413,7 @@ impl Drop for Owner {
     }
 }
 
-// SAFETY: the memory is the owner's alone.
+// SAFETY: only the owner uses the memory.
 unsafe impl Send for Pinned {}
 
 impl Pinned {
@@ -436,7 +436,7 @@ pub(super) struct Block {
     pub(super) length: usize,
 }
 
-// SAFETY: the memory is the owner's alone, and is freed from any thread.
+// SAFETY: only the owner uses the memory, and any thread may free it.
 unsafe impl Send for Block {}
 
 impl Drop for Block {
@@ -450,11 +450,11 @@ impl Drop for Block {
 #[derive(Debug)]
 pub struct Awaited {
     cuda: &'static Cuda,
-    /// The event, and where the number comes to; `None` once it was taken.
+    /// The event, and the number's destination; `None` once taken.
     coming: Option<(Handle, Pinned)>,
 }
 
-// SAFETY: the event is the owner's alone.
+// SAFETY: only the owner uses the event.
 unsafe impl Send for Awaited {}
 
 impl Awaited {

@@ -58,7 +58,7 @@ pub enum Error {
     #[error("ONNX Runtime refuses {model}")]
     Model { model: String, source: ort::Error },
 
-    #[error("`{name}` is a {kind}, and lstc runs models of tensors only")]
+    #[error("`{name}` is a {kind}, and lstc supports tensors only")]
     NotATensor { name: String, kind: String },
 
     #[error("the model has no {direction} `{name}`; it has {}", known.join(", "))]
@@ -73,13 +73,13 @@ pub enum Error {
     #[error("ONNX Runtime failed while running the model")]
     Run { source: ort::Error },
 
-    #[error("not enough memory for what the model computes")]
+    #[error("not enough memory to run the model")]
     OutOfMemory { source: ort::Error },
 }
 
 /// What to do about an installation that is not used.
 pub(super) const AGAIN: &str =
-    "`lstc runtime install --force` installs it again; folders above it are to be writable by their owner alone";
+    "`lstc runtime install --force` installs it again; only their owner may have write access to the folders above it";
 
 /// What ONNX Runtime, CUDA and C++ say when there is no memory.
 const OUT_OF_MEMORY: [&str; 3] = ["Failed to allocate memory", "out of memory", "bad_alloc"];
@@ -91,12 +91,12 @@ fn missing_library(message: &str) -> Option<String> {
 }
 
 impl Error {
-    /// Of a CUDA device, or of what it needs, that ONNX Runtime cannot use.
+    /// The error for a CUDA device that ONNX Runtime cannot use, or that lacks something.
     pub(super) fn device(index: u32, source: ort::Error) -> Error {
         Error::Cuda { index, missing: missing_library(source.message()), source }
     }
 
-    /// Of a model that ONNX Runtime does not take.
+    /// The error for a model that ONNX Runtime refuses.
     pub(super) fn model(model: String, source: ort::Error) -> Error {
         match OUT_OF_MEMORY.iter().any(|words| source.message().contains(words)) {
             true => Error::OutOfMemory { source },
@@ -104,7 +104,7 @@ impl Error {
         }
     }
 
-    /// Of a run that failed.
+    /// The error for a run that failed.
     pub(super) fn run(source: ort::Error) -> Error {
         match OUT_OF_MEMORY.iter().any(|words| source.message().contains(words)) {
             true => Error::OutOfMemory { source },
@@ -113,7 +113,7 @@ impl Error {
         }
     }
 
-    /// What the user can do about it, where there is something to do.
+    /// What the user can do about it, if anything.
     pub fn hint(&self) -> Option<String> {
         match self {
             Error::NotFound { device: Device::Cpu, .. } => Some("`lstc runtime install` fetches one".into()),
@@ -147,7 +147,7 @@ fn from_package(package: &str) -> String {
     format!("`pip install {package}` provides it; LD_LIBRARY_PATH must include its folder")
 }
 
-/// The one library of CUDA that no package ships.
+/// The only CUDA library that no package ships.
 const DRIVER: &str = "libcuda.so.1";
 
 fn lacking(library: Option<&str>) -> String {

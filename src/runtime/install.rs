@@ -2,7 +2,7 @@
 //!
 //! * An installation is one directory, `<cache>/lstc/onnxruntime-<version>-<flavour>`, with the libraries side by side.
 //! * It appears by one rename of a directory whose files are complete and on the disk: a directory of that name is a whole
-//!   installation, whoever else installs at the same time and whenever somebody is killed.
+//!   installation, even if others install at the same time or are killed.
 //! * Nothing is unpacked from a file whose SHA-256 is not pinned, unless the user insists.
 
 use std::env;
@@ -27,9 +27,9 @@ pub struct Request {
     pub flavour: Flavour,
     /// Wheels to install from, one for each package; pip fetches them if there are none.
     pub wheels: Vec<PathBuf>,
-    /// Whether those wheels may be others than the pinned ones.
+    /// Whether wheels other than the pinned ones are accepted.
     pub allow_unpinned: bool,
-    /// Whether to replace what is installed already.
+    /// Whether to replace an existing installation.
     pub force: bool,
 }
 
@@ -49,11 +49,11 @@ pub struct Installed {
     pub library: PathBuf,
     /// The size of the directory's files.
     pub bytes: u64,
-    /// Whether this call put it there; otherwise it was there before.
+    /// Whether this call installed it; otherwise it was there before.
     pub fresh: bool,
 }
 
-/// What an installation reports on its way.
+/// What an installation reports on its progress.
 #[derive(Clone, Copy, Debug)]
 pub enum Progress<'a> {
     /// Another process is installing.
@@ -66,7 +66,7 @@ pub enum Progress<'a> {
     Arrived {
         bytes: u64,
     },
-    /// A wheel that is not pinned is used all the same.
+    /// A wheel that is not pinned is used anyway.
     Unpinned {
         file: &'a Path,
         sha256: &'a str,
@@ -80,7 +80,7 @@ pub enum Progress<'a> {
 pub enum InstallError {
     #[error("there is no ONNX Runtime wheel for {flavour} on {machine}")]
     NoWheel { flavour: Flavour, machine: String },
-    #[error("neither XDG_CACHE_HOME nor HOME says where the cache directory is")]
+    #[error("cannot find the cache directory: neither XDG_CACHE_HOME nor HOME is set")]
     NoCacheDirectory,
     #[error("{}", not_installed(home, there))]
     NotInstalled { home: PathBuf, there: Vec<String> },
@@ -95,7 +95,7 @@ pub enum InstallError {
     NotPinned { file: PathBuf, expected: PinnedWheel, found: String },
     #[error("`{}` is for {machine}, not for this machine", file.display())]
     OtherMachine { file: PathBuf, machine: &'static str },
-    #[error("`{}` is no wheel of {}", file.display(), packages.join(", "))]
+    #[error("`{}` is not a wheel of {}", file.display(), packages.join(", "))]
     OtherPackage { file: PathBuf, packages: Vec<&'static str> },
     #[error("wheels are missing: {}", files.join(", "))]
     MissingWheels { files: Vec<&'static str> },
@@ -103,9 +103,9 @@ pub enum InstallError {
     Wheel { file: PathBuf, source: WheelError },
     #[error("the installation in `{}` is not used: {reason}", directory.display())]
     Untrusted { directory: PathBuf, reason: String },
-    #[error("what is installed cannot be recorded")]
+    #[error("cannot record what was installed")]
     Record { source: anyhow::Error },
-    #[error("the wheel holds no ONNX Runtime library")]
+    #[error("the wheel contains no ONNX Runtime library")]
     NoLibrary,
     #[error("the library in the wheel does not load: {reason}")]
     DoesNotLoad { reason: String },
@@ -128,7 +128,7 @@ pub struct PinnedWheel {
 }
 
 impl InstallError {
-    /// What the user can do about it, where there is something to do.
+    /// What the user can do about it, if anything.
     pub fn hint(&self) -> Option<String> {
         match self {
             InstallError::NoWheel { .. } => {
@@ -143,10 +143,10 @@ impl InstallError {
                 Some("XDG_CACHE_HOME can name a directory on a larger disk".into())
             }
             InstallError::Pip { expected, .. } => Some(format!(
-                "where there is no pip or no network, bring `{expected}` from elsewhere and pass it with --wheel"
+                "without pip or a network, copy `{expected}` from another machine and pass it with --wheel"
             )),
             InstallError::NotPinned { .. } => {
-                Some("--allow-unpinned installs a wheel that you trust all the same".into())
+                Some("if you trust the wheel, --allow-unpinned installs it anyway".into())
             }
             InstallError::Untrusted { .. } => Some(AGAIN.to_owned()),
             InstallError::MissingWheels { .. } => Some("pass --wheel once for each of them".into()),
@@ -161,7 +161,7 @@ pub fn install(request: &Request, progress: &mut dyn FnMut(Progress)) -> Result<
     let pins = downloads(request.flavour)?;
     let home = home().ok_or(InstallError::NoCacheDirectory)?;
     fs::create_dir_all(&home).map_err(files(&home))?;
-    // Of another user's folder, what is wrong is said when the installation is checked.
+    // What is wrong with another user's folder is reported when the installation is checked.
     let _ = trust::keep_to_owner(&home);
     let _alone = lock(&home, progress)?;
 
@@ -280,7 +280,7 @@ fn downloads(flavour: Flavour) -> Result<Vec<&'static Pin>, InstallError> {
         .ok_or_else(|| InstallError::NoWheel { flavour, machine: format!("{} {machine}", env::consts::OS) })
 }
 
-/// The lock is released when the file is closed, also by the end of the process.
+/// The lock is released when the file is closed, at the latest when the process ends.
 pub(super) fn lock(home: &Path, progress: &mut dyn FnMut(Progress)) -> Result<File, InstallError> {
     let path = home.join("install.lock");
     let file = File::options().create(true).append(true).open(&path).map_err(files(&path))?;

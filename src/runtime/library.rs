@@ -22,13 +22,13 @@ use super::pins::Flavour;
 use super::session::Device;
 use super::trust;
 
-/// The variable that names a library file and overrules every other place.
+/// The variable that names a library file and overrides every other place.
 const VARIABLE: &str = "ORT_DYLIB_PATH";
 
-/// The oldest library that serves the API which lstc is built against.
+/// The oldest library that provides the API lstc is built against.
 pub(super) const OLDEST: Version = Version { major: 1, minor: ort::MINOR_VERSION, patch: 0 };
 
-/// What ONNX Runtime says of itself, as in 1.32.0.
+/// The version that ONNX Runtime reports, such as 1.32.0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
     pub major: u32,
@@ -87,7 +87,7 @@ pub struct Library {
     pub origin: Origin,
 }
 
-/// One place that was looked at.
+/// One place that was searched.
 #[derive(Clone, Debug)]
 pub struct Look {
     pub origin: Origin,
@@ -123,7 +123,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// The library that is used, if any, and every place that was looked at, in order, up to it.
+/// The library that is used, if any, and every place that was searched up to it, in order.
 #[derive(Clone, Debug)]
 pub struct Search {
     pub device: Device,
@@ -168,7 +168,7 @@ pub fn find(device: Device) -> Result<Library> {
 pub fn search(device: Device) -> Search {
     let mut search = Search { device, library: None, looked: Vec::new() };
     if let Some(path) = variable(VARIABLE) {
-        // Without a directory the loader would look for the name in places of its own.
+        // Without a directory the loader would search its own path for the name.
         search.look(Origin::Variable, &path::absolute(&path).unwrap_or(path));
         return search;
     }
@@ -178,7 +178,7 @@ pub fn search(device: Device) -> Search {
             search.looked.push(Look { origin, path: directory, outcome: Outcome::Absent });
             continue;
         }
-        // Another library is not taken in its place, unsaid.
+        // No other library is silently used in its place.
         if origin == Origin::Installed
             && let Err(reason) = trust::check(&directory)
         {
@@ -214,7 +214,7 @@ fn places(device: Device) -> impl Iterator<Item = (Origin, PathBuf)> {
 /// active one, or of the `python3` that would run.
 fn python_packages() -> Vec<PathBuf> {
     let own = env::current_exe().ok().and_then(|file| Some(file.parent()?.parent()?.to_owned()));
-    // Of a prefix such as /usr/local, only what is there is worth a word.
+    // A prefix such as /usr/local is only mentioned if something is there.
     let mut found: Vec<PathBuf> = own.iter().flat_map(|prefix| capi(prefix)).filter(|place| place.is_dir()).collect();
     let active: Vec<PathBuf> =
         ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(variable).flat_map(|prefix| capi(&prefix)).collect();
@@ -238,8 +238,8 @@ fn capi(prefix: &Path) -> Vec<PathBuf> {
     versions.flatten().filter(python).filter_map(package).collect()
 }
 
-/// Asks `python3` where its `onnxruntime` lies or would lie, without importing it. The working directory is no source of
-/// packages.
+/// Asks `python3` where its `onnxruntime` lies or would lie, without importing it. Packages in the working directory do
+/// not count.
 fn ask_python() -> Option<PathBuf> {
     const QUESTION: &str = "\
 import sys
@@ -263,7 +263,7 @@ print(found[0] if found else get_path('platlib') + '/onnxruntime', end='')
     let asked = Instant::now();
     while python.try_wait().ok()?.is_none() {
         if asked.elapsed() > PATIENCE {
-            // Neither can fail in a way that matters: the answer is given up either way.
+            // Failures do not matter here: the answer is dropped either way.
             let _ = python.kill();
             let _ = python.wait();
             return None;
@@ -306,7 +306,7 @@ pub(super) fn version_in_name(file: &Path) -> Option<Version> {
 }
 
 fn examine(path: &Path, device: Device, origin: Origin) -> Outcome {
-    // What is loaded is read to its end, and a pipe has none.
+    // A library is read to its end, and a pipe has none.
     match regular::open(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Outcome::Absent,
         Err(error) => return Outcome::Broken(error.to_string()),
@@ -359,7 +359,7 @@ pub(super) fn load_version(path: &Path) -> Result<Version, String> {
     // SAFETY: loading runs the initialisers of a file that the user, or a place that the user trusts, names as ONNX
     // Runtime; that is the whole point of loading at run time.
     let library = unsafe { libloading::Library::new(path) }.map_err(|error| {
-        // The loader's own words are in the cause.
+        // The cause has the loader's own message.
         error.source().map_or_else(|| error.to_string(), ToString::to_string)
     })?;
     let library = mem::ManuallyDrop::new(library);
@@ -371,7 +371,7 @@ pub(super) fn load_version(path: &Path) -> Result<Version, String> {
         let base = base().as_ref().ok_or("its `OrtGetApiBase` returns nothing")?;
         CStr::from_ptr((base.GetVersionString)()).to_string_lossy()
     };
-    Version::parse(&text).ok_or_else(|| format!("it calls itself version `{text}`"))
+    Version::parse(&text).ok_or_else(|| format!("it reports its version as `{text}`"))
 }
 
 #[cfg(test)]

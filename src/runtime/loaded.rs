@@ -1,4 +1,4 @@
-//! The loaded library: one a process.
+//! The loaded library: one per process.
 
 use std::env;
 use std::ffi::{CStr, CString};
@@ -26,7 +26,7 @@ use super::session::SessionBuilder;
 pub struct Runtime {
     library: Library,
     environment: Environment,
-    /// The CUDA devices that were opened.
+    /// The opened CUDA devices.
     devices: Mutex<Vec<&'static Cuda>>,
 }
 
@@ -37,7 +37,7 @@ impl Runtime {
     ///
     /// ONNX Runtime sends no telemetry and collects none, unless the variable `ORT_DISABLE_TELEMETRY` is set to 0. It prints
     /// nothing, unless the variable `ORT_LOG` (`fatal`, `error`, `warning`, `info` or `verbose`) asks for its log on stderr:
-    /// what fails is in the errors of this module.
+    /// failures are in this module's errors.
     ///
     /// # Errors
     /// The library does not load, or another one is already loaded.
@@ -99,7 +99,7 @@ impl Runtime {
         SessionBuilder::new(self)
     }
 
-    /// The CUDA device of this index, opened where it was not.
+    /// The CUDA device of this index, opened if necessary.
     ///
     /// # Errors
     /// A library without CUDA, or without what it needs; no such device.
@@ -130,7 +130,7 @@ impl Runtime {
 }
 
 /// Loads NVIDIA's libraries, each after those that it needs: the provider asks for them by name, and the loader then finds
-/// them loaded. What is not there is left to the system's search path.
+/// them loaded. Missing ones are left to the system's search path.
 fn preload(directory: &Path) {
     for name in ep::cuda::CUDA_DYLIBS.iter().chain(ep::cuda::CUDNN_DYLIBS) {
         if let Some(file) = nvidia(directory, name) {
@@ -147,10 +147,10 @@ pub(super) fn nvidia(directory: &Path, name: &str) -> Option<PathBuf> {
     folders.into_iter().map(|folder| folder.join(name)).find(|file| file.exists())
 }
 
-/// Asks ONNX Runtime for no telemetry, before it begins.
+/// Turns ONNX Runtime's telemetry off before it starts.
 ///
 /// Without this it describes the machine and the program in a file in the user's cache directory, to be sent later, when its
-/// environment is made: before an environment can be told to do without.
+/// environment is made: before an environment could be asked not to.
 fn collect_nothing() {
     const VARIABLE: &str = "ORT_DISABLE_TELEMETRY";
     if env::var_os(VARIABLE).is_none() {
@@ -172,7 +172,7 @@ fn share_device_arena(environment: &Environment, device: &Cuda) -> Result<()> {
     let memory = memory(AllocationDevice::CUDA, device.index()).map_err(|source| Error::Start { source })?;
     let mut arena = ptr::null_mut();
     let api = ort::api();
-    // SAFETY: as in `share_arena`; the options are texts of this function, as many as are said.
+    // SAFETY: as in `share_arena`; the options are strings of this function, and their count is right.
     unsafe {
         let made = (api.CreateArenaCfg)(0, SAME_AS_REQUESTED, OWN_CHOICE, OWN_CHOICE, &mut arena);
         ort::Error::result_from_status(made).map_err(|source| Error::Start { source })?;
@@ -190,14 +190,14 @@ fn share_device_arena(environment: &Environment, device: &Cuda) -> Result<()> {
     }
 }
 
-/// An arena that grows by what is asked for, and whose other sizes are ONNX Runtime's choice.
+/// An arena that grows by the requested size; its other sizes are ONNX Runtime's choice.
 const SAME_AS_REQUESTED: i32 = 1;
 const OWN_CHOICE: i32 = -1;
 
-/// Gives all sessions that ask for it one arena on the CPU, which grows by what is asked for: what one session leaves, the
-/// next one uses.
+/// Gives all sessions that ask for it one arena on the CPU, which grows by the requested size: each session reuses what an
+/// earlier one released.
 ///
-/// ONNX Runtime's own way is an arena for each session, which grows by doubling.
+/// By default ONNX Runtime has an arena for each session, which grows by doubling.
 fn share_arena(environment: &Environment) -> ort::Result<()> {
     let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Arena, MemoryType::Default)?;
     let mut arena = ptr::null_mut();

@@ -1,4 +1,4 @@
-//! What memory this process holds, as the kernel counts it, and what of it ONNX Runtime's arena holds, by its own count.
+//! The memory of this process as the kernel counts it, and of ONNX Runtime's arena by its own count.
 
 use std::ffi::{CStr, c_char};
 use std::ptr;
@@ -16,41 +16,41 @@ use super::session::{Device, Session};
 pub struct Resident {
     /// Resident now, shared files included.
     pub now: u64,
-    /// The most that was resident at once.
+    /// The peak of resident memory.
     pub peak: u64,
 }
 
 impl Resident {
-    /// Reads `/proc/self/status`; zeros where the kernel does not tell.
+    /// Reads `/proc/self/status`; zeros if the kernel does not report it.
     pub fn read() -> Resident {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         Resident { now: field(&status, "VmRSS:"), peak: field(&status, "VmHWM:") }
     }
 }
 
-/// Bytes that the machine can give without swapping, as `/proc/meminfo` tells.
+/// Bytes that the machine can provide without swapping, according to `/proc/meminfo`.
 pub fn available_memory() -> Option<u64> {
-    let told = std::fs::read_to_string("/proc/meminfo").ok()?;
-    Some(field(&told, "MemAvailable:")).filter(|bytes| *bytes > 0)
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    Some(field(&info, "MemAvailable:")).filter(|bytes| *bytes > 0)
 }
 
 /// Bytes in the arena that the sessions on a device share: values, and on the CPU weights in the kernels' own layout, else all weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Arena {
     pub in_use: u64,
-    /// The most that was in use at once.
+    /// The peak in use.
     pub peak: u64,
-    /// What the arena has of the process's memory.
+    /// What the arena holds of the process's memory.
     pub reserved: u64,
 }
 
-/// Where tensors for a session's inputs lie on the host: for one on the CPU in the arena that all of these share, so that what is
-/// dropped leaves its room to the next, whose pages are there.
+/// Where tensors for a session's inputs lie on the host: for one on the CPU in the arena that all of these share, so that the
+/// room of a dropped tensor, with its resident pages, goes to the next.
 #[derive(Debug)]
 pub struct HostMemory(Allocator);
 
 impl HostMemory {
-    /// A tensor in the host's memory. Whoever makes one writes to all of it first: what it holds before is nothing to build on.
+    /// A tensor in the host's memory. It is uninitialised: the caller must write to all of it before reading it.
     ///
     /// # Errors
     /// No memory.
@@ -65,7 +65,7 @@ impl Session {
     pub fn host_memory(&self) -> Result<HostMemory> {
         match self.device {
             Device::Cpu => self.arena_allocator().map(HostMemory),
-            // Memory that the device reads by itself.
+            // Pinned memory, which the device reads by itself.
             Device::Cuda(index) => {
                 let pinned = memory(AllocationDevice::CUDA_PINNED, index).map_err(Error::run)?;
                 Allocator::new(&self.session, pinned).map(HostMemory).map_err(Error::run)
@@ -81,11 +81,11 @@ impl Session {
         Allocator::new(&self.session, memory.map_err(Error::run)?).map_err(Error::run)
     }
 
-    /// Gives the arena of this session, and of all others on its device, room for so many bytes in one piece. On the CPU, of a piece
-    /// that no value has touched nothing is resident.
+    /// Gives the arena of this session, and of all others on its device, room for this many bytes in one piece. On the CPU,
+    /// an untouched piece is not resident.
     ///
-    /// An arena grows by what is asked for, piece by piece, and values cannot lie across two: batches of many sizes would
-    /// leave it full of pieces that fit none.
+    /// An arena grows by the requested size, piece by piece, and no value spans two pieces: batches of many sizes would
+    /// leave it full of pieces that fit nothing.
     ///
     /// # Errors
     /// No memory.
@@ -94,8 +94,8 @@ impl Session {
         self.arena_allocator()?.alloc::<u8>(bytes).map(drop).map_err(Error::run)
     }
 
-    /// Gives a session that captures what it runs room for the small arrays that its nodes read from pinned memory: while a stream is
-    /// captured, CUDA gives none.
+    /// Gives a session that captures its runs room for the small arrays that its nodes read from pinned memory: CUDA allocates none
+    /// while a stream is captured.
     ///
     /// # Errors
     /// No memory.
@@ -104,11 +104,11 @@ impl Session {
         self.host_memory()?.0.alloc::<u8>(ROOM).map(drop).map_err(Error::run)
     }
 
-    /// The memory that the sessions of a device take: of the CPU what is resident of the process, of another what their arena and these
-    /// places hold of its memory. An arena gives nothing back, so that the most is what it holds.
+    /// The memory that the sessions of a device take: on the CPU the resident memory of the process, elsewhere what their arena and
+    /// these places hold of the device's. An arena returns nothing, so its peak is what it holds.
     ///
     /// # Errors
-    /// A library that does not count.
+    /// A library that does not report it.
     pub fn memory(&self, places: &Places) -> Result<Resident> {
         if self.device == Device::Cpu {
             return Ok(Resident::read());
@@ -120,7 +120,7 @@ impl Session {
     /// The arena of this session, and of all others on its device.
     ///
     /// # Errors
-    /// A library that does not count.
+    /// A library that does not report it.
     pub fn arena(&self) -> Result<Arena> {
         let allocator = self.arena_allocator()?;
         let mut pairs = ptr::null_mut();

@@ -43,10 +43,10 @@ impl fmt::Display for Flavour {
     }
 }
 
-/// Libraries that CUDA's provider loads only for some models: an installation goes without them.
+/// Libraries that CUDA's provider loads only for some models: an installation does not include them.
 const NOT_INSTALLED: [(&str, &str); 2] = [("libcudnn", "nvidia-cudnn-cu13"), ("libcufft", "nvidia-cufft")];
 
-/// The Python package that brings a shared library of CUDA's, and whether `lstc runtime install --cuda` does too.
+/// The Python package that provides a shared library of CUDA's, and whether `lstc runtime install --cuda` installs it.
 pub(super) fn brought_by(library: &str) -> Option<(&'static str, bool)> {
     let brings = |package: &&Package| package.wanted.iter().any(|start| library.starts_with(start));
     let installed = Flavour::Cuda.packages().iter().find(brings).map(|package| (package.name, true));
@@ -61,9 +61,9 @@ pub(super) struct Package {
     pub version: &'static str,
     /// The directory inside its wheels that the shared libraries lie in.
     pub libraries: &'static str,
-    /// The shared libraries that are unpacked from there: all whose name starts with one of these.
+    /// The shared libraries that are unpacked from there: those whose names start with one of these.
     pub wanted: &'static [&'static str],
-    /// Its wheels; of those for one machine, the first is the one that is downloaded, and all hold the same libraries.
+    /// Its wheels; of those for one machine, the first is downloaded, and all hold the same libraries.
     pub wheels: &'static [Pin],
 }
 

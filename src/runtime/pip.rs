@@ -11,14 +11,14 @@ use super::install::Progress;
 use super::pins::{Package, Pin};
 use crate::interrupt;
 
-/// Why pip brought nothing.
+/// Why pip fetched nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum PipError {
     #[error("`python3` cannot be run")]
     NoPython(#[source] io::Error),
     #[error("this `python3` has no pip")]
     NoPip,
-    #[error("pip cannot download {package}; its last words were\n{words}")]
+    #[error("pip cannot download {package}; its last output was\n{words}")]
     Failed { package: String, words: String },
     #[error("pip fetched another file than `{expected}`")]
     OtherFile { expected: &'static str },
@@ -35,17 +35,17 @@ pub(super) fn download(
 ) -> Result<PathBuf, PipError> {
     let requirement = format!("{}=={}", package.name, package.version);
     let scratch = |source| PipError::Scratch { path: into.to_owned(), source };
-    // A file, because a pipe that nobody reads would stop pip once it is full.
+    // A file, because a pipe that is not read would block pip once it is full.
     let log = into.join("pip.log");
     let output = File::create(&log).map_err(scratch)?;
 
     progress(Progress::Downloading { package: &requirement });
     let mut pip = Command::new("python3")
-        // Neither the working directory nor PYTHONPATH has a say in what `pip` is.
+        // Neither the working directory nor PYTHONPATH decides which `pip` runs.
         .current_dir(into)
         .args(["-I", "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"])
         .args(["--no-input", "--disable-pip-version-check", "--progress-bar", "off"])
-        // The wheel that is pinned, whichever Python this is.
+        // The pinned wheel, whatever version this Python has.
         .args(["--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi", "none"])
         .args(["--platform", pin.platform(), "--dest"])
         .arg(into)
@@ -86,7 +86,7 @@ fn last_lines(text: &str, count: usize) -> String {
     last.join("\n")
 }
 
-/// The bytes of all files in and below a directory; what vanishes meanwhile does not count.
+/// The bytes of all files in and below a directory; files that vanish meanwhile do not count.
 pub(super) fn size_below(directory: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(directory) else { return 0 };
     entries

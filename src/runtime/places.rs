@@ -1,7 +1,7 @@
-//! Places on a device that values are bound at by name, the same in every run.
+//! Places on a device to which values are bound by name, the same in every run.
 //!
-//! A value that is bound again for each run is copied to wherever ONNX Runtime finds room for it, and a captured graph would go on
-//! reading the place of the first. A place is as large as the largest value that lay there; a smaller one lies at its beginning.
+//! A value that is bound again for each run is copied to wherever ONNX Runtime allocates it, but a captured graph would keep
+//! reading the first place. A place is as large as the largest value it has held; a smaller one lies at its beginning.
 
 use std::collections::HashMap;
 use std::ptr::{self, NonNull};
@@ -39,22 +39,22 @@ impl Places {
         Places(Some(Arc::new(OnDevice { cuda, state: Mutex::default() })))
     }
 
-    /// True where values lie in the host's memory, and need no place.
+    /// True if values are in the host's memory, and need no place.
     pub fn is_host(&self) -> bool {
         self.0.is_none()
     }
 
-    /// True where these are places on the device that a session runs on.
+    /// True if these are places on the device that a session runs on.
     pub fn are_for(&self, session: &Session) -> bool {
         self.is_host() == session.cuda.is_none()
     }
 
-    /// Changes when a value has moved to another place: what was captured before is void.
+    /// Changes when a value moves to another place: earlier captures are void.
     pub fn moves(&self) -> u64 {
         self.0.as_ref().map_or(0, |on| on.state().moves)
     }
 
-    /// Voids what was captured before, although no value has moved.
+    /// Voids earlier captures although no value has moved.
     pub fn void(&self) {
         if let Some(on) = &self.0 {
             on.state().moves += 1;
@@ -74,7 +74,7 @@ impl Places {
         self.0.as_ref().map_or(Ok(()), |on| on.place(name, bytes).map(drop))
     }
 
-    /// Starts to copy a tensor of the host to its place; what is to be bound there. `None` on the CPU.
+    /// Starts to copy a tensor of the host to its place; returns what to bind. `None` on the CPU.
     pub(super) fn put(&self, name: &str, tensor: &Tensor) -> Result<Option<DynValue>> {
         let Some(on) = &self.0 else { return Ok(None) };
         tensor.with_bytes(|bytes| {
@@ -84,8 +84,8 @@ impl Places {
         on.value(name, tensor.element_type(), tensor.shape()).map(Some)
     }
 
-    /// As [`Places::put`], for a value of ONNX Runtime's in the host's memory. Of one in pinned memory nothing is copied on the host:
-    /// it is kept until the device has read it.
+    /// As [`Places::put`], for an ONNX Runtime value in the host's memory. One in pinned memory is not copied on the host, but kept
+    /// until the device has read it.
     pub(super) fn put_value(&self, name: &str, value: DynValue, pinned: bool) -> Result<DynValue> {
         let Some(on) = &self.0 else { return Ok(value) };
         let (element, dims) = described(&value)?;
@@ -94,7 +94,7 @@ impl Places {
         if pinned {
             on.cuda.send_value(place, value, bytes)?;
         } else {
-            // SAFETY: the tensor has so many bytes, which nothing else writes to meanwhile.
+            // SAFETY: the tensor has this many bytes, which nothing else writes to meanwhile.
             on.cuda.send(place, unsafe { std::slice::from_raw_parts(address(&value)?.cast(), bytes) })?;
         }
         on.value(name, element, &dims)
@@ -134,7 +134,7 @@ impl OnDevice {
         let place = block.memory;
         if let Some(smaller) = state.blocks.insert(name.to_owned(), block) {
             state.moves += 1;
-            // What was started may still read or write it.
+            // Unfinished work may still read or write it.
             self.cuda.wait()?;
             drop(smaller);
         }
@@ -173,7 +173,7 @@ fn bytes_of(element: ElementType, dims: &[usize]) -> usize {
     element.byte_size(elements).unwrap_or(usize::MAX)
 }
 
-/// Where the numbers of a tensor lie.
+/// The address of a tensor's numbers.
 pub(super) fn address(value: &DynValue) -> Result<*mut std::ffi::c_void> {
     let mut address = ptr::null_mut();
     // SAFETY: the call follows the C API: the value is a tensor, or the call fails.

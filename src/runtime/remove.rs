@@ -1,7 +1,7 @@
 //! Removing what `lstc runtime install` put into the user's cache directory.
 //!
-//! * Only directories that bear the name of an installation are touched.
-//! * An installation goes by one rename, under the lock of the installations: whoever looks finds it whole, or not at all.
+//! * Only directories with the name of an installation are touched.
+//! * An installation is removed by one rename, under the lock of the installations: a reader finds it whole or not at all.
 
 use std::fs;
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ pub struct Which {
 impl FromStr for Which {
     type Err = String;
 
-    /// As `1.32.0`, `1.32.0-cpu` or `1.32.0-cuda`.
+    /// Written as `1.32.0`, `1.32.0-cpu` or `1.32.0-cuda`.
     fn from_str(text: &str) -> Result<Which, String> {
         let (number, flavour) = text.split_once('-').map_or((text, None), |(number, flavour)| (number, Some(flavour)));
         let digits = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
@@ -34,26 +34,26 @@ impl FromStr for Which {
             Some(name) => Flavour::ALL.into_iter().find(|flavour| flavour.to_string() == name).map(Some),
         };
         let (Some(version), Some(flavour)) = (version, flavour) else {
-            return Err("a version is expected, as in 1.32.0, 1.32.0-cpu or 1.32.0-cuda".to_owned());
+            return Err("expected a version, as in 1.32.0, 1.32.0-cpu or 1.32.0-cuda".to_owned());
         };
         Ok(Which { version, flavour })
     }
 }
 
-/// An installation that is gone.
+/// An installation that was removed.
 #[derive(Clone, Debug)]
 pub struct Removed {
     pub version: Version,
     pub flavour: Flavour,
     pub directory: PathBuf,
-    /// The size that its files had.
+    /// The former size of its files.
     pub bytes: u64,
 }
 
 /// Removes installations: those that `which` names, or all.
 ///
 /// # Errors
-/// None that it names; from the file system.
+/// No installation matches `which`; from the file system.
 pub fn remove(which: Option<Which>, progress: &mut dyn FnMut(Progress)) -> Result<Vec<Removed>, InstallError> {
     let home = install::home().ok_or(InstallError::NoCacheDirectory)?;
     let found = install::installations();

@@ -60,7 +60,7 @@ impl FromStr for Device {
             Some(("cuda", index)) => {
                 index.parse().map(Device::Cuda).map_err(|_| format!("`{index}` is not the number of a CUDA device"))
             }
-            _ => Err("a device is `cpu`, `cuda` or `cuda:1`".to_owned()),
+            _ => Err("expected `cpu`, `cuda` or a numbered device, as in `cuda:1`".to_owned()),
         }
     }
 }
@@ -68,13 +68,13 @@ impl FromStr for Device {
 /// Whether ONNX Runtime may rewrite the graph before it runs it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Optimisation {
-    /// Every node runs as it is written.
+    /// Every node runs as written.
     Off,
     #[default]
     All,
 }
 
-/// What a session is to be, before its model is loaded.
+/// The settings of a session, before its model is loaded.
 #[derive(Clone, Debug)]
 pub struct SessionBuilder<'r> {
     runtime: &'r Runtime,
@@ -123,26 +123,26 @@ impl<'r> SessionBuilder<'r> {
         self
     }
 
-    /// Weights are used where their file is mapped, without a copy in the kernels' own layout.
+    /// Weights are used in their mapped file, without a copy in the kernels' own layout.
     pub fn mapped(mut self, mapped: bool) -> Self {
         self.mapped = mapped;
         self
     }
 
-    /// Products on CUDA may be computed in TF32: of the operands' mantissas, 10 bits count.
+    /// Products on CUDA may be computed in TF32, which uses 10 bits of the operands' mantissas.
     pub fn tf32(mut self, tf32: bool) -> Self {
         self.tf32 = tf32;
         self
     }
 
-    /// On CUDA, runs may be captured as graphs and replayed: [`Binding::replay`](super::Binding::replay) says which. A model of which
-    /// that cannot be is refused.
+    /// On CUDA, runs may be captured as graphs and replayed: [`Binding::replay`](super::Binding::replay) says which. A model that
+    /// cannot be captured is refused.
     pub fn captures(mut self, captures: bool) -> Self {
         self.captures = captures;
         self
     }
 
-    /// Loads a model from its file; external data lies where the model says, beside it.
+    /// Loads a model from its file; its external data is beside it, where the model says.
     pub fn open(self, path: &Path) -> Result<Session> {
         // ONNX Runtime distinguishes a missing file, but not one that cannot be read, from a broken model.
         lstc_graph::regular::open(path).map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
@@ -151,7 +151,7 @@ impl<'r> SessionBuilder<'r> {
         self.session(loaded.map_err(|source| Error::model(model, source))?)
     }
 
-    /// Loads a model from its bytes; `data` is the folder that its external data lies in, where it has any.
+    /// Loads a model from its bytes; `data` is the folder of its external data, if it has any.
     pub fn load(self, model: &[u8], data: Option<&Path>) -> Result<Session> {
         const DATA_FOLDER: &str = "session.model_external_initializers_file_folder_path";
         let mut options = self.options()?;
@@ -184,10 +184,10 @@ impl<'r> SessionBuilder<'r> {
         let options = options.with_log_level(LogLevel::Error).map_err(refused)?;
         let options = options.with_optimization_level(level).map_err(refused)?;
         let mut options = options.with_deterministic_compute(self.deterministic).map_err(refused)?;
-        // A pattern is one block for all values of a run, which is more than what is alive at once.
+        // A pattern is one block for all values of a run, which is more than is alive at once.
         options = options.with_memory_pattern(false).map_err(refused)?;
         options = options.with_env_allocators().map_err(refused)?;
-        // Threads of a session that waits would take the cores from the one that runs.
+        // The threads of a waiting session would take cores from the one that runs.
         options = options.with_config_entry("session.force_spinning_stop", "1").map_err(refused)?;
         if self.mapped {
             options = options.with_config_entry("session.disable_prepacking", "1").map_err(refused)?;
@@ -201,7 +201,7 @@ impl<'r> SessionBuilder<'r> {
         }
     }
 
-    /// Adds the CUDA provider, as the only one beside the CPU's; that it cannot be used is an error.
+    /// Adds the CUDA provider, as the only one beside the CPU's. A provider that cannot be used is an error.
     fn on_cuda(
         &self,
         options: ort::session::builder::SessionBuilder,
@@ -211,7 +211,7 @@ impl<'r> SessionBuilder<'r> {
         // The CPU's part is the arithmetic of shapes.
         let options = options.with_intra_threads(1).map_err(refused)?;
         let options = options.with_config_entry(placement::RECORD, "1").map_err(refused)?;
-        // One makes an operator of a sum and a softmax that cuDNN alone computes, the other keeps what was to be computed twice.
+        // One fuses a sum and a softmax into an operator that only cuDNN computes, the other keeps what was to be computed twice.
         let disabled = "BiasSoftmaxFusion;CommonSubexpressionElimination";
         let options = options.with_disabled_optimizers(disabled).map_err(refused)?;
         // Weights that are integers in the file are dequantised once.
@@ -266,7 +266,7 @@ impl Port {
 pub struct Session {
     pub(super) session: ort::session::Session,
     pub(super) device: Device,
-    /// The device, where it is not the CPU.
+    /// The device, if it is not the CPU.
     pub(super) cuda: Option<&'static Cuda>,
     pub(super) captures: bool,
     inputs: Vec<Port>,
@@ -294,21 +294,21 @@ impl Session {
         &self.outputs
     }
 
-    /// True where runs may be captured and replayed.
+    /// True if runs may be captured and replayed.
     pub fn captures(&self) -> bool {
         self.captures
     }
 
-    /// True where the model has an input of this name.
+    /// True if the model has an input of this name.
     pub fn takes(&self, name: &str) -> bool {
         self.inputs.iter().any(|port| port.name == name)
     }
 
-    /// Runs the model on named inputs and returns the named outputs, in the order in which they are asked for. What no
+    /// Runs the model on named inputs and returns the named outputs, in the order requested. What no
     /// output needs is not computed.
     ///
     /// # Errors
-    /// A name that the model does not have, an input of the wrong type, or what ONNX Runtime has against the run: a
+    /// A name that the model does not have, an input of the wrong type, or whatever makes ONNX Runtime refuse the run: a
     /// missing input, a shape that does not fit, no memory.
     pub fn run(&mut self, inputs: &[(&str, &Tensor)], outputs: &[&str]) -> Result<Vec<Tensor>> {
         let mut values = Vec::with_capacity(inputs.len());

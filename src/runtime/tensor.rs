@@ -21,7 +21,7 @@ pub enum Tensor {
     Bool(ArrayD<bool>),
 }
 
-/// Runs one expression for whichever array a tensor holds.
+/// Evaluates one expression for whichever array a tensor holds.
 macro_rules! each {
     ($tensor:expr, $array:ident => $body:expr) => {
         match $tensor {
@@ -51,7 +51,7 @@ impl Tensor {
         }
     }
 
-    /// True where no element is infinite or not a number.
+    /// True if every element is finite.
     pub fn is_finite(&self) -> bool {
         match self {
             Tensor::F32(array) => array.iter().all(|v| v.is_finite()),
@@ -61,7 +61,7 @@ impl Tensor {
         }
     }
 
-    /// Runs something on the elements' bytes, in row-major order.
+    /// Calls a function with the elements' bytes, in row-major order.
     pub(super) fn with_bytes<T>(&self, read: impl FnOnce(&[u8]) -> T) -> T {
         each!(self, array => {
             let rows = array.as_standard_layout();
@@ -71,7 +71,7 @@ impl Tensor {
         })
     }
 
-    /// What ONNX Runtime reads in a run: the array itself, or a copy where its elements do not lie in row-major order.
+    /// What ONNX Runtime reads in a run: the array itself, or a copy if its elements are not in row-major order.
     pub(super) fn to_input(&self) -> ort::Result<SessionInputValue<'_>> {
         each!(self, array => input(array))
     }

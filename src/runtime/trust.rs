@@ -1,7 +1,7 @@
-//! Whether an installed library may be loaded: whose it is, who can write to it, and whether it is what was installed.
+//! Whether an installed library may be loaded: who owns it, who can write to it, and whether it is what was installed.
 //!
-//! A library runs as soon as it is loaded. One in the cache directory is loaded unasked, so nobody but its owner and the superuser may be
-//! able to put another in its place, and its hash was recorded when it was installed.
+//! A library runs as soon as it is loaded. One in the cache directory is loaded unasked, so only its owner and the superuser must be
+//! able to replace it, and its hash was recorded when it was installed.
 
 use std::fs::{self, Metadata, Permissions};
 use std::io;
@@ -34,14 +34,14 @@ struct Library {
     state: State,
 }
 
-/// A state of a file. What was written to has another, and is hashed again.
+/// A state of a file. A file that was written to has another, and is hashed again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct State {
     bytes: u64,
     device: u64,
     inode: u64,
-    /// Seconds and nanoseconds: when its contents and when anything of it was changed.
+    /// Seconds and nanoseconds: when its contents, and when anything else about it, last changed.
     modified: (i64, i64),
     changed: (i64, i64),
 }
@@ -58,7 +58,7 @@ impl State {
     }
 }
 
-/// Makes what was unpacked into a directory its owner's alone to write, and records its libraries.
+/// Makes what was unpacked into a directory writable by its owner alone, and records its libraries.
 ///
 /// # Errors
 /// From the file system.
@@ -77,7 +77,7 @@ pub(super) fn seal(directory: &Path) -> anyhow::Result<()> {
     Ok(keep_to_owner(&path)?)
 }
 
-/// Takes from group and others the right to write, where they have it and this user may.
+/// Removes write permission for group and others, where this user may.
 ///
 /// # Errors
 /// From the file system.
@@ -92,7 +92,7 @@ pub(super) fn keep_to_owner(path: &Path) -> io::Result<()> {
 /// Whether the libraries of an installation may be loaded.
 ///
 /// # Errors
-/// Why they may not, in words.
+/// Why they must not be loaded, in words.
 pub(super) fn check(directory: &Path) -> Result<(), String> {
     let unreadable = |path: &Path, error: &io::Error| format!("`{}` cannot be read: {error}", path.display());
     let place = directory.canonicalize().map_err(|e| unreadable(directory, &e))?;
@@ -107,12 +107,12 @@ pub(super) fn check(directory: &Path) -> Result<(), String> {
     intact(&place, &found)
 }
 
-/// A path that belongs to this user or the superuser, and that nobody else can write to.
+/// A path that belongs to this user or the superuser, and that no one else can write to.
 fn owned(path: &Path) -> Result<(), String> {
     let metadata = metadata(path)?;
     let (owner, user) = (metadata.uid(), user(Metadata::uid));
     if owner != 0 && Some(owner) != user {
-        return Err(format!("`{}` belongs to another user, number {owner}", path.display()));
+        return Err(format!("`{}` belongs to another user (uid {owner})", path.display()));
     }
     if metadata.mode() & (GROUP_WRITES | OTHERS_WRITE) != 0 {
         return Err(format!(
@@ -124,8 +124,8 @@ fn owned(path: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// A folder above, in which others cannot put another in its place. Where each user has a group of its own, `umask 002` leaves that
-/// group the right to write.
+/// A folder above, in which others cannot replace it. Where each user has a group of their own, `umask 002` leaves that
+/// group write permission.
 fn not_open(path: &Path) -> Result<(), String> {
     let metadata = metadata(path)?;
     let mode = metadata.mode();
@@ -140,7 +140,7 @@ fn not_open(path: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Each library is as it was installed. Earlier versions recorded nothing, and of theirs nothing is known.
+/// Each library is as it was installed. Earlier versions recorded nothing, so nothing is known of their libraries.
 fn intact(place: &Path, found: &[PathBuf]) -> Result<(), String> {
     let path = place.join(RECORD);
     let text = match regular::read_text(&path, LARGEST_RECORD) {
@@ -180,14 +180,14 @@ fn name(path: &Path) -> String {
 
 fn hash(path: &Path) -> io::Result<String> {
     let hash = blake3(&mut regular::open(path)?, &AtomicBool::new(false))?;
-    Ok(hash.expect("nobody stops it"))
+    Ok(hash.expect("nothing stops it"))
 }
 
 fn metadata(path: &Path) -> Result<Metadata, String> {
     fs::metadata(path).map_err(|e| format!("`{}` cannot be read: {e}", path.display()))
 }
 
-/// The number of this process's user or group: those of its own folder in /proc.
+/// The user or group ID of this process, from its folder in /proc.
 fn user(number: impl Fn(&Metadata) -> u32) -> Option<u32> {
     fs::metadata("/proc/self").ok().map(|metadata| number(&metadata))
 }

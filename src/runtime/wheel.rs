@@ -1,4 +1,4 @@
-//! A wheel, read with suspicion: it is a zip file that came from somewhere.
+//! A wheel: a zip file from anywhere, so nothing in it is trusted.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -17,7 +17,7 @@ const LARGEST: u64 = 2 << 30;
 pub enum WheelError {
     #[error("it cannot be read as a zip file")]
     Unreadable(#[source] ZipError),
-    #[error("its entry `{0}` leads out of the directory it is unpacked in")]
+    #[error("its entry `{0}` leads outside the directory it is unpacked in")]
     Escapes(String),
     #[error("its entry `{0}` is not a plain file")]
     NotAFile(String),
@@ -78,7 +78,7 @@ fn destination<'n>(entry: &'n str, package: &Package) -> Option<Destination<'n>>
     licence.then_some(Destination::Licence(file))
 }
 
-/// Writes what `entry` announced as `size` bytes; its checksum is checked at its end.
+/// Writes an entry that declares `size` bytes; its checksum is checked at its end.
 fn write(entry: &mut impl Read, size: u64, name: &str, path: &Path) -> Result<(), WheelError> {
     let failed = |source| WheelError::Write { path: path.to_owned(), source };
     let damaged = |source| WheelError::Damaged { entry: name.to_owned(), source };
@@ -96,12 +96,12 @@ fn write(entry: &mut impl Read, size: u64, name: &str, path: &Path) -> Result<()
         }
         written += count as u64;
         if written > size {
-            return Err(damaged(io::Error::other("it is larger than it says")));
+            return Err(damaged(io::Error::other("it is larger than it declares")));
         }
         file.write_all(&buffer[..count]).map_err(failed)?;
     }
     if written != size {
-        return Err(damaged(io::Error::other("it is smaller than it says")));
+        return Err(damaged(io::Error::other("it is smaller than it declares")));
     }
     file.sync_all().map_err(failed)
 }

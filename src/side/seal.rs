@@ -25,21 +25,21 @@ pub const CHECKSUM: &str = "lstc.blake3";
 /// Hexadecimal digits of a checksum.
 pub const DIGITS: usize = 64;
 
-/// What a file says besides its tensors, by key.
+/// What a file holds besides its tensors, by key.
 pub type Metadata = BTreeMap<String, String>;
 
-/// Whose a file is.
+/// Who wrote a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Seal {
-    /// lstc wrote it, and its checksum holds.
+    /// lstc wrote it, and its checksum matches.
     Holds { blake3: String },
-    /// Another program wrote it: nothing says what was in it.
+    /// Another program wrote it: there is nothing to check its values against.
     Foreign,
 }
 
 impl Seal {
-    /// What to say of a file that lstc did not write.
+    /// The warning for a file that lstc did not write.
     pub fn note(&self, path: &Path) -> Option<String> {
         let text =
             || format!("`{}` was not written by lstc: it has no checksum to check its values against", path.display());
@@ -47,12 +47,12 @@ impl Seal {
     }
 }
 
-/// Why a file is not what lstc wrote.
+/// Why a file is not as lstc wrote it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
-    #[error("its checksum does not hold: its tensors or its metadata are not what was written")]
+    #[error("its checksum does not match: its tensors or its metadata are not what was written")]
     Differs,
-    #[error("lstc wrote it, but it has no checksum: its metadata are damaged, or an earlier version wrote it")]
+    #[error("lstc wrote it, but it has no checksum: its metadata is damaged, or an earlier version wrote it")]
     Missing,
 }
 
@@ -60,7 +60,7 @@ pub enum Broken {
 pub struct Checksum(Hasher);
 
 impl Checksum {
-    /// Of a file with this metadata, in which the checksum itself does not count.
+    /// Begins the checksum of a file with this metadata, in which the checksum itself does not count.
     pub fn new(metadata: &Metadata) -> Checksum {
         let mut sum = Checksum(Hasher::new());
         let counted: Vec<_> = metadata.iter().filter(|(key, _)| *key != CHECKSUM).collect();
@@ -85,7 +85,7 @@ impl Checksum {
         self.0.finalize().to_hex().to_string()
     }
 
-    /// Lengths go before contents, so that no two files are hashed alike.
+    /// Lengths precede contents, so that no two files are hashed alike.
     fn field(&mut self, bytes: &[u8]) {
         self.number(bytes.len());
         self.0.update(bytes);
@@ -101,10 +101,10 @@ pub fn is_ours(metadata: &Metadata) -> bool {
     metadata.keys().any(|key| key.starts_with(OWN))
 }
 
-/// Holds a file to its checksum.
+/// Checks a file against its checksum.
 ///
 /// # Errors
-/// A file of lstc's whose checksum is missing, or does not hold.
+/// A file of lstc's whose checksum is missing or does not match.
 pub fn check(tensors: &SafeTensors, metadata: &Metadata) -> Result<Seal, Broken> {
     if !is_ours(metadata) {
         return Ok(Seal::Foreign);

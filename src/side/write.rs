@@ -19,7 +19,7 @@ const DTYPE: &str = "F32";
 /// The header's length is a multiple of this.
 const ALIGNMENT: usize = 8;
 
-/// A tensor of f32 that is turned into bytes when its turn to be written comes.
+/// An f32 tensor that is turned into bytes only when it is written.
 pub(super) trait Source {
     fn dims(&self) -> &[usize];
 
@@ -71,7 +71,7 @@ pub(super) fn write<S: Source>(path: &Path, tensors: &BTreeMap<&str, S>, own: &[
     crate::files::replace(path, |file| fill(file.path(), tensors, own))
 }
 
-/// As [`write`], to a file that is there and that nobody else looks at yet.
+/// As [`write`], to a file that exists and that nothing else reads yet.
 ///
 /// # Errors
 /// As [`write`].

@@ -1,9 +1,9 @@
-//! The backbone inside the rewritten graphs against the source model.
+//! The backbone inside the rewritten graphs compared with the source model.
 //!
 //! What the side network reads of the backbone is compared in infer.onnx as it lies on disk, with the weights of the
 //! directory; the backbone's own logits, which no written graph computes unless it distils, in the graph from which the
-//! written ones were sliced. Values that are computed from products in another precision are held against those of the graph
-//! that the compiler makes once more; [`super::quantised`] holds these against the source's.
+//! written ones were sliced. Values that are computed from products in another precision are compared with those of the graph
+//! that the compiler makes again; [`super::quantised`] compares these with the source's.
 
 use lstc_graph::{Graph, ValueId, encode, write_data};
 use lstc_passes::Module;
@@ -49,7 +49,7 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
     let mut checks = Vec::new();
     for Side { reference, values, of } in sides {
         let arithmetic = arithmetic(module, of == "the compiler's");
-        // What stands around the products computes as in the source.
+        // The nodes around the products compute as in the source.
         let repeats = arithmetic.is_repeatable() && Arithmetic::of(module).is_repeatable();
         let is_last = module.quantised.is_none() || of == "the compiler's";
         let mut reference = reference;
@@ -95,19 +95,19 @@ fn run_all(
     at_sizes.iter().map(|inputs| run(&mut session, inputs, outputs)).collect()
 }
 
-/// Values, and the graph that they must be those of.
+/// Values, and the graph that they must agree with.
 struct Side {
     reference: Graph,
     values: Vec<ValueId>,
     of: &'static str,
 }
 
-/// Values that no product in another precision goes into, and the others.
+/// Values that do not depend on a product in another precision, and the others.
 fn behind_products(subject: &Subject, values: &[ValueId]) -> (Vec<ValueId>, Vec<ValueId>) {
     let module = &subject.module;
     let products = module.quantised.iter().flat_map(|q| q.remade().map(|r| r.value));
-    let behind = module.graph.dependents(products);
-    values.iter().partition(|v| !behind[v.index()])
+    let downstream = module.graph.dependents(products);
+    values.iter().partition(|v| !downstream[v.index()])
 }
 
 /// The arithmetic of the backbone, as it is written or as it was.

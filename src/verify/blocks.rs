@@ -1,4 +1,4 @@
-//! Each block at full width, emitted in the side network's canonical form with the backbone's weights, against the
+//! Each block at full width, emitted in the side network's canonical form with the backbone's weights, compared with the
 //! backbone itself: the source's own, in whatever precision the written graphs compute its products.
 
 use lstc_graph::{Builder, DType, Graph, Origin, ValueId, encode, write_data};
@@ -15,11 +15,11 @@ use crate::scratch::Scratch;
 
 /// Error relative to the block's largest output.
 const OUTPUT: f64 = 1e-5;
-/// What f32 rounds in the block, measured against the same nodes in f64, times this is the bound where it is larger: the
-/// scores of some models are so large that two right orders of summation differ by more than 1e-5.
+/// The rounding error of f32 in the block, measured against the same nodes in f64, times this is the bound if larger: the
+/// scores of some models are so large that two correct orders of summation differ by more than 1e-5.
 const ROUNDINGS: f64 = 4.0;
-/// Error relative to what the block adds to the stream: where the stream is a thousand times larger than that, this is
-/// what rounding of the stream leaves.
+/// Error relative to what the block adds to the stream: if the stream is a thousand times larger, this is what rounding
+/// of the stream leaves.
 const UPDATE: f64 = 1e-3;
 
 pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
@@ -78,7 +78,7 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
     Ok(checks)
 }
 
-/// A result in f32, whichever precision it was computed in.
+/// A result as f32, whatever precision it was computed in.
 fn narrow(result: Tensor) -> Tensor {
     match result {
         Tensor::F64(values) => values.mapv(|v| v as f32).into(),
@@ -86,7 +86,7 @@ fn narrow(result: Tensor) -> Tensor {
     }
 }
 
-/// h of a block from h of the one before.
+/// h of a block from h of the previous one.
 fn emit(subject: &Subject, b: &Builder, tower: usize, index: usize) -> ValueId {
     let anatomy = &subject.module.anatomy;
     let rows_of = |tower: usize| {

@@ -1,4 +1,4 @@
-//! The files of the directory against what the compiler makes of the source with the manifest's options.
+//! The files of the directory compared with what the compiler makes of the source with the manifest's options.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::import::{self, Origin};
 use crate::rewrite::{MANIFEST, SIDE, intact, manifest};
 use crate::side;
 
-/// The directory's files are those that were written, by the manifest's hashes.
+/// The directory's files are those that were written, according to the manifest's hashes.
 pub(super) fn unchanged(directory: &Path) -> anyhow::Result<Check> {
     let differences = intact::differences(directory, &manifest::unchecked_record(directory)?.files)?;
     Ok(Check::holds("the files are those that the rewrite wrote", "BLAKE3 equal", &differences))
@@ -32,7 +32,8 @@ pub(super) fn check(subject: &Subject, written_by: Option<&str>) -> anyhow::Resu
         checks.push(Check::holds(name, "all five", &differences));
     } else {
         let other = written_by.unwrap_or("an unknown version");
-        let differences = [format!("{MANIFEST} is of lstc {other}, this is {here}: rewrite it to verify it")];
+        let differences =
+            [format!("{MANIFEST} was written by lstc {other}, this is {here}: rewrite the model to verify it")];
         checks.push(Check::holds(name, "", &differences));
     }
     let name = "lst.yaml says what the graphs were made with";
@@ -84,6 +85,6 @@ fn side_differences(subject: &Subject, path: &Path) -> Vec<String> {
         }
     }
     let extra = found.keys().filter(|name| !module.plan.parameters.iter().any(|p| p.name == **name));
-    differences.extend(extra.map(|name| format!("`{name}` is no parameter")));
+    differences.extend(extra.map(|name| format!("`{name}` is not a parameter")));
     differences
 }

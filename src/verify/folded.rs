@@ -1,4 +1,4 @@
-//! Values that fixed sizes made constants against the source model, run at those sizes.
+//! Values that fixed sizes turned into constants, compared with the source model run at those sizes.
 
 use lstc_graph::{DType, ValueId, Weight, encode, write_data};
 

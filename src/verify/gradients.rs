@@ -1,6 +1,6 @@
 //! Gradients of grad.onnx against directional finite differences of eval.onnx's loss, for each group of parameters.
 //!
-//! Both graphs run in double precision behind the cut (see [`super::wide`]), so that what is measured is the graph, not
+//! Both graphs run in double precision after the cut (see [`super::wide`]), so that what is measured is the graph, not
 //! f32's rounding of it. The direction is the gradient's own, mixed with a random one: along it a wrong component
 //! shows, and so does a wrong size.
 
@@ -15,13 +15,13 @@ use super::wide::{is_exact, widen};
 use super::{Check, Subject, run, sample};
 use crate::runtime::{Optimisation, Session, Tensor};
 
-/// Half the distance of the two points of a central difference, and the relative error that it may leave.
+/// Half the distance between the two points of a central difference, and the relative error allowed.
 struct Step {
     h: f64,
     relative: f64,
 }
 
-/// Short enough that few a ReLU has its kink in between; what those few leave is within the relative error.
+/// Short enough that few ReLUs have their kink in between; what those few leave is within the relative error.
 const EXACT: Step = Step { h: 1e-7, relative: 5e-4 };
 /// For graphs with an f32 Erf, whose rounding a short step would measure.
 const ROUNDED: Step = Step { h: 1e-3, relative: 2e-2 };
@@ -49,7 +49,7 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
     Probe { inputs: sample::inputs(&subject.module, subject.seed)?, grad, eval, step }.measure(subject, &point)
 }
 
-/// The two graphs that are held against each other.
+/// The two graphs that are compared.
 struct Probe {
     inputs: Vec<(String, Tensor)>,
     grad: Session,

@@ -18,7 +18,7 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Check> {
     let found = name.and_then(|name| infer.weight(infer.find(name)?));
     let orientation = module.head_matrix.map(|m| m.orientation);
     let same = found.zip(orientation).is_some_and(|found| same_matrix(found, source));
-    let breach = (!same).then(|| "infer.onnx reads another matrix, or another one than the source's head".to_owned());
+    let breach = (!same).then(|| "infer.onnx does not read the matrix of the source's head".to_owned());
     let breaches: Vec<String> = breach.into_iter().collect();
     Ok(Check::holds("the side network's LM head is the source's", "byte for byte", &breaches))
 }

@@ -1,4 +1,4 @@
-//! The four invariants of a rewrite, in the graphs as they lie on disk.
+//! The four invariants of a rewrite, in the graphs on disk.
 
 use std::collections::HashSet;
 
@@ -56,7 +56,7 @@ fn frozen_depends(graph: &Graph) -> Vec<String> {
     graph.node_ids().filter(breach).map(|id| format!("`{}`", graph.node(id).name)).collect()
 }
 
-/// New nodes that read a backbone value which is not in the cut.
+/// New nodes that read a backbone value outside the cut.
 fn reads_beyond(subject: &Subject, graph: &Graph) -> Vec<String> {
     let module = &subject.module;
     let of_backbone: HashSet<&str> =

@@ -4,10 +4,10 @@
 //!   options: the five graphs node for node, the frozen weights byte for byte, the initial side network;
 //! * the four invariants hold in every graph;
 //! * each block, emitted from the anatomy at full width with the backbone's own weights, is the backbone's own map from
-//!   tap to tap: so the description that the side network was grown from is right;
+//!   tap to tap, so the anatomy that the side network was built from is right;
 //! * the matrix that the side network's LM head reads is the one that the source's head reads, element for element;
-//! * ONNX Runtime, given the source's own files, computes what it does with the graph that lstc read of them;
-//! * what fixed sizes made constants is what the source computes at those sizes;
+//! * ONNX Runtime, given the source's own files, computes the same as with the graph that lstc read from them;
+//! * what fixed sizes turned into constants is what the source computes at those sizes;
 //! * the taps are finite in the graph that training runs;
 //! * the backbone inside the rewritten graphs gives the source's values, bit for bit with graph optimisation off; one in
 //!   another precision gives, so far as that is in what is computed from its products, what the compiler's own does, each
@@ -45,7 +45,7 @@ use crate::runtime::{Runtime, Session, Tensor};
 #[derive(Clone, Debug, Serialize)]
 pub struct Check {
     pub name: String,
-    /// What was measured, in words for a check that is no measurement.
+    /// What was measured, in words if the check is not a measurement.
     pub measured: String,
     /// What it must be.
     pub bound: String,
@@ -53,7 +53,7 @@ pub struct Check {
 }
 
 impl Check {
-    /// An error that must not exceed a bound. An error that is no number does.
+    /// An error that must not exceed a bound. NaN exceeds every bound.
     fn at_most(name: impl Into<String>, error: f64, bound: f64) -> Check {
         Check {
             name: name.into(),
@@ -99,7 +99,7 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// A rewritten directory, and its source compiled once more.
+/// A rewritten directory, and its source compiled again.
 struct Subject<'s> {
     directory: &'s Path,
     module: Module,
@@ -107,10 +107,10 @@ struct Subject<'s> {
     seed: u64,
 }
 
-/// Verifies a rewritten directory. `progress` hears what is being checked.
+/// Verifies a rewritten directory. `progress` is given what is being checked.
 ///
 /// # Errors
-/// A directory that is none, a source that is gone, a graph that does not run. A check that fails is no error.
+/// Not a rewritten directory, a missing source, a graph that does not run. A failed check is not an error.
 pub fn verify(
     directory: &Path,
     runtime: &'static Runtime,
@@ -129,7 +129,7 @@ pub fn verify(
     let unchanged = files::unchanged(directory)?;
     match prove(directory, module, config.written_by(), runtime, seed, progress) {
         Ok(proved) => checks.extend(proved),
-        // What cannot be read or run is the file that has changed.
+        // If something cannot be read or run, the changed file is why.
         Err(_) if !unchanged.holds => {}
         Err(error) => return Err(error),
     }
@@ -137,7 +137,7 @@ pub fn verify(
     Ok(Verdict { directory: directory.to_owned(), holds: checks.iter().all(|c| c.holds), checks })
 }
 
-/// The checks of a directory against its source, compiled once more. `written_by` is the version of lstc that the
+/// The checks of a directory against its source, compiled again. `written_by` is the version of lstc that the
 /// manifest names.
 ///
 /// # Errors
@@ -190,7 +190,7 @@ fn source_check(files: &[manifest::SourceFile]) -> anyhow::Result<Check> {
     Ok(Check::holds("the source is the one that was rewritten", "BLAKE3 equal", &changed))
 }
 
-/// Makes values a graph's outputs, in f32 where they are of another float type; their names.
+/// Makes values a graph's outputs, as f32 if they are of another float type; returns their names.
 pub(crate) fn give(graph: &mut Graph, values: &[ValueId]) -> Vec<String> {
     let wide = |graph: &mut Graph, v: ValueId| match graph.value(v).dtype {
         Some(dtype) if dtype.is_float() => Builder::new(graph, Origin::pass("verify")).cast(v, DType::F32),
@@ -214,7 +214,7 @@ impl Subject<'_> {
     }
 }
 
-/// Runs a session on those of the named inputs that it takes.
+/// Runs a session on the named inputs that it has.
 pub(crate) fn run(
     session: &mut Session,
     inputs: &[(String, Tensor)],
@@ -229,8 +229,8 @@ pub(crate) fn run(
     Ok(session.run(&taken, &outputs)?)
 }
 
-/// Largest difference of two tensors, and the largest element of the second. Infinite where they cannot be compared,
-/// as where one is not a number: that proves nothing.
+/// Largest difference between two tensors, and the largest element of the second. Infinite if they cannot be compared,
+/// as when one is NaN: that proves nothing.
 pub(crate) fn difference(a: &Tensor, b: &Tensor) -> (f64, f64) {
     let (Ok(x), Ok(y)) = (a.as_f32(), b.as_f32()) else { return (f64::INFINITY, 1.0) };
     if x.shape() != y.shape() {

@@ -1,27 +1,27 @@
-//! How far right results may lie apart, by the arithmetic of the backbone.
+//! How far correct results may lie apart, by the arithmetic of the backbone.
 
 use lstc_graph::DType;
 use lstc_models::{Frozen, Linear, SublayerKind};
 use lstc_passes::Module;
 
-/// The arithmetic that a backbone computes in.
+/// The arithmetic of a backbone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Arithmetic {
     Single,
     /// Matrices, and with them the constants of activations and norms, are rounded to bf16; the rest is f32.
     Coarse,
-    /// Everything that f16 holds is rounded to 11 bits. ONNX Runtime's CPU kernels compute in f32 between casts, and leave a
+    /// Every f16 value is rounded to 11 bits. ONNX Runtime's CPU kernels compute in f32 between casts, and leave a
     /// cast out where nothing else reads a value: what is rounded differs from graph to graph.
     Half,
     /// Activations are rounded to 8 bits or less before each product, over the range of a whole tensor.
     Quantised,
-    /// The same over a range that was fixed beforehand: what lies outside is cut off.
+    /// The same over a range fixed in advance: values outside are clipped.
     Calibrated,
 }
 
-/// Relative to the largest element, what rounding to f16 leaves of a block.
+/// The error of a block by rounding to f16, relative to the largest element.
 const HALF: f64 = 5e-3;
-/// The same of 8 bits. A wrong reading of the model is off by as much as the values themselves.
+/// The same for 8 bits. A misread model is off by as much as the values themselves.
 const QUANTISED: f64 = 1e-1;
 const CALIBRATED: f64 = 5e-1;
 
@@ -49,7 +49,7 @@ impl Arithmetic {
         }
     }
 
-    /// What may lie between a result and the same in f32, where f32 itself leaves `single`.
+    /// The allowed difference between a result and the same in f32, whose own error is `single`.
     pub(super) fn bound(self, single: f64) -> f64 {
         match self {
             Arithmetic::Single => single,
@@ -59,7 +59,7 @@ impl Arithmetic {
         }
     }
 
-    /// Whether the same nodes give the same bits, whoever else reads them.
+    /// Whether the same nodes give the same bits, whatever else reads them.
     pub(super) fn is_repeatable(self) -> bool {
         self != Arithmetic::Half
     }

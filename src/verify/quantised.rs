@@ -1,4 +1,4 @@
-//! A backbone in another precision: its matrices against the source's, and its taps against what the manifest says of them.
+//! A backbone in another precision: its matrices compared with the source's, and its taps with the manifest's figures.
 
 use lstc_models::Orientation;
 use lstc_passes::quantise::{Quantised, QuantisedProduct};
@@ -8,11 +8,11 @@ use crate::rewrite::precision::{Given, Measured, TapError, measure, spread};
 use crate::rewrite::{TOKENIZER, manifest};
 use crate::scratch::Scratch;
 
-/// Rounding of the step itself, in steps.
+/// The rounding of the step itself, in steps.
 const HALF: f64 = 0.5 + 1e-4;
 
-/// How far an error may be from the one that was recorded, relative to it and in all: on another machine other sums round
-/// otherwise, and so do activations.
+/// How far an error may be from the recorded one, relative and absolute: on another machine sums and activations round
+/// differently.
 const RELATIVE: f64 = 0.1;
 const ABSOLUTE: f64 = 1e-6;
 
@@ -38,7 +38,7 @@ pub(super) fn within_half(name: impl Into<String>, furthest: Result<f64, String>
     }
 }
 
-/// Every matrix against its source's, in steps of its scales.
+/// Every matrix compared with its source's, in steps of its scales.
 fn matrices(subject: &Subject, quantised: &Quantised) -> Check {
     let name = format!("{} matrices against the source's", quantised.products.len());
     let of = |product| furthest(subject, quantised, product);
@@ -50,7 +50,7 @@ fn matrices(subject: &Subject, quantised: &Quantised) -> Check {
 fn furthest(subject: &Subject, quantised: &Quantised, product: &QuantisedProduct) -> Result<f64, String> {
     let graph = &subject.module.graph;
     let (found, half) = quantised.dequantised(graph, product)?;
-    let gone = || "a matrix of the source is gone".to_owned();
+    let gone = || "a matrix of the source is missing".to_owned();
     let weight = subject.module.source().weight(product.source.weight).ok_or_else(gone)?;
     let wanted = weight.to_f32().ok_or_else(gone)?;
     weight.release();
@@ -65,7 +65,7 @@ fn furthest(subject: &Subject, quantised: &Quantised, product: &QuantisedProduct
     let steps = (0..found.len()).map(|i| {
         let apart = (f64::from(found[i]) - f64::from(wanted[at(i)])).abs();
         match apart {
-            // Below what a step can be.
+            // Smaller than any step.
             _ if apart <= f64::from(f32::MIN_POSITIVE) * 127.0 => 0.0,
             _ => apart / (2.0 * f64::from(half[i])),
         }
@@ -73,7 +73,7 @@ fn furthest(subject: &Subject, quantised: &Quantised, product: &QuantisedProduct
     Ok(steps.fold(0.0, |worst: f64, e| if e.is_nan() { f64::INFINITY } else { worst.max(e) }))
 }
 
-/// The errors of taps and logits, measured once more on the recorded sample.
+/// The errors of taps and logits, measured again on the recorded sample.
 fn errors(subject: &Subject) -> anyhow::Result<Vec<Check>> {
     let name = "the errors that the manifest records";
     let (record, config) = (manifest::unchecked_record(subject.directory)?, manifest::read(subject.directory)?);
@@ -95,12 +95,12 @@ fn errors(subject: &Subject) -> anyhow::Result<Vec<Check>> {
     Ok(vec![Check::holds(format!("{name}, on {}", recorded.sample), good, &breaches)])
 }
 
-/// Errors that are not as they were recorded.
+/// Errors that differ from the recorded ones.
 fn differences(measured: &Measured, recorded: &Measured) -> Vec<String> {
     let same = |found: f64, wanted: f64| found == wanted || (found - wanted).abs() <= RELATIVE * wanted + ABSOLUTE;
     let mut breaches = Vec::new();
     if measured.taps.len() != recorded.taps.len() {
-        breaches.push(format!("{} taps are recorded, of {}", recorded.taps.len(), measured.taps.len()));
+        breaches.push(format!("{} taps are recorded, but there are {}", recorded.taps.len(), measured.taps.len()));
     }
     for (found, wanted) in measured.taps.iter().zip(&recorded.taps) {
         let TapError { tower, block, error } = found;
@@ -112,8 +112,8 @@ fn differences(measured: &Measured, recorded: &Measured) -> Vec<String> {
         (None, None) => {}
         (Some(found), Some(wanted)) if same(found, wanted) => {}
         (found, wanted) => {
-            let told = |error: Option<f64>| error.map_or("none".to_owned(), |error| format!("{error:.2e}"));
-            breaches.push(format!("the final output: {}, {} recorded", told(found), told(wanted)));
+            let shown = |error: Option<f64>| error.map_or("none".to_owned(), |error| format!("{error:.2e}"));
+            breaches.push(format!("the final output: {}, {} recorded", shown(found), shown(wanted)));
         }
     }
     if !same(measured.logits, recorded.logits) {

@@ -1,4 +1,4 @@
-//! Sample inputs: random tokens, a batch with padding, labels of which some do not count.
+//! Sample inputs: random tokens, a batch with padding, labels some of which do not count.
 
 use std::collections::HashMap;
 
@@ -10,8 +10,8 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use crate::runtime::Tensor;
 
-/// Sizes given to symbolic dimensions, in the order in which they are met: a small batch, then unequal lengths; and others, of which
-/// none is the same.
+/// Sizes given to symbolic dimensions, in the order in which they are met: a small batch, then unequal lengths; and others, all
+/// of them different.
 const SIZES: [[usize; 6]; 2] = [[2, 9, 5, 7, 3, 4], [3, 4, 7, 2, 6, 5]];
 
 /// What an input holds.
@@ -44,7 +44,7 @@ fn sized(module: &Module, seed: u64, sizes: [usize; 6]) -> anyhow::Result<Vec<(S
     fill(graph, given.chain(labels), seed, sizes)
 }
 
-/// All inputs, by name, of a graph whose anatomy is not known: tokens where a table is looked up, else masks.
+/// All inputs, by name, of a graph whose anatomy is not known: tokens if they index a table, otherwise masks.
 pub fn inputs_of_graph(graph: &Graph, seed: u64) -> anyhow::Result<Vec<(String, Tensor)>> {
     let uses = graph.uses();
     let content = |input: &ValueId| match table_rows(graph, &uses, *input) {
@@ -54,7 +54,7 @@ pub fn inputs_of_graph(graph: &Graph, seed: u64) -> anyhow::Result<Vec<(String, 
     fill(graph, graph.inputs.iter().map(content), seed, SIZES[0])
 }
 
-/// Rows of the smallest table that an input's elements are looked up in.
+/// Rows of the smallest table that an input's elements index.
 fn table_rows(graph: &Graph, uses: &Uses, input: ValueId) -> Option<usize> {
     const MOVES: [&str; 6] = ["Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"];
     let mut open = vec![input];
@@ -125,11 +125,11 @@ fn cast(array: &ArrayD<i64>, dtype: Option<DType>, name: &str) -> anyhow::Result
         Some(DType::I32) => array.mapv(|v| v as i32).into(),
         Some(DType::F32) => array.mapv(|v| v as f32).into(),
         Some(DType::Bool) => array.mapv(|v| v != 0).into(),
-        other => anyhow::bail!("input `{name}` is of type {other:?}, for which no samples can be drawn"),
+        other => anyhow::bail!("input `{name}` has type {other:?}, for which no samples can be drawn"),
     })
 }
 
-/// The side network at a point where nothing is degenerate: the initial values, shaken, so that gates, biases and the
+/// The side network at a point where nothing is degenerate: the initial values, perturbed, so that gates, biases and the
 /// small projections all matter.
 pub fn side(module: &Module, seed: u64) -> Vec<(String, ArrayD<f32>)> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0x51de);

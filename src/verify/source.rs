@@ -1,6 +1,6 @@
-//! The source's own files, as ONNX Runtime reads them, against what lstc reads of them.
+//! The source's own files, as ONNX Runtime reads them, compared with what lstc reads from them.
 //!
-//! Every other check begins with the graph that lstc read. Where its reader and ONNX Runtime's took a file differently, all of them
+//! Every other check begins with the graph that lstc read. If its reader and ONNX Runtime's read a file differently, all of them
 //! would hold, and the backbone would be another model's.
 
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ const NAME: &str = "the source's files, as ONNX Runtime reads them: logits";
 /// Relative to the largest logit. The nodes are the same, and so are the kernels.
 const SAME: f64 = 1e-5;
 
-/// Before the name of a decoder's input that an encoder has too.
+/// Precedes the name of a decoder's input that an encoder also has.
 const OF_DECODER: &str = "decoder_";
 
 pub(super) fn check(subject: &Subject) -> anyhow::Result<Check> {
@@ -50,12 +50,12 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Check> {
 
 enum Outcome {
     Logits(Tensor),
-    /// Nothing that ONNX Runtime could read otherwise.
+    /// Nothing that ONNX Runtime could read differently.
     NotRun(String),
     Refused(String),
 }
 
-/// What the files give, one after the other, with graph optimisation off.
+/// The outputs of the files, one after the other, with graph optimisation off.
 fn logits(
     subject: &Subject,
     files: &[PathBuf],
@@ -76,7 +76,7 @@ fn logits(
         for port in session.inputs() {
             match fed(port, &known, hidden.as_ref()) {
                 Some(tensor) => feeds.push((port.name.clone(), tensor)),
-                None => return Ok(Outcome::Refused(format!("nothing is known for its input `{}`", port.name))),
+                None => return Ok(Outcome::Refused(format!("lstc has no value for its input `{}`", port.name))),
             }
         }
         let outputs: Vec<String> =
@@ -91,7 +91,7 @@ fn logits(
         }
         known.extend(feeds);
     }
-    let lacking = || Outcome::Refused(format!("the files give no output of {vocabulary} logits"));
+    let lacking = || Outcome::Refused(format!("the files have no output of {vocabulary} logits"));
     Ok(found.map_or_else(lacking, Outcome::Logits))
 }
 
@@ -100,13 +100,13 @@ fn has_bf16(file: &Path) -> anyhow::Result<bool> {
     Ok(graph.value_ids().any(|v| graph.value(v).dtype == Some(DType::BF16)))
 }
 
-/// A decoder's step that only reads a cache has no part in a whole pass.
+/// A decoder step that only reads a cache plays no part in a whole pass.
 fn is_step(session: &Session) -> bool {
     let caches = session.inputs().iter().any(|port| port.dims.len() == 4);
     caches && !session.inputs().iter().any(|port| port.element_type == ElementType::Bool)
 }
 
-/// What an input gets: the tensor of its name, the encoder's output, or no cache.
+/// The value for an input: the tensor of its name, the encoder's output, or an empty cache.
 fn fed(port: &Port, known: &[(String, Tensor)], hidden: Option<&Tensor>) -> Option<Tensor> {
     let find = |name: &str| known.iter().find(|(known, _)| known == name).map(|(_, tensor)| tensor.clone());
     let is_float = matches!(port.element_type, ElementType::Float32 | ElementType::Float16);
@@ -121,7 +121,7 @@ fn fed(port: &Port, known: &[(String, Tensor)], hidden: Option<&Tensor>) -> Opti
             (3, _) if is_float => hidden.cloned(),
             (4, _) if is_float => Some(ArrayD::<f32>::zeros(shape()).into()),
             (_, ElementType::Bool) => Some(ArrayD::from_elem(shape(), false).into()),
-            // The mask of what the encoder gave.
+            // The mask of the encoder's output.
             _ => hidden.and_then(|_| find(port.name.strip_prefix("encoder_")?)),
         })
         .map(|tensor| narrow(tensor, port.element_type))

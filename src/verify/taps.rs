@@ -1,7 +1,7 @@
 //! Whether the taps are finite in the graph that training runs: the backbone that ends at them.
 //!
-//! Where the whole model runs, kernels may keep the residual stream of an f16 model in f32 from block to block. Cut at the taps, it is
-//! f16 there, and what is beyond 65504 is infinite.
+//! When the whole model runs, kernels may keep the residual stream of an f16 model in f32 from block to block. Cut at the taps, it is
+//! f16 there, and values beyond 65504 are infinite.
 
 use anyhow::anyhow;
 use lstc_graph::ValueId;
@@ -17,7 +17,7 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Check> {
     let find = |tap: &TapSummary| graph.find(&tap.value).ok_or_else(|| anyhow!("train.onnx has no `{}`", tap.value));
     let values = summaries.iter().map(find).collect::<anyhow::Result<Vec<ValueId>>>()?;
     let backbone = parts(&graph, &values).backbone;
-    // In their own type: behind a cast to f32, kernels would give what they have in f32.
+    // In their own type: after a cast to f32, kernels would return their f32 values.
     let names: Vec<String> = backbone.outputs.iter().map(|v| backbone.value(*v).name.clone()).collect();
     let mut session = subject.session(&backbone, Optimisation::All)?;
     let mut breaches = Vec::new();

@@ -1,4 +1,4 @@
-//! Graphs in double precision: the side network, loss and gradient behind the cut, on the backbone's own f32 values.
+//! Graphs in double precision: the side network, loss and gradient after the cut, on the backbone's own f32 values.
 //!
 //! In f64 a finite difference has steps too short for the kinks of ReLU to matter, and rounding too small to hide a
 //! wrong gradient.
@@ -7,13 +7,13 @@ use lstc_graph::{Builder, DType, Graph, NodeId, Origin, Source, ValueId, Weight}
 use lstc_passes::quantise::QUANTISE;
 
 /// Operators without an f64 kernel on the CPU; they stay in f32 between casts. `OneHot` makes zeros and ones, which
-/// are the same in both, and `DequantizeLinear` what is rounded once for all.
+/// are the same in both, and `DequantizeLinear` makes values that are rounded once and for all.
 const NARROW: [&str; 3] = ["DequantizeLinear", "Erf", "OneHot"];
 
 /// Larger constants are cast when the graph runs, not copied into it.
 const MAX_CONSTANT: usize = 1024;
 
-/// True where nothing that f32 rounds is left in a widened graph.
+/// True if nothing in a widened graph rounds to f32.
 pub fn is_exact(graph: &Graph) -> bool {
     !new_nodes(graph).iter().any(|id| graph.node(*id).is("Erf"))
 }

@@ -113,7 +113,7 @@ fn a_side_network_that_is_damaged_is_noticed_by_every_reader() {
     let best = tuned.read("tuned/run/best.safetensors");
     let last = (best.len() - 2) * 8;
     tuned.put("tuned/run/best.safetensors", flipped(&best, last));
-    let damaged = ["best.safetensors` is damaged", "its checksum does not hold", "hint:"];
+    let damaged = ["best.safetensors` is damaged", "its checksum does not match", "hint:"];
     refused(&tuned.lstc(&["eval", "tuned", "--data", "eval.jsonl"]), &damaged);
     refused(&tuned.lstc(&["export", "tuned", "-o", "out.onnx"]), &damaged);
     refused(&tuned.lstc(&["inspect", "tuned"]), &damaged);

@@ -1,4 +1,4 @@
-//! One tower: its place in the drawing, and what stands on it.
+//! One tower: its place in the drawing, and its parts.
 
 use super::{Anchor, Arrangement, Block, Flow, Layout, Mark, Part, Rect, Side, Voice, Wire};
 use crate::inspect::gates::{Gate, State};
@@ -10,29 +10,29 @@ const GAP: f64 = 23.0;
 const PITCH: f64 = ROW + GAP;
 const PAD: f64 = 12.0;
 const HEADER: f64 = 50.0;
-/// Below the embedding, where the name of its tokens stands.
+/// The space below the embedding for the name of its tokens.
 const FOOT: f64 = 14.0;
 const BACKBONE: f64 = 92.0;
-/// Between the columns.
+/// The space between the columns.
 const RUNG: f64 = 78.0;
 const SIDE: f64 = 146.0;
-/// Beyond the side stack, where it has a rail of cross-attention.
+/// The space beyond the side stack for the rail of its cross-attention, if any.
 const RAIL: f64 = 24.0;
 const BETWEEN: f64 = 16.0;
 const PROJECTION: (f64, f64) = (62.0, 18.0);
 
-/// A tower, its ground, and which way it looks.
+/// A tower, its background, and which way it faces.
 pub(super) struct Plan<'l> {
     stack: &'l Stack,
     pub(super) panel: Rect,
-    /// The side stack stands to the left.
+    /// Whether the side stack is on the left.
     mirrored: bool,
     is_last: bool,
-    /// Where the rail of its cross-attention stands.
+    /// The position of the rail of its cross-attention.
     rail: f64,
 }
 
-/// All towers' places. Side by side they stand on one ground line, and all but the first are mirrored: the first one's
+/// The places of all towers. Side by side they share a ground line, and all but the first are mirrored: the first one's
 /// side stack and the next one's are then neighbours.
 pub(super) fn plans(ladder: &Ladder, arrangement: Arrangement) -> Vec<Plan<'_>> {
     let count = ladder.stacks.len();
@@ -105,7 +105,7 @@ impl Plan<'_> {
         if self.mirrored { -1.0 } else { 1.0 }
     }
 
-    /// Draws the tower; `before` is where the side output of the tower before leaves. Gives where its own does.
+    /// Draws the tower; `before` is where the side output of the previous tower leaves. Returns where its own does.
     pub(super) fn draw(&self, to: &mut Layout, ladder: &Ladder, before: Option<(f64, f64)>) -> (f64, f64) {
         to.panels.push(self.panel);
         self.header(to);
@@ -257,11 +257,11 @@ impl Plan<'_> {
         to.text((at, middle - 2.5), anchor, Voice::Detail, room, &[format!("block {block}"), block.to_string()]);
         to.text((at, middle + 10.5), anchor, Voice::Detail, room, &["dropped".to_owned()]);
         let about =
-            format!("block {block} of the {} is dropped: no side block, the side state passes", self.stack.tower);
+            format!("block {block} of the {} is dropped: no side block, the side state bypasses it", self.stack.tower);
         to.blocks.push(Block { rect, part: Part::Dropped, about });
     }
 
-    /// The final norm of the side stack. Gives where its output leaves.
+    /// The final norm of the side stack. Returns where its output leaves.
     fn side_norm(&self, to: &mut Layout) -> (f64, f64) {
         let level = self.stack.rungs.len() + 2;
         let rect = self.side(level);
@@ -272,7 +272,7 @@ impl Plan<'_> {
         (x, rect.y)
     }
 
-    /// From the side output of the tower before to each side block.
+    /// The wires from the side output of the previous tower to each side block.
     fn cross_attention(&self, to: &mut Layout, (x, y): (f64, f64)) {
         let kept = self.stack.rungs.iter().enumerate().filter(|(_, r)| r.is_some());
         let ends: Vec<f64> = kept.map(|(block, _)| self.side(block + 2).middle().1).collect();

@@ -23,7 +23,7 @@ pub enum Query {
 }
 
 impl Query {
-    /// Reads a place as in `decoder.1.feed-forward`; `None` for what cannot be one.
+    /// Reads a place such as `decoder.1.feed-forward`; `None` if the text cannot be one.
     pub fn parse(text: &str) -> Option<Query> {
         let kind = |name: &str| [TowerKind::Encoder, TowerKind::Decoder].into_iter().find(|k| k.name() == name);
         match text.split('.').collect::<Vec<_>>()[..] {
@@ -36,7 +36,7 @@ impl Query {
         }
     }
 
-    /// What shows more of a refusal.
+    /// How to see more of a refusal.
     fn of(refusal: &Refusal) -> Option<Query> {
         match refusal.place {
             Place::Head => Some(Query::Head),
@@ -67,13 +67,13 @@ pub fn hint(model: &SourceModel, refused: &Refused) -> Option<String> {
     Some(format!("`lstc inspect {} --why {}` shows what was matched", files.join(" "), word(&query.to_string())))
 }
 
-/// Names this many bytes long and longer are not compared with what was asked for.
+/// Names of this many bytes or more are not compared with the query.
 const LONGEST: usize = 256;
 
-/// Names that are offered instead.
+/// The number of similar names that a message suggests.
 const OFFERED: usize = 5;
 
-/// Something was asked for that is not there.
+/// The error for a query that matches nothing.
 pub fn unknown(model: &SourceModel, graph: &Graph, trace: &Trace, asked: &str) -> anyhow::Error {
     let error = anyhow!("`{model}` has no place, node or value `{asked}`");
     let mut places = vec!["`head`".to_owned()];
@@ -85,7 +85,7 @@ pub fn unknown(model: &SourceModel, graph: &Graph, trace: &Trace, asked: &str) -
             n => format!("`{kind}`, `{kind}.0` to `{kind}.{}`", n - 1),
         });
     }
-    let ended = if trace.towers.is_empty() { " (recognition did not get behind the LM head)" } else { "" };
+    let ended = if trace.towers.is_empty() { " (recognition did not get past the LM head)" } else { "" };
     let mut hint =
         format!("places are {}{ended}, a block's sublayers as in `decoder.0.feed-forward`", places.join(", "));
     let near = nearest(graph, asked);
@@ -95,7 +95,7 @@ pub fn unknown(model: &SourceModel, graph: &Graph, trace: &Trace, asked: &str) -
     Hinted::new(error, hint).into()
 }
 
-/// The names of nodes and values that are most like a text: those that hold it first.
+/// The names of nodes and values most similar to a text: first those that contain it.
 fn nearest(graph: &Graph, asked: &str) -> Vec<String> {
     let nodes = graph.node_ids().map(|id| graph.node(id).name.as_str());
     let values = graph.inputs.iter().chain(&graph.outputs).map(|v| graph.value(*v).name.as_str());

@@ -9,7 +9,7 @@ use lstc_models::{
 
 use super::{Answer, WhyReport};
 
-/// How much of what matched is shown.
+/// How much of a match is shown.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Detail {
     /// A line a sublayer, and of one that did not match the patterns that failed.
@@ -44,7 +44,7 @@ impl fmt::Display for WhyReport {
             }
             Answer::Head(head) => {
                 attempts(f, 2, head, None, Detail::Open)?;
-                // A model that is refused at a glance.
+                // A model that is refused without a walk.
                 let untold = self.refusals.iter().filter(|_| head.is_empty());
                 untold.into_iter().try_for_each(|r| line(f, 2, "not tried", &r.to_string()))?;
             }
@@ -109,7 +109,7 @@ fn fused(f: &mut Formatter<'_>, fused: &[FusedTrace]) -> fmt::Result {
 fn tower(f: &mut Formatter<'_>, tower: &TowerTrace) -> fmt::Result {
     writeln!(f, "\n{}", tower.kind)?;
     if let Some(ended) = &tower.ended {
-        line(f, 2, "walk", "ended before it came to an embedding; block 0 is the first that it reached")?;
+        line(f, 2, "walk", "ended before it reached an embedding; block 0 is the first that it reached")?;
         writeln!(f, "{:OUTCOMES$}{ended}", "")?;
     }
     attempts(f, 2, &tower.embedding, None, Detail::Folded)?;
@@ -149,7 +149,7 @@ fn sublayer(f: &mut Formatter<'_>, indent: usize, sublayer: &SublayerTrace, deta
     };
     if detail == Detail::Open || failed.is_some() {
         let sign = sublayer.kind.sign();
-        line(f, indent + 2, "known by", &format!("{sign}; the residual stream goes on at {}", sublayer.add))?;
+        line(f, indent + 2, "known by", &format!("{sign}; the residual stream continues at {}", sublayer.add))?;
     }
     let within = || sublayer.tried.iter().any(|attempt| sublayer.outcome.is_because_of(&attempt.outcome));
     if let Some(reason) = failed.filter(|_| !within()) {
@@ -161,7 +161,7 @@ fn sublayer(f: &mut Formatter<'_>, indent: usize, sublayer: &SublayerTrace, deta
     tree(f, indent + 2, &sublayer.tried, &sublayer.outcome, detail)
 }
 
-/// Attempts that stand for themselves, under their own name or another.
+/// Attempts at the top level, under their own name or another.
 fn attempts(
     f: &mut Formatter<'_>,
     indent: usize,
@@ -179,7 +179,7 @@ fn attempts(
     Ok(())
 }
 
-/// What was tried within something with an outcome, whose reason is not told again.
+/// What was tried within something with an outcome; its reason is not repeated.
 fn tree(f: &mut Formatter<'_>, indent: usize, tried: &[Attempt], around: &Outcome, detail: Detail) -> fmt::Result {
     for attempt in tried {
         let text = match &attempt.outcome {
@@ -214,17 +214,17 @@ fn outcome(outcome: &Outcome) -> String {
     }
 }
 
-/// The node of an attempt, and the operators that it took besides.
+/// The node of an attempt, and the other operators that it matched.
 fn at(attempt: &Attempt) -> String {
-    let besides: Vec<&str> = attempt.took.iter().filter(|n| **n != attempt.at).map(|n| n.operator.as_str()).collect();
+    let others: Vec<&str> = attempt.took.iter().filter(|n| **n != attempt.at).map(|n| n.operator.as_str()).collect();
     let mut text = attempt.at.to_string();
-    if !besides.is_empty() {
-        let _ = write!(text, " with {}", counted(&besides));
+    if !others.is_empty() {
+        let _ = write!(text, " with {}", counted(&others));
     }
     text
 }
 
-/// Each of some words once, with how often it comes.
+/// Each word once, with its count.
 fn counted(words: &[&str]) -> String {
     let mut counts: Vec<(&str, usize)> = Vec::new();
     for word in words {
@@ -233,8 +233,9 @@ fn counted(words: &[&str]) -> String {
             None => counts.push((word, 1)),
         }
     }
-    let told = |(word, count): &(&str, usize)| if *count == 1 { (*word).to_owned() } else { format!("{count} {word}") };
-    counts.iter().map(told).collect::<Vec<_>>().join(", ")
+    let phrase =
+        |(word, count): &(&str, usize)| if *count == 1 { (*word).to_owned() } else { format!("{count} {word}") };
+    counts.iter().map(phrase).collect::<Vec<_>>().join(", ")
 }
 
 /// What a node reads.
@@ -253,8 +254,8 @@ fn operands(f: &mut Formatter<'_>, indent: usize, operands: &[Operand]) -> fmt::
 fn node(f: &mut Formatter<'_>, node: &NodeTrace) -> fmt::Result {
     writeln!(f, "\n{}", node.node)?;
     operands(f, 2, &node.reads)?;
-    let (told, more) = node.read_by.split_at(node.read_by.len().min(LISTED));
-    told.iter().try_for_each(|reader| line(f, 2, "read by", &reader.to_string()))?;
+    let (shown, more) = node.read_by.split_at(node.read_by.len().min(LISTED));
+    shown.iter().try_for_each(|reader| line(f, 2, "read by", &reader.to_string()))?;
     if !more.is_empty() {
         line(f, 2, "", &format!("and {} more", more.len()))?;
     }
@@ -281,10 +282,10 @@ fn node(f: &mut Formatter<'_>, node: &NodeTrace) -> fmt::Result {
     meetings(f, &nearest.parts)
 }
 
-/// How patterns met a node.
+/// How patterns treated a node.
 fn meetings(f: &mut Formatter<'_>, parts: &[Meeting]) -> fmt::Result {
-    let (told, more) = parts.split_at(parts.len().min(LISTED));
-    for part in told {
+    let (shown, more) = parts.split_at(parts.len().min(LISTED));
+    for part in shown {
         let label = match part.known {
             Known::Took => "taken by",
             Known::Stream => "passes on",
@@ -309,13 +310,13 @@ fn meetings(f: &mut Formatter<'_>, parts: &[Meeting]) -> fmt::Result {
     Ok(())
 }
 
-/// A label under its indentation, and what there is to say in a column of its own.
+/// An indented label, and its text in a column of its own.
 fn line(f: &mut Formatter<'_>, indent: usize, label: &str, text: &str) -> fmt::Result {
     let width = OUTCOMES.saturating_sub(indent + 2).max(label.len());
     writeln!(f, "{:indent$}{label:width$}  {text}", "")
 }
 
-/// A node, where one is to blame, and what is wrong with it.
+/// What is wrong, after the node that causes it, if any.
 fn wrong(node: &str, reason: &str) -> String {
     if node.is_empty() { reason.to_owned() } else { format!("`{node}` {reason}") }
 }
