@@ -305,7 +305,7 @@ mod tests {
     #[test]
     fn lines_do_not_end_with_blanks() {
         let told = trimmed(&format!("{}\n", table(["a", "b"], [["long".to_owned(), "1".to_owned()]])));
-        assert!(told.lines().count() > 2 && told.lines().all(|line| !line.ends_with(' ')), "{told:?}");
+        assert!(told.lines().count() == 2 && told.lines().all(|line| !line.ends_with(' ')), "{told:?}");
     }
 
     #[test]

@@ -142,13 +142,14 @@ fn ticks(low: f64, high: f64, about: usize) -> Vec<f64> {
 }
 
 fn number(value: f64) -> String {
-    let text = format!("{value:.4}");
-    let text = if value.abs() < 1e-3 && value != 0.0 { format!("{value:e}") } else { text };
-    if text.contains('.') && !text.contains('e') {
-        text.trim_end_matches('0').trim_end_matches('.').to_owned()
-    } else {
-        text
+    let trimmed = |digits: &str| digits.trim_end_matches('0').trim_end_matches('.').to_owned();
+    if value.abs() >= 1e-3 || value == 0.0 {
+        return trimmed(&format!("{value:.4}"));
     }
+    // Multiples of a step are not its exact multiples.
+    let text = format!("{value:.3e}");
+    let (digits, power) = text.split_once('e').unwrap_or((&text, "0"));
+    format!("{}e{power}", trimmed(digits))
 }
 
 fn rounded(value: f64) -> f64 {
