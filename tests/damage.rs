@@ -9,5 +9,7 @@ mod common;
 mod manifests;
 #[path = "damage/mutants.rs"]
 mod mutants;
+#[path = "damage/named_files.rs"]
+mod named_files;
 #[path = "damage/tuned.rs"]
 mod tuned;

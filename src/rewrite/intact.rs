@@ -15,6 +15,7 @@ use anyhow::{Context, anyhow};
 use lstc_graph::regular;
 use serde::{Deserialize, Serialize};
 
+use super::config::Config;
 use super::manifest::{self, Record};
 use super::{GRAPHS, MANIFEST, TOKENIZER};
 use crate::files;
@@ -192,7 +193,7 @@ pub fn remember(directory: &Path, files: &[WrittenFile]) -> anyhow::Result<()> {
 }
 
 fn recall(directory: &Path) -> Seen {
-    let text = fs::read_to_string(directory.join(SEEN)).ok();
+    let text = regular::read_text(&directory.join(SEEN), Config::LIMIT).ok();
     text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
 }
 

@@ -1,10 +1,10 @@
 //! Models that are not ONNX: what they are, and the command that exports them.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
 use anyhow::anyhow;
+use lstc_graph::regular;
 
 use crate::report::{Hinted, word};
 
@@ -73,7 +73,7 @@ pub fn check(file: &Path) -> anyhow::Result<()> {
     }
     let mut start = [0; 16];
     // What cannot be read is told by what reads all of it.
-    let Ok(read) = File::open(file).and_then(|mut file| file.read(&mut start)) else { return Ok(()) };
+    let Ok(read) = regular::open(file).and_then(|mut file| file.read(&mut start)) else { return Ok(()) };
     let begins = |format: &&Format| {
         let (offset, magic) = format.magic;
         !magic.is_empty() && start[..read].get(offset..).is_some_and(|bytes| bytes.starts_with(magic))

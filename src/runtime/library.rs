@@ -308,7 +308,7 @@ pub(super) fn version_in_name(file: &Path) -> Option<Version> {
 fn examine(path: &Path, device: Device, origin: Origin) -> Outcome {
     // A library is read to its end, and a pipe has none.
     match regular::open(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Outcome::Absent,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory) => return Outcome::Absent,
         Err(error) => return Outcome::Broken(error.to_string()),
         Ok(_) => {}
     }
