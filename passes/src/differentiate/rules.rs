@@ -147,6 +147,7 @@ fn gather(g: &mut Backward, node: &Node, dy: ValueId, _: &[bool]) -> Contributio
     };
     if node.attributes.get_int("axis").unwrap_or(0) != 0 {
         g.problems.push(format!("`{}`: Gather has a gradient rule for rows, axis 0", node.name));
+        return vec![None];
     }
     let chosen = one_hot(g, indices, rows, 0);
     let updates = g.b.reshape(dy, &[-1, columns.into()]);
