@@ -79,7 +79,7 @@ fn run() -> anyhow::Result<()> {
     let Started { train: options, data: reading } = started.clone();
     let request = train::Request { directory: &directory, train: options, reading, runtime, resume: false };
     let mut talk = Talk::default();
-    let summary = train(&request, |event| talk.hear(&event))?;
+    let summary = train(&request, |event| talk.show(&event))?;
     talk.line.clear();
     let after = evaluated(&directory, "run/best.safetensors", &held_out, &started, &execution)?;
 
@@ -125,7 +125,7 @@ fn evaluated(
     execution: &Execution,
 ) -> anyhow::Result<Metrics> {
     let mut talk = Talk::default();
-    let mut notify = |event: Event| talk.hear(&event);
+    let mut notify = |event: Event| talk.show(&event);
     let opened = Opened::new(directory)?;
     let tokenizer = opened.tokenizer(None)?;
     let corpus = train::read_corpus(&opened, &started.data, tokenizer.as_ref(), data, directory, &mut notify)?;

@@ -20,9 +20,9 @@ use crate::runtime::install::InstallError;
 /// How a command ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// What was asked for is done.
+    /// The request was carried out.
     Done,
-    /// The answer is no: the model is not supported, the check does not hold.
+    /// The answer is no: the model is not supported, or a check fails.
     No,
     /// lstc or its environment failed.
     Failed,
@@ -41,7 +41,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// The form in which a command gives its data.
+/// The format in which a command writes its data.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
     #[default]
@@ -115,7 +115,7 @@ impl StdError for Hinted {
     }
 }
 
-/// The hint of one error of a chain. Every error type that has hints stands here.
+/// The hint of one error in a chain. Every error type with hints is listed here.
 fn hint(error: &(dyn StdError + 'static)) -> Option<String> {
     if let Some(error) = error.downcast_ref::<Hinted>() {
         Some(error.hint.clone())
@@ -128,7 +128,7 @@ fn hint(error: &(dyn StdError + 'static)) -> Option<String> {
     }
 }
 
-/// Tells why a command failed, and how it ends.
+/// Reports why a command failed, and returns its exit code.
 pub fn failure(error: &anyhow::Error) -> Exit {
     if is_closed_stdout(error) {
         return Exit::Done;
@@ -144,7 +144,7 @@ fn is_closed_stdout(error: &anyhow::Error) -> bool {
         .any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe))
 }
 
-/// `error:`, then each cause, then each hint, a line each or more.
+/// `error:`, then each cause, then each hint, on one or more lines each.
 fn explain(error: &anyhow::Error) -> String {
     let mut text = format!("error: {error}\n");
     for cause in error.chain().skip(1) {
@@ -178,8 +178,8 @@ fn trimmed(text: &str) -> String {
     text.split('\n').map(|line| line.trim_end_matches(' ')).collect::<Vec<_>>().join("\n")
 }
 
-/// A line that each next one replaces, with a bar where it is known how much there is to do. On a terminal; elsewhere
-/// there is none.
+/// A line that is replaced by the next one, with a bar if it is known how much there is to do. Shown only on a
+/// terminal.
 #[derive(Debug, Default)]
 pub struct ProgressLine {
     bar: Option<ProgressBar>,
@@ -233,14 +233,14 @@ impl fmt::Display for Clock {
     }
 }
 
-/// Text that may hold names from files, without what would command a terminal.
+/// Text that may hold names from files, without terminal control characters.
 fn inert(text: &str) -> String {
     let commands = |c: char| (c.is_control() && c != '\n' && c != '\t') || ('\u{202a}'..='\u{202e}').contains(&c);
     text.chars().map(|c| if commands(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 fn say(text: &str) {
-    // Nothing is left to report it on: stderr is closed.
+    // An error here cannot be reported: stderr is closed.
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
@@ -270,7 +270,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_is_told_with_its_causes_and_hints() {
+    fn an_error_is_reported_with_its_causes_and_hints() {
         let file = io::Error::new(io::ErrorKind::NotFound, "no such file");
         let error = anyhow::Error::from(Hinted::new(anyhow::Error::from(file).context("cannot read `a`"), "make it"));
         let error = Err::<(), _>(error).context("cannot start").unwrap_err();
@@ -304,8 +304,8 @@ mod tests {
 
     #[test]
     fn lines_do_not_end_with_blanks() {
-        let told = trimmed(&format!("{}\n", table(["a", "b"], [["long".to_owned(), "1".to_owned()]])));
-        assert!(told.lines().count() == 2 && told.lines().all(|line| !line.ends_with(' ')), "{told:?}");
+        let text = trimmed(&format!("{}\n", table(["a", "b"], [["long".to_owned(), "1".to_owned()]])));
+        assert!(text.lines().count() == 2 && text.lines().all(|line| !line.ends_with(' ')), "{text:?}");
     }
 
     #[test]

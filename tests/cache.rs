@@ -335,7 +335,7 @@ fn a_cache_keeps_to_its_budget() {
     let counted = |run: &serde_json::Value| (run["cache"]["kept"].as_u64(), run["cache"]["bytes"].as_u64());
     assert_eq!(counted(&again), counted(&trained));
     let alone = work.train_briefly("alone", &["--cache-budget", "1MB"]);
-    refused(&alone, &["--cache DIR names its folder"]);
+    refused(&alone, &["name its folder with --cache DIR"]);
     let wrong = work.train_briefly("wrong", &["--cache", text(&cache), "--cache-budget", "much"]);
     refused(&wrong, &["`much` is not a size", "20GB"]);
 }

@@ -184,9 +184,9 @@ fn a_configuration_is_printed_and_read_back() {
         assert!(line.as_ref().is_some_and(|l| l.contains('#')), "{key} has no comment: {line:?}");
     }
     fs::write(&file, "method:\n  reductoin: 4\n").expect("a file");
-    let slip = lstc(&["rewrite", "--config", text(&file), "--print-config"]);
-    assert_eq!(code(&slip), 2);
-    assert!(stderr(&slip).contains("reductoin"), "{}", stderr(&slip));
+    let mistake = lstc(&["rewrite", "--config", text(&file), "--print-config"]);
+    assert_eq!(code(&mistake), 2);
+    assert!(stderr(&mistake).contains("reductoin"), "{}", stderr(&mistake));
 }
 
 #[test]
@@ -382,7 +382,7 @@ fn inspect_tells_why() {
     assert!(stderr(&unknown).contains("`decoder.0` to `decoder.1`"), "{}", stderr(&unknown));
     assert!(stderr(&why(&["DenseReluDense/act"])).contains("layer.2/DenseReluDense/act/Relu`"));
     let page = lstc(&["inspect", text(&model), "--why", "head", "--format", "html"]);
-    assert_eq!((code(&page), stderr(&page).contains("--why gives text or JSON")), (2, true));
+    assert_eq!((code(&page), stderr(&page).contains("--why writes text or JSON")), (2, true));
     let sound = lstc(&["inspect", text(&case("two_and_three_blocks/model.onnx")), "--why", "encoder"]);
     assert_eq!(code(&sound), 0);
     assert!(stdout(&sound).contains("blocks 0 to 1\n"), "{}", stdout(&sound));

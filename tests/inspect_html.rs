@@ -194,7 +194,7 @@ fn a_file_that_does_not_fit_is_refused_by_tensor() {
         assert!(talk.contains(words), "{words}:\n{talk}");
     }
     let model = inspect(&tuned.model(), &["--side", other.to_str().expect("UTF-8")]);
-    assert!(String::from_utf8_lossy(&model.stderr).contains("--side is for a directory"));
+    assert!(String::from_utf8_lossy(&model.stderr).contains("--side needs a directory"));
 }
 
 #[test]

@@ -620,7 +620,7 @@ fn what_is_no_number_is_refused_and_told_where() {
         let model = changed("relu_torchscript", folder.path(), |graph| {
             rewritten_constant(graph, value, |numbers| numbers.fill(none));
         });
-        refused(&model, "the model itself gives what is no number at block 0 of the encoder");
+        refused(&model, "the model itself gives a value that is not a number at block 0 of the encoder");
     }
 }
 

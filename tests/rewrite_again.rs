@@ -89,7 +89,7 @@ fn a_source_that_is_another_or_gone_is_an_error() {
     let gone = tuned.again(&["-o", text(&again)]);
     assert_eq!(gone.status.code(), Some(2));
     let told = stderr(&gone);
-    assert!(told.contains("is not there any more") && told.contains("--config"), "{told}");
+    assert!(told.contains("is no longer there") && told.contains("--config"), "{told}");
     // What the hint says works.
     let config = tuned.path("tuned/lst.yaml");
     let done = lstc(&["rewrite", text(&moved), "--config", text(&config), "-o", text(&tuned.path("hinted"))]);
@@ -116,7 +116,7 @@ fn nothing_is_rewritten_in_place() {
     for place in [&directory, &around] {
         let same = tuned.again(&["-o", text(place), "--force", "--seed", "1"]);
         assert_eq!(same.status.code(), Some(2));
-        assert!(stderr(&same).contains("is what is rewritten again, and stays"), "{}", stderr(&same));
+        assert!(stderr(&same).contains("is the directory to rewrite again, and is not replaced"), "{}", stderr(&same));
     }
     assert_eq!(tuned.manifest("tuned"), before);
     let nowhere = lstc(&["rewrite", "--from", text(&tuned.path("nowhere")), "-o", "x"]);
@@ -131,12 +131,12 @@ fn counts_of_blocks_are_read_and_slips_are_told() {
     let print = |flags: &[&str]| tuned.again(&[&["--print-config"], flags].concat());
     let told = stdout(&print(&["--keep-blocks", "encoder=1,decoder=2"]));
     assert!(told.contains("keep_blocks: {encoder: 1, decoder: 2}"), "{told}");
-    for (slip, reason) in [
+    for (mistake, reason) in [
         ("9,5", "expected a number, as in 9"),
         ("encodr=3", "expected one of encoder, decoder"),
-        ("encoder=1,encoder=2", "encoder is there twice"),
+        ("encoder=1,encoder=2", "encoder is given twice"),
     ] {
-        let told = stderr(&print(&["--keep-blocks", slip]));
+        let told = stderr(&print(&["--keep-blocks", mistake]));
         assert!(told.contains(reason), "{told}");
     }
     let both = stderr(&print(&["--keep-blocks", "1", "--encoder-blocks", "0"]));

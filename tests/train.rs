@@ -244,7 +244,7 @@ fn two_processes_do_not_train_in_one_folder() {
     let second = tuned.resume("run");
     first.kill().expect("it runs");
     first.wait().expect("a child");
-    refused(&second, &["another process trains in"]);
+    refused(&second, &["another process is training in"]);
 }
 
 #[test]
@@ -430,7 +430,7 @@ fn a_run_is_not_lost_to_another_rewrite() {
     succeeded(&run(&["train", text(&directory), "--train", text(&data), "--epochs", "1"]));
     let model = case("relu_torchscript").join("model.onnx");
     let again = run(&["rewrite", text(&model), "-o", text(&directory), "--force"]);
-    refused(&again, &["holds what no rewrite wrote", "`run`, a training run", "or write to another directory"]);
+    refused(&again, &["holds files that no rewrite wrote", "`run`, a training run", "or write to another directory"]);
     assert!(directory.join("run/best.safetensors").exists());
 }
 
@@ -532,7 +532,7 @@ fn a_device_that_is_not_there_is_an_error() {
     let done = tuned.command("tf32", &["--train", text(&data), "--tf32"]).output().expect("lstc runs");
     assert!(!done.status.success() && !tuned.path("tf32").exists());
     let told = String::from_utf8_lossy(&done.stderr);
-    assert!(told.contains("train.tf32 is for CUDA"), "{told}");
+    assert!(told.contains("train.tf32 needs CUDA"), "{told}");
 }
 
 #[test]
@@ -601,7 +601,7 @@ fn a_share_of_each_label_is_held_out() {
     succeeded(&tuned.train("other", &["--epochs", "1", "--eval", "0.2", "--seed", "4"]));
     assert_ne!(held_out(&tuned, "other"), rows);
 
-    // A run that was stopped goes on with the same share.
+    // A run that was stopped continues with the same share.
     let flags = ["--epochs", "2", "--eval", "0.2", "--seed", "3", "--save-every", "3"];
     assert_eq!(stopped(&tuned, "parts", &flags, 8, "-KILL"), None);
     succeeded(&tuned.resume("parts"));
@@ -626,7 +626,7 @@ fn a_run_stops_when_it_is_out_of_patience() {
     assert_eq!((summary["epochs"].as_u64(), summary["best"]["epoch"].as_u64()), (Some(3), Some(1)));
     assert_eq!(summary["out_of_patience"].as_u64(), Some(2));
     let said = String::from_utf8_lossy(&done.stderr);
-    assert!(said.contains("stopped: 2 evaluations without a better one"), "{said}");
+    assert!(said.contains("stopped: 2 evaluations without an improvement"), "{said}");
     // It stays stopped, and goes on with more patience.
     let before = tuned.losses("run");
     succeeded(&tuned.resume("run"));
@@ -702,12 +702,12 @@ fn training_says_what_a_guess_reaches() {
     let said = String::from_utf8_lossy(&done.stderr);
     assert!(said.contains("without the input: majority 50.0 %, loss of a guess 0.3466"), "{said}");
     let last = said.lines().rfind(|l| l.starts_with("epoch 20/20")).unwrap_or_default();
-    assert!(last.contains("not better than the majority (50.0 %), nor the loss of a guess (0.3466)"), "{said}");
+    assert!(last.contains("no better than the majority (50.0 %), nor than the loss of a guess (0.3466)"), "{said}");
     // What learns is not told so.
     let learnt = Tuned::new("gated_dynamo", |_| ());
     let eval = learnt.path("eval.jsonl");
     let done = learnt.train("run", &["--epochs", "12", "--lr", "1e-2", "--eval", text(&eval)]);
     let said = String::from_utf8_lossy(&done.stderr);
     let last = said.lines().rfind(|l| l.starts_with("epoch 12/12")).unwrap_or_default();
-    assert!(!last.is_empty() && !last.contains("not better"), "{said}");
+    assert!(!last.is_empty() && !last.contains("no better"), "{said}");
 }

@@ -1,6 +1,6 @@
-//! What stands on the command line: how switches are spelled, and which numbers flags take.
+//! The arguments of the command line: how switches are spelled, and which numbers flags take.
 //!
-//! A switch is a flag that is on or off. Each one of each command takes `--bias`, `--bias=false`, `--bias false` and
+//! A switch is a flag that is on or off. Every switch of every command takes `--bias`, `--bias=false`, `--bias false` and
 //! `--no-bias`, so that a value never becomes an argument of its own.
 
 use std::ffi::{OsStr, OsString};
@@ -9,8 +9,8 @@ use std::iter::Peekable;
 use clap::builder::PossibleValue;
 use clap::{Arg, ArgAction, Command};
 
-/// The command line in the one spelling that clap is given: a switch with its value behind `=`, or without one; a flag with a
-/// negative number behind `=`, so that the number is refused as what it is, out of range, and not as an unknown flag.
+/// The command line in the one spelling that clap is given: a switch with its value after `=`, or without one; a flag with a
+/// negative number after `=`, so that the number is refused as what it is, out of range, and not as an unknown flag.
 pub fn settled(command: &Command, words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut command = command;
     let mut words = words.into_iter().peekable();
@@ -38,7 +38,7 @@ pub fn settled(command: &Command, words: impl IntoIterator<Item = OsString>) -> 
     settled
 }
 
-/// A switch as clap is given it, with the value that may be the next word; none where the word is another flag, or has a value
+/// A switch as clap is given it, with its value, which may be the next word; none if the word is another flag, or has a value
 /// that clap is to refuse.
 fn as_switch(
     command: &Command,
@@ -67,7 +67,7 @@ fn takes_a_value(command: &Command, word: &str) -> bool {
     command.get_arguments().find(is_named).is_some_and(|arg| arg.get_action().takes_values())
 }
 
-/// Whether a text begins as a negative number does, or a list of some.
+/// Whether a text begins like a negative number, or a list of them.
 fn is_negative(text: &str) -> bool {
     let number = text.strip_prefix('-').unwrap_or_default().to_ascii_lowercase();
     number.starts_with(|c: char| c.is_ascii_digit() || c == '.') || ["inf", "nan"].iter().any(|n| number.starts_with(n))
@@ -82,7 +82,7 @@ fn switch<'c>(command: &'c Command, name: &str) -> Option<(&'c Arg, bool)> {
 
 /// How a switch is declared.
 enum Kind {
-    /// It is there or it is not.
+    /// It is given or not.
     Bare,
     /// It may also be left to the configuration, and has a value.
     Valued,

@@ -17,12 +17,12 @@ use crate::train::CudaGraphs;
 #[derive(Debug, Args)]
 #[command(
     long_about = "\
-Measures what training costs on this machine: the backbone's forward pass, a step of training, and a step on taps that a cache \
-keeps, with the backbone as it was exported and quantised.
+Measures what training costs on this machine: the backbone's forward pass, a training step, and a step on cached taps, with the \
+backbone as it was exported and quantised.
 
 The model is rewritten into the system's temporary folder for each precision; a rewritten directory is measured as it is. Each row \
-is measured in a process of its own, whose peak is the row's. The batch is of made-up tokens, without padding; sizes that the model fixes go before the flags. Measure on an idle \
-machine: times are medians, beside the fastest.",
+is measured in a process of its own, whose peak memory is the row's. The batch is of random tokens, without padding; sizes that \
+the model fixes override the flags. Measure on an idle machine: times are medians, beside the fastest.",
     after_long_help = "\
 Examples:
   lstc bench t5.onnx                              exported and int8, 8 x 128 tokens in, 8 out
@@ -42,7 +42,7 @@ pub struct Bench {
     #[arg(long, value_enum, value_name = "PART")]
     only: Vec<Part>,
 
-    /// Examples that are run at once
+    /// Examples in a batch
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = at_least::<u32>(1))]
     batch: u32,
 
@@ -58,7 +58,7 @@ pub struct Bench {
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
     runs: u32,
 
-    /// Threads of one operator [default: as many as there are cores]
+    /// Threads per operator [default: one per core]
     #[arg(long, value_name = "N", value_parser = at_least::<u32>(1))]
     threads: Option<u32>,
 
@@ -66,7 +66,7 @@ pub struct Bench {
     #[arg(long, default_value_t)]
     device: Device,
 
-    /// On CUDA, whether to capture what is run as CUDA graphs, and replay them
+    /// On CUDA, whether to capture runs as CUDA graphs, and replay them
     #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
     cuda_graphs: CudaGraphs,
 
@@ -98,8 +98,8 @@ impl Bench {
             && manifest::is_rewritten(one)
             && !self.backbone.is_empty()
         {
-            let error = anyhow!("`{}` is rewritten: its backbone is measured as it is", one.display());
-            return Err(Hinted::new(error, "--backbone goes with a model").into());
+            let error = anyhow!("`{}` is already rewritten: its backbone is measured as it is", one.display());
+            return Err(Hinted::new(error, "--backbone needs a model that is not rewritten").into());
         }
         let quick = if self.device == Device::Cpu { Precision::Int8 } else { Precision::Bf16 };
         let precisions = if self.backbone.is_empty() { vec![Precision::Source, quick] } else { self.backbone };

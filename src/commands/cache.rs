@@ -26,17 +26,17 @@ use crate::train::{Backbone, Data, Event};
     long_about = "\
 Keeps the backbone's taps of a data set, so that training runs the side network alone.
 
-The backbone is frozen and has no dropout: what the side network reads of it, the taps, is the same for an example in every \
+The backbone is frozen and has no dropout: what the side network reads from it, the taps, is the same for an example in every \
 epoch. `lstc train --cache DIR` writes the taps in the first epoch and reads them in the others; `lstc cache build` computes them \
-beforehand, on as many processes as you like. That pays from the second epoch on, and for every further run on the same data: \
+beforehand, in as many processes as you like. That pays from the second epoch on, and for every further run on the same data: \
 other learning rates, other seeds, and other side networks that read the same taps.
 
-A token takes 4 bytes a number in fp32, 2 in fp16, 1 and 4 for its scale in int8, and has a vector of the backbone's width at \
-each tap: a T5-base with all its blocks, 13 taps a tower, takes 40 KB a token in fp32. fp32 gives the same losses as no cache, but \
-for the rounding that other padding makes. A row with numbers beyond 65504 is not kept in fp16, but computed in every epoch.
+A token has a vector of the backbone's width at each tap, with 4 bytes per number in fp32, 2 in fp16, and 1 in int8 plus 4 for \
+the scale: a T5-base with all its blocks, 13 taps per tower, takes 40 KB per token in fp32. fp32 gives the same losses as no \
+cache, except for rounding where padding differs. A row with numbers beyond 65504 is not kept in fp16, but computed every epoch.
 
-A cache belongs to one source model, precision of the backbone, tokenizer and data set, with its length limits; for another it is \
-refused. It is filled up to its budget and never thrown out: remove its folder when it is of no more use.",
+A cache belongs to one source model, backbone precision, tokenizer and data set, with its length limits; for any other it is \
+refused. It is filled up to its budget and nothing is ever evicted: remove its folder when you no longer need it.",
     after_long_help = "\
 Examples:
   lstc train tuned/ --train a.jsonl --cache taps/
@@ -69,10 +69,10 @@ impl CacheCommand {
 #[derive(Debug, Args)]
 #[command(
     long_about = "\
-Computes the taps of a data set that are not kept yet, and keeps them. What was stopped or killed goes on where it was.
+Computes the taps of a data set that are not kept yet, and keeps them. A build that was stopped or killed continues where it was.
 
-With --shard i/n it does a share of the rows: i, i + n, i + 2n and so on. Any number of processes may fill one folder at the \
-same time, also from several machines that see it. Each keeps to the budget by what lay there when it began and by what it adds.",
+With --shard i/n it computes a share of the rows: i, i + n, i + 2n and so on. Any number of processes may fill one folder at \
+once, even from several machines. Each counts towards its budget what was there when it started and what it adds.",
     after_long_help = "\
 Examples:
   lstc cache build tuned/ --data a.jsonl --cache taps/
@@ -84,15 +84,15 @@ struct Build {
     /// Directory that `lstc rewrite` wrote
     directory: PathBuf,
 
-    /// Labelled text whose taps are wanted [default: what the directory trains on]
+    /// Labelled text to compute the taps of [default: what the directory trains on]
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
 
-    /// The share of the data that `lstc train --eval-fraction` holds out, whose taps it does not train on
+    /// The share of the data that `lstc train --eval-fraction` holds out, and does not train on
     #[arg(long, value_name = "SHARE", value_parser = share)]
     eval_fraction: Option<f64>,
 
-    /// The seed of what is held out, as of `lstc train` [default: that of `lstc rewrite`]
+    /// The seed of what is held out, as for `lstc train` [default: that of `lstc rewrite`]
     #[arg(long, value_name = "N", value_parser = at_least::<u64>(0))]
     seed: Option<u64>,
 
@@ -100,7 +100,7 @@ struct Build {
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
 
-    /// Read what is kept, and compute what is damaged again
+    /// Read what is kept, and recompute what is damaged
     #[arg(long)]
     check: bool,
 
@@ -108,15 +108,15 @@ struct Build {
     #[arg(long, value_name = "I/N")]
     shard: Option<Share>,
 
-    /// What this process may let the cache grow to, as in 20GB [default: what is free but 10 GiB, at least half of it]
+    /// The size to which this process may fill the cache, as in 20GB [default: all that is free but 10 GiB, at least half of it]
     #[arg(long, value_name = "SIZE")]
     cache_budget: Option<Size>,
 
-    /// How taps are kept [default: as the cache has them, else fp32]
+    /// Type in which taps are kept [default: the cache's own, else fp32]
     #[arg(long, value_enum, value_name = "TYPE")]
     cache_dtype: Option<Element>,
 
-    /// Form of the report on stdout
+    /// Format of the report on stdout
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 
@@ -157,8 +157,8 @@ impl Build {
         let tokenizer = opened.tokenizer(tokenizer)?;
         let mut talk = Talk::default();
         let scratch = std::env::temp_dir();
-        let mut tell = |event: Event| talk.hear(&event);
-        let corpus = Data::read(&opened, &started, tokenizer.as_ref(), &scratch, &mut tell)?.train;
+        let mut notify = |event: Event| talk.show(&event);
+        let corpus = Data::read(&opened, &started, tokenizer.as_ref(), &scratch, &mut notify)?.train;
         talk.line.clear();
 
         let graph = opened.tapped("grad.onnx")?;
@@ -190,7 +190,7 @@ impl Build {
         let interrupted = built.interrupted;
         report::data(&BuildReport { skipped: corpus.skipped().count, built }, self.format)?;
         if interrupted {
-            report::note("stopped; what was computed is kept, and the same command goes on");
+            report::note("stopped; what was computed is kept, and the same command continues");
             return Ok(Exit::Interrupted);
         }
         Ok(Exit::Done)
@@ -224,21 +224,21 @@ impl fmt::Display for BuildReport {
     }
 }
 
-/// Tell what a cache is of, and what it holds
+/// Show what a cache belongs to, and what it holds
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   lstc cache show taps/
-  lstc cache show taps/ --check     read every record; the exit code is 1 where one is damaged")]
+  lstc cache show taps/ --check     read every record; the exit code is 1 if one is damaged")]
 struct Show {
     /// Folder of the cache
     cache: PathBuf,
 
-    /// Read every record, and hold it to its checksum
+    /// Read every record, and verify its checksum
     #[arg(long)]
     check: bool,
 
-    /// Form of the report on stdout
+    /// Format of the report on stdout
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }
@@ -287,11 +287,13 @@ impl fmt::Display for ShowReport {
             Some(0) if s.damaged_entries == 0 => writeln!(f, "  checked   every record is as it was written")?,
             Some(0) => writeln!(f, "  checked   every other record is as it was written")?,
             Some(damaged) => {
-                let again = "which training, or `lstc cache build --check`, computes again";
+                let again = "which training, or `lstc cache build --check`, recomputes";
                 writeln!(f, "  damaged   {}, {again}", count(damaged, "record"))?;
             }
             None => {}
         }
-        s.foreign.iter().try_for_each(|path| writeln!(f, "  foreign   `{path}` is of another cache, or damaged"))
+        s.foreign
+            .iter()
+            .try_for_each(|path| writeln!(f, "  foreign   `{path}` belongs to another cache, or is damaged"))
     }
 }

@@ -1,4 +1,4 @@
-//! The flags that say how data files are read: the same for every command that reads some.
+//! The flags that say how data files are read, the same for every command that reads them.
 
 use std::path::PathBuf;
 
@@ -6,15 +6,15 @@ use super::arguments::at_least;
 use super::set;
 use crate::data::{DataFormat, OnBadRow, Quoting, Reading, Template};
 
-/// How data files are read, as flags. One that is not given leaves the configuration's value.
+/// How data files are read, as flags. A flag that is not given leaves the configuration's value.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Data")]
 pub struct DataFlags {
-    /// A Hugging Face tokenizer.json [default: the one that lay beside the model]
+    /// A Hugging Face tokenizer.json [default: the one that was beside the model]
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
 
-    /// Field or column of the input; of several, as in sentence1,sentence2, the input is "sentence1: ... sentence2: ..."
+    /// Field or column of the input; several, as in sentence1,sentence2, give the input "sentence1: ... sentence2: ..."
     /// [default: text]
     #[arg(long, value_name = "NAMES")]
     input_field: Option<String>,
@@ -31,23 +31,23 @@ pub struct DataFlags {
     #[arg(long, value_name = "TEXT")]
     prefix: Option<String>,
 
-    /// Form of the data files [default: by their extension]
+    /// Format of the data files [default: by their extension]
     #[arg(long, value_enum, value_name = "FORM")]
     data_format: Option<DataFormat>,
 
-    /// What quotes in CSV and TSV mean [default: rfc4180 in CSV, none in TSV]
+    /// How quotes in CSV and TSV are read [default: rfc4180 in CSV, none in TSV]
     #[arg(long, value_enum, value_name = "STYLE")]
     quoting: Option<Quoting>,
 
-    /// Tokens of an input; longer ones are cut [default: 128]
+    /// Most tokens of an input; longer inputs are cut [default: 128]
     #[arg(long, value_name = "N", value_parser = at_least::<usize>(2))]
     max_source_length: Option<usize>,
 
-    /// Tokens of a target; longer ones are cut [default: 32]
+    /// Most tokens of a target; longer targets are cut [default: 32]
     #[arg(long, value_name = "N", value_parser = at_least::<usize>(2))]
     max_target_length: Option<usize>,
 
-    /// What becomes of a row that cannot be used [default: fail]
+    /// What to do with a row that cannot be used [default: fail]
     #[arg(long, value_enum, value_name = "WHAT")]
     on_bad_row: Option<OnBadRow>,
 }

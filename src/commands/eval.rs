@@ -25,8 +25,8 @@ use crate::train::{Data, Event, Started, read_corpus};
 Evaluates a side network on labelled text: the loss of a target token, and two accuracies.
 
 By likelihood: the share of rows whose target is the likeliest of all labels. The labels are those that --labels names, or \
-else the different targets of the file, where there are at most 10, or at most 100 with two rows each on average. A row \
-whose target is none of them counts as wrong.
+else the different targets of the file, if there are at most 10, or at most 100 with two rows each on average. A row \
+whose target is not one of them counts as wrong.
 By generation: the share of rows for which the model, always taking the likeliest next token, writes the target itself.",
     after_long_help = "\
 Examples:
@@ -38,7 +38,7 @@ pub struct Eval {
     /// Directory that `lstc rewrite` wrote
     directory: PathBuf,
 
-    /// Labelled text to evaluate on [default: what the run evaluated on, held out or a file]
+    /// Labelled text to evaluate on [default: what the run evaluated on, held out or from a file]
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
 
@@ -58,11 +58,11 @@ pub struct Eval {
     #[arg(long, value_name = "LABELS", value_delimiter = ',')]
     labels: Vec<String>,
 
-    /// Do not generate: quicker
+    /// Skip generation, which is slow
     #[arg(long)]
     no_generation: bool,
 
-    /// Form of the report on stdout
+    /// Format of the report on stdout
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 
@@ -91,7 +91,7 @@ impl Eval {
         let tokenizer = opened.tokenizer(tokenizer)?;
         let mut talk = Talk::default();
         let scratch = std::env::temp_dir();
-        let mut tell = |event: Event| talk.hear(&event);
+        let mut notify = |event: Event| talk.show(&event);
         let held_out = options.eval_fraction.filter(|_| self.data.is_none());
         let data =
             self.data.as_ref().or(options.eval.as_ref()).or(options.data.as_ref().filter(|_| held_out.is_some()));
@@ -99,8 +99,8 @@ impl Eval {
             Hinted::new(anyhow!("no data is given"), "--data FILE, with an input and a target in each row")
         })?;
         let corpus = match held_out {
-            Some(_) => Data::read(&opened, &started, tokenizer.as_ref(), &scratch, &mut tell)?.eval,
-            None => Some(read_corpus(&opened, &started.data, tokenizer.as_ref(), data, &scratch, &mut tell)?),
+            Some(_) => Data::read(&opened, &started, tokenizer.as_ref(), &scratch, &mut notify)?.eval,
+            None => Some(read_corpus(&opened, &started.data, tokenizer.as_ref(), data, &scratch, &mut notify)?),
         };
         let corpus = corpus.context("a share of the data is held out")?;
 
@@ -112,7 +112,7 @@ impl Eval {
         let generate = (!self.no_generation).then_some(started.data.max_target_length);
         let request = Request { labels, generate, batch_size: options.batch_size, targets: Targets::Read };
         let of = corpus.len();
-        let progress = |done| tell(Event::Evaluating { done, of });
+        let progress = |done| notify(Event::Evaluating { done, of });
         let (network, seal) = opened.side(&side)?;
         if let Some(note) = seal.note(&side) {
             report::note(note);
@@ -143,7 +143,7 @@ impl Eval {
 struct Evaluation<'e> {
     side: &'e Path,
     data: &'e Path,
-    /// The share of the data that was evaluated, where it was held out of training.
+    /// The share of the data that was evaluated, if it was held out of training.
     #[serde(skip_serializing_if = "Option::is_none")]
     held_out: Option<f64>,
     /// Bad rows that were left out.

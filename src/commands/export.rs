@@ -14,19 +14,19 @@ Writes one ONNX file that any ONNX Runtime runs: the backbone and a trained side
 original model's own, its output is `logits`; the trained parameters are initializers under their names. Nothing of \
 training is left in it: no labels, no dropout, no optimizer.
 
-The side network is DIR/run/best.safetensors, which training writes, or the one that --side names; what such a file \
-holds besides, such as the optimizer's state, is passed over. Weights are embedded. A model of more than 2 GB, or one \
-with --external-data, has them in a data file beside it, as in tuned.onnx and tuned.data: keep the two together.
+The side network is DIR/run/best.safetensors, which training writes, or the one that --side names; anything else in the \
+file, such as the optimizer's state, is ignored. Weights are embedded. A model of more than 2 GB, or one exported with \
+--external-data, has them in a data file beside it, as in tuned.onnx and tuned.data: keep the two together.
 
-Before the file gets its name, its logits are compared with infer.onnx's on sample inputs: they must be the same bit \
-for bit with graph optimisation off, and within 1e-5 of the largest logit with it on. Where they are not, nothing is \
-left and the exit code is 1.",
+Before the file gets its name, its logits are compared with those of infer.onnx on sample inputs: they must be the same bit \
+for bit with graph optimisation off, and within 1e-5 of the largest logit with it on. If they are not, nothing is \
+written and the exit code is 1.",
     after_long_help = "\
 Examples:
   lstc export tuned/ -o tuned.onnx
   lstc export tuned/ -o tuned.onnx --side tuned/run-2/            another run's best
   lstc export tuned/ -o untrained.onnx --side tuned/side.safetensors
-  lstc export tuned/ -o tuned.onnx --external-data --force        tuned.onnx and tuned.data, anew
+  lstc export tuned/ -o tuned.onnx --external-data --force        tuned.onnx and tuned.data, again
   lstc export tuned/ -o tuned.onnx --format json                  with hashes and differences"
 )]
 pub struct Export {
@@ -41,19 +41,19 @@ pub struct Export {
     #[arg(long, value_name = "FILE")]
     side: Option<PathBuf>,
 
-    /// Write the weights to a data file beside the model, whatever the size
+    /// Write the weights to a data file beside the model, whatever their size
     #[arg(long)]
     external_data: bool,
 
-    /// Replace an earlier export in the output's place
+    /// Replace an earlier export at the output path
     #[arg(long)]
     force: bool,
 
-    /// Do not compare with infer.onnx; the comparison holds the model in memory
+    /// Skip the comparison with infer.onnx, which holds the model in memory
     #[arg(long)]
     no_check: bool,
 
-    /// Form of the report on stdout
+    /// Format of the report on stdout
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }
@@ -81,7 +81,7 @@ impl Export {
     }
 }
 
-/// ONNX Runtime, or none where there is no library.
+/// ONNX Runtime, or none if there is no library.
 fn runtime() -> anyhow::Result<Option<&'static Runtime>> {
     match find(Device::Cpu) {
         Ok(library) => Ok(Some(Runtime::load(&library)?)),

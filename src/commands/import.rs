@@ -18,14 +18,14 @@ that `lstc train` starts from, and that `lstc export --side DIR/side.safetensors
 
 The file is a state dict in the names of the reference implementation of Ladder Side-Tuning, such as \
 encoder.side_block.3.layer.0.SelfAttention.q.weight: its own checkpoints, or a side network of lstc's. A prefix that \
-all names share is found. Tensors may be f32, f16, bf16 or f64; they are converted to f32. What the file holds \
-besides, such as the backbone, is told by group.
+all names share is removed. Tensors may be f32, f16, bf16 or f64; they are converted to f32. Whatever else the file holds, \
+such as the backbone, is reported by group.
 
-Every parameter of the rewritten model must be there in its shape, so the rewrite must be of the same reduction, kept \
-blocks, gates and biases. What is missing or misshapen is told at once, and then nothing is written. The backbone is \
-the rewrite's own, and so are the gates' temperature and everything else that is no parameter.
+Every parameter of the rewritten model must be there in its shape, so the rewrite must have the same reduction, kept \
+blocks, gates and biases. Everything missing or misshapen is reported together, and then nothing is written. The backbone is \
+the rewrite's own, and so are the gates' temperature and everything else that is not a parameter.
 
-Where the import came from is recorded in DIR/lst.yaml, and `lstc verify` holds side.safetensors against it.",
+The import's origin is recorded in DIR/lst.yaml, and `lstc verify` compares side.safetensors with it.",
     after_long_help = "\
 Examples:
   lstc import tuned/ --side ref.safetensors
@@ -42,15 +42,15 @@ pub struct Import {
     #[arg(long, value_name = "FILE")]
     side: PathBuf,
 
-    /// Write this file, and leave the directory as it is [default: DIR/side.safetensors]
+    /// Write this file, and leave the directory unchanged [default: DIR/side.safetensors]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 
-    /// Import although the directory has a training run, which began from another; replace the output
+    /// Import even if the directory has a training run, which began from another side network; replace the output
     #[arg(long)]
     force: bool,
 
-    /// Form of the report on stdout
+    /// Format of the report on stdout
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }

@@ -14,26 +14,26 @@ use crate::report::{self, Exit, Format, Hinted};
 use crate::rewrite::manifest::is_rewritten;
 use crate::rewrite::{SourceModel, intact};
 
-/// Tell what is in a model, where the taps go, and what training will cost
+/// Show what is in a model, where the taps go, and what training will cost
 #[derive(Debug, clap::Args)]
 #[command(
     long_about = "\
-Of an ONNX model: opset, exporter, weights, towers and blocks, where the side network would tap it, and the memory \
-that training would take, beside full fine-tuning. A model that lstc does not understand is described as far as it \
-goes, with every reason; the exit code is then 1.
+For an ONNX model: opset, exporter, weights, towers and blocks, where the side network would tap it, and the memory \
+that training would take, compared with full fine-tuning. A model that lstc does not understand is described as far as \
+possible, with every reason; the exit code is then 1.
 
-Of a directory that `lstc rewrite` wrote: trainable parameters by group, nodes by the pass that made them, the cut: \
-every value of the backbone that the side network reads, how far its gates are open, and the memory that training \
-takes, where the source is still there. The gates are those of --side, else those that training left in the \
-directory, else the initial ones.
+For a directory that `lstc rewrite` wrote: trainable parameters by group, nodes by the pass that made them, the cut (every \
+value of the backbone that the side network reads), how far the gates are open, and, if the source is still there, the \
+memory that training takes. The gates are those of --side, else those that training left in the directory, else the \
+initial ones.
 
-Of a training run's folder (`tuned/run`): its epochs, the best evaluation, and when the gates opened.
+For a training run's folder (`tuned/run`): its epochs, the best evaluation, and when the gates opened.
 
---format html gives all of it as one page that needs nothing else, with a drawing of the ladder, or the run's curves.
+--format html writes all of it as one self-contained page, with a drawing of the ladder, or the run's curves.
 
---why tells what recognition tried on a model, what held, and what did not and why: at a block (`decoder.1`), a \
-sublayer (`decoder.1.feed-forward`, or by its number), a tower, the `head`, or a node or value by its name; everything \
-in short where no place is given.",
+--why shows what recognition tried on a model, what matched, and what did not and why: at a block (`decoder.1`), a \
+sublayer (`decoder.1.feed-forward`, or by its number), a tower, the `head`, or a node or value by its name. Without a \
+place it summarises everything.",
     after_long_help = "\
 Examples:
   lstc inspect t5.onnx
@@ -67,11 +67,11 @@ pub struct Inspect {
     #[arg(long, value_name = "FILE")]
     side: Option<PathBuf>,
 
-    /// What recognition tried at a place of a model, and why it held or did not; everywhere where no place is given
+    /// What recognition tried at a place in a model, and why it matched or did not; everywhere if no place is given
     #[arg(long, value_name = "PLACE", num_args = 0..=1, default_missing_value = "")]
     why: Option<String>,
 
-    /// Form of the report; html is a page with a drawing, dot the graph in Graphviz's language
+    /// Format of the report; html is a page with a drawing, dot the graph in Graphviz's language
     #[arg(long, value_enum, default_value_t)]
     format: InspectFormat,
 }
@@ -110,7 +110,7 @@ impl Inspect {
             return Ok(Exit::Done);
         }
         if self.side.is_some() {
-            bail!("--side is for a directory that `lstc rewrite` wrote, and `{}` is none", self.path[0].display());
+            bail!("--side needs a directory that `lstc rewrite` wrote, and `{}` is not one", self.path[0].display());
         }
         let model = ModelReport::new(&SourceModel::find(&self.path)?, sizes)?;
         model.warnings.iter().for_each(report::warning);
@@ -133,10 +133,12 @@ impl Inspect {
         let format = match self.format {
             InspectFormat::Text => Format::Text,
             InspectFormat::Json => Format::Json,
-            InspectFormat::Html | InspectFormat::Dot => bail!("--why gives text or JSON: pass `--format text` or json"),
+            InspectFormat::Html | InspectFormat::Dot => {
+                bail!("--why writes text or JSON: pass `--format text` or json")
+            }
         };
         if let Some(directory) = self.rewritten() {
-            let error = anyhow!("--why is for a model, and `{}` is a rewritten one", directory.display());
+            let error = anyhow!("--why needs a model, and `{}` is a rewritten one", directory.display());
             return Err(Hinted::new(error, "name the model that it was made from").into());
         }
         let why = WhyReport::new(&SourceModel::find(&self.path)?, asked)?;
@@ -156,7 +158,7 @@ impl Inspect {
         Ok(Exit::Done)
     }
 
-    /// The rewritten directory that is looked at, if it is one.
+    /// The rewritten directory that is inspected, if it is one.
     fn rewritten(&self) -> Option<&Path> {
         match &self.path[..] {
             [path] => Some(path.as_path()).filter(|p| is_rewritten(p)),

@@ -44,7 +44,7 @@ Examples:
   lstc verify tuned/                   proof that the rewrite is right
   lstc bench t5.onnx                   what training costs on this machine
   lstc runtime install                 fetch the ONNX Runtime library, once
-  lstc runtime show                    tell which library is used, and why
+  lstc runtime show                    which library is used, and why
   lstc runtime remove                  remove what was fetched
 
 A flag that is on or off may have a value: `--bias`, `--bias false`, `--bias=false` and `--no-bias` all work.
@@ -57,7 +57,7 @@ struct Cli {
     command: Command,
 }
 
-// In the order in which a user meets them; `--help` lists them so.
+// In the order in which a user meets them, which is also the order in `--help`.
 #[derive(Debug, Subcommand)]
 enum Command {
     Inspect(inspect::Inspect),
@@ -71,14 +71,14 @@ enum Command {
     Verify(verify::Verify),
     Bench(bench::Bench),
     Runtime(runtime::Runtime),
-    /// Print the completions of a shell
+    /// Print a shell's completions
     #[command(after_long_help = "Example:\n  lstc completions bash > ~/.local/share/bash-completion/completions/lstc")]
     Completions {
         shell: Shell,
     },
 }
 
-/// Reads the command line, does what it says, and tells how it ended.
+/// Reads the command line, does what it says, and reports how it ended.
 pub fn main() -> Exit {
     let command = parsed().command;
     interrupt::handle();
@@ -99,7 +99,7 @@ pub fn main() -> Exit {
     outcome.unwrap_or_else(|error| report::failure(&error))
 }
 
-/// What the command line says; where it says nothing that lstc takes, this ends the process with clap's message.
+/// Parses the command line; if it is not valid, ends the process with clap's message.
 fn parsed() -> Cli {
     let mut command = Cli::command();
     let words = arguments::settled(&command, std::env::args_os());
@@ -107,7 +107,7 @@ fn parsed() -> Cli {
     Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit())
 }
 
-/// A flag that is given goes before what stands in a configuration.
+/// A flag that is given overrides the configuration.
 fn set<T: Clone>(target: &mut T, flag: &Option<T>) {
     if let Some(value) = flag {
         target.clone_from(value);

@@ -1,4 +1,4 @@
-//! `lstc predict`: what a side network answers to rows without a target.
+//! `lstc predict`: a side network's answers to rows without a target.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -22,14 +22,14 @@ use crate::train::{Event, Started, read_corpus};
 #[derive(Debug, clap::Args)]
 #[command(
     long_about = "\
-Predicts labels for rows without a target, or generates text. Targets that the rows may have are not read.
+Predicts labels for rows without a target, or generates text. If the rows have targets, they are not read.
 
-The answer to a row is the likeliest of the labels, with its probability among them, its margin (by how much its log-likelihood \
+The answer to a row is the likeliest of the labels, with its probability among them, its margin (how far its log-likelihood \
 is above the next one's, in nats) and the probability of each label. The labels are those that --labels or --labels-from names, \
-or else those of the data that the side network was trained on, which its file records. Where there are none, or with \
+or else those of the data that the side network was trained on, which its file records. If there are none, or with \
 --generate, the answer is the text that the model writes, always taking the likeliest next token.
 
-Each row of the output has the number of its line in the data, and its input. Data is read as the run read its own.",
+Each row of the output has its line number in the data, and its input. Data is read as the run read its own.",
     after_long_help = "\
 Examples:
   lstc predict tuned/ --data new.jsonl > answers.jsonl
@@ -54,7 +54,7 @@ pub struct Predict {
     #[arg(long, requires = "output")]
     force: bool,
 
-    /// Form of the answers
+    /// Format of the answers
     #[arg(long, value_enum, default_value_t)]
     format: AnswerForm,
 
@@ -70,7 +70,7 @@ pub struct Predict {
     #[arg(long, value_name = "FILE", conflicts_with = "labels")]
     labels_from: Option<PathBuf>,
 
-    /// Generate text too, where there are labels
+    /// Generate text too, if there are labels
     #[arg(long)]
     generate: bool,
 
@@ -101,8 +101,8 @@ impl Predict {
 
         let reading = Reading { targets: Targets::Absent, ..started.data };
         let scratch = std::env::temp_dir();
-        let mut tell = |event: Event| talk.hear(&event);
-        let corpus = read_corpus(&opened, &reading, tokenizer.as_ref(), &self.data, &scratch, &mut tell)?;
+        let mut notify = |event: Event| talk.show(&event);
+        let corpus = read_corpus(&opened, &reading, tokenizer.as_ref(), &self.data, &scratch, &mut notify)?;
         talk.line.clear();
         let skipped = corpus.skipped();
         if skipped.count > 0 {
@@ -122,7 +122,7 @@ impl Predict {
         Ok(Exit::Done)
     }
 
-    /// The labels to choose from; none where the model is to write text.
+    /// The labels to choose from; none if the model is to write text.
     fn labels(
         &self,
         opened: &Opened,
@@ -137,8 +137,8 @@ impl Predict {
                 given => named_labels(given, tokenizer, reading.max_target_length),
             };
         };
-        let mut tell = |event: Event| talk.hear(&event);
-        let corpus = read_corpus(opened, reading, tokenizer, file, &std::env::temp_dir(), &mut tell)?;
+        let mut notify = |event: Event| talk.show(&event);
+        let corpus = read_corpus(opened, reading, tokenizer, file, &std::env::temp_dir(), &mut notify)?;
         talk.line.clear();
         let labels = evaluate::labels(&[&corpus], tokenizer)?;
         if labels.is_empty() {

@@ -1,4 +1,4 @@
-//! The flags that say how graphs are run: the same for every command that reads data through them once.
+//! The flags that say how graphs are run, the same for every command that reads data through them once.
 
 use super::arguments::at_least;
 use super::set;
@@ -6,15 +6,15 @@ use crate::rewrite::opened::Opened;
 use crate::runtime::Device;
 use crate::train::TrainOptions;
 
-/// How graphs are run, as flags. One that is not given leaves the configuration's value.
+/// How graphs are run, as flags. A flag that is not given leaves the configuration's value.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Running")]
 pub struct RunningFlags {
-    /// Examples that are run at once [default: 16]
+    /// Examples in a batch [default: 16]
     #[arg(long, value_name = "N", value_parser = at_least::<u32>(1))]
     batch_size: Option<u32>,
 
-    /// Threads of one operator [default: as many as there are cores]
+    /// Threads per operator [default: one per core]
     #[arg(long, value_name = "N", value_parser = at_least::<u32>(1))]
     threads: Option<u32>,
 

@@ -63,7 +63,7 @@ lstc uses operators that the CUDA provider runs without them."
     )]
     cuda: bool,
 
-    /// Install from this wheel instead of through pip; once for each package
+    /// Install from this wheel instead of through pip; give it once for each package
     #[arg(long, value_name = "FILE")]
     wheel: Vec<PathBuf>,
 
@@ -71,11 +71,11 @@ lstc uses operators that the CUDA provider runs without them."
     #[arg(long, requires = "wheel")]
     allow_unpinned: bool,
 
-    /// Install again what is installed already
+    /// Reinstall what is already installed
     #[arg(long)]
     force: bool,
 
-    /// The form of the result
+    /// Format of the result
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }
@@ -89,16 +89,16 @@ impl Install {
             force: self.force,
         };
         let mut line = ProgressLine::default();
-        let installed = install::install(&request, &mut |progress| tell(progress, &mut line))?;
+        let installed = install::install(&request, &mut |progress| notify(progress, &mut line))?;
         drop(line);
         report::data(&InstallReport::new(&installed), self.format)?;
         Ok(Exit::Done)
     }
 }
 
-fn tell(progress: Progress, line: &mut ProgressLine) {
+fn notify(progress: Progress, line: &mut ProgressLine) {
     match progress {
-        Progress::Waiting => report::note("waiting for another installation to end"),
+        Progress::Waiting => report::note("waiting for another installation to finish"),
         Progress::Downloading { package } => {
             line.clear();
             report::note(format_args!("fetching {package} with pip"));
@@ -106,10 +106,7 @@ fn tell(progress: Progress, line: &mut ProgressLine) {
         Progress::Arrived { bytes } => line.show(Bytes(bytes)),
         Progress::Unpinned { file, sha256 } => {
             line.clear();
-            report::warning(format_args!(
-                "`{}` (sha256 {sha256}) is not pinned, and used all the same",
-                file.display()
-            ));
+            report::warning(format_args!("`{}` (sha256 {sha256}) is not pinned, but used anyway", file.display()));
         }
         Progress::Unpacking { package } => line.show(format_args!("unpacking {package}")),
     }
@@ -117,7 +114,7 @@ fn tell(progress: Progress, line: &mut ProgressLine) {
 
 #[derive(Serialize)]
 struct InstallReport {
-    /// Whether this command installed it, or it was installed before.
+    /// True if this command installed it; false if it was already installed.
     fresh: bool,
     version: String,
     flavour: String,
@@ -147,15 +144,15 @@ impl fmt::Display for InstallReport {
     }
 }
 
-/// Tell which ONNX Runtime library is used, and where it was looked for
+/// Show which ONNX Runtime library is used, and where it was looked for
 #[derive(Debug, Args)]
 #[command(
     long_about = "\
-Tell which ONNX Runtime library is used, and where it was looked for.
+Show which ONNX Runtime library is used, and where it was looked for.
 
-The first of these that holds a library that is new enough: the file that ORT_DYLIB_PATH names, and then no other; what \
-`lstc runtime install` put into the cache directory; the `onnxruntime` package of the active Python environment; the \
-directories of LD_LIBRARY_PATH and of the system.",
+The first of these that holds a library that is new enough is used: what `lstc runtime install` put into the cache directory; \
+the `onnxruntime` package of the active Python environment; the directories of LD_LIBRARY_PATH and of the system. If \
+ORT_DYLIB_PATH is set, only the file that it names is looked at.",
     after_long_help = "\
 Examples:
   lstc runtime show
@@ -163,11 +160,11 @@ Examples:
   lstc runtime show --format json | jq -r .library.path"
 )]
 struct Show {
-    /// What the library is to run on: cpu, cuda, or cuda:1
+    /// The device that the library must support: cpu, cuda or cuda:1
     #[arg(long, default_value_t)]
     device: Device,
 
-    /// The form of the report
+    /// Format of the report
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }
@@ -204,11 +201,11 @@ Examples:
   lstc runtime remove 1.31.1-cuda"
 )]
 struct Remove {
-    /// Which installation, as in 1.32.0, or 1.32.0-cpu where both builds are there [default: all]
+    /// Which installation, as in 1.32.0, or 1.32.0-cpu if both builds are installed [default: all]
     #[arg(value_name = "VERSION")]
     which: Option<Which>,
 
-    /// The form of the report
+    /// Format of the report
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }
@@ -216,7 +213,7 @@ struct Remove {
 impl Remove {
     fn run(self) -> anyhow::Result<Exit> {
         let mut line = ProgressLine::default();
-        let removed = remove(self.which, &mut |progress| tell(progress, &mut line))?;
+        let removed = remove(self.which, &mut |progress| notify(progress, &mut line))?;
         drop(line);
         let removed = removed.iter().map(RemovedReport::new).collect();
         report::data(&RemoveReport { removed }, self.format)?;

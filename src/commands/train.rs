@@ -34,25 +34,25 @@ a target in each row, or JSONL of token ids (`input_ids`, `labels`). The backbon
 
 What is written to the run's folder, `run` in the directory unless --out says otherwise:
   best.safetensors        the side network of the best evaluation, for `lstc eval` and `lstc export`
-  checkpoint.safetensors  where the run stands; --resume goes on from it
-  metrics.jsonl           a line a step: loss, speed, memory and more; a line an evaluation
+  checkpoint.safetensors  where the run stands; --resume continues from it
+  metrics.jsonl           a line per step (loss, speed, memory and more) and per evaluation
   train.yaml              how the run was started
 
-The best evaluation is the one with the highest accuracy where the targets are labels (at most 100 different ones), else \
-with the lowest loss. Without --eval it is the last.
+The best evaluation is the one with the highest accuracy if the targets are labels (at most 100 different ones), else the \
+one with the lowest loss. Without --eval it is the last.
 
---eval 0.1 holds a tenth of the training data out to evaluate on, so that no other file selects the best: each label has its \
-share of both parts where targets are labels, and --seed draws which examples they are.
+--eval 0.1 holds out a tenth of the training data to evaluate on, so that no other file is needed to select the best. If the \
+targets are labels, each label keeps its share in both parts. --seed decides which examples are held out.
 
-Where targets are labels, training says what a guess reaches that knows how often each label occurs, and nothing of the input: \
-the accuracy of always giving the most frequent one (the majority), and the least loss. An evaluation that is no better says so.
+If the targets are labels, training reports what can be reached by guessing from the labels' frequencies alone: the accuracy \
+of always giving the most frequent one (the majority), and the least loss. An evaluation that is no better says so.
 
---from RUN starts another run, from the best side network of RUN or from a side network's file, with RUN's options where flags \
-say nothing else. AdamW's moments start at zero, and the schedule starts again: the learning rate warms up to --lr and falls to \
-the end of --epochs. With --patience the schedule is that of all --epochs, too.
+--from RUN starts another run, from the best side network of RUN or from a side network file, with RUN's options unless flags \
+override them. AdamW's moments start at zero, and the schedule starts again: the learning rate warms up to --lr and falls until \
+the end of --epochs. With --patience the schedule still spans all --epochs.
 
-With --cache the taps of each example, which are the same in every epoch, are computed once and kept on the disk: \
-`lstc cache --help` tells when that pays.
+With --cache the taps of each example, which are the same in every epoch, are computed once and kept on disk: \
+`lstc cache --help` says when that pays.
 
 Ctrl-C finishes the step and saves. On the CPU a run that was stopped or killed, and resumed, gives the same losses, bit \
 for bit, as one that was not.",
@@ -91,15 +91,15 @@ pub struct Train {
     #[arg(long)]
     resume: bool,
 
-    /// Start a new run from the best side network of this one, with its options, or from a side network's file
+    /// Start a new run from the best side network of this one, with its options, or from a side network file
     #[arg(long, value_name = "RUN", conflicts_with = "resume")]
     from: Option<PathBuf>,
 
-    /// Options from a YAML file; flags go before it [default: the directory's lst.yaml]
+    /// Options from a YAML file; flags override it [default: the directory's lst.yaml]
     #[arg(long, value_name = "FILE", conflicts_with = "resume")]
     config: Option<PathBuf>,
 
-    /// Form of the summary on stdout
+    /// Format of the summary on stdout
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 
@@ -110,19 +110,19 @@ pub struct Train {
     flags: TrainFlags,
 }
 
-/// The options as flags. One that is not given leaves the configuration's value.
+/// The options as flags. A flag that is not given leaves the configuration's value.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Training")]
 struct TrainFlags {
-    /// How often every example is seen [default: 5]
+    /// Number of passes over the training data [default: 5]
     #[arg(long, value_name = "N", value_parser = at_least::<u64>(1))]
     epochs: Option<u64>,
 
-    /// Examples that are run at once [default: 16]
+    /// Examples in a batch [default: 16]
     #[arg(long, value_name = "N", value_parser = at_least::<usize>(1))]
     batch_size: Option<usize>,
 
-    /// Batches whose gradients make one step [default: 1]
+    /// Batches whose gradients are combined into one step [default: 1]
     #[arg(long, value_name = "N", value_parser = at_least::<usize>(1))]
     accumulate: Option<usize>,
 
@@ -134,11 +134,11 @@ struct TrainFlags {
     #[arg(long, value_enum)]
     schedule: Option<Schedule>,
 
-    /// Steps in which the learning rate rises [default: a tenth of all, at most 500]
+    /// Steps over which the learning rate rises [default: a tenth of all, at most 500]
     #[arg(long, value_name = "N", value_parser = at_least::<u64>(0))]
     warmup_steps: Option<u64>,
 
-    /// Stop after N evaluations without a better one [default: never]
+    /// Stop after N evaluations without an improvement [default: never]
     #[arg(long, value_name = "N", value_parser = at_least::<u64>(1))]
     patience: Option<u64>,
 
@@ -146,7 +146,7 @@ struct TrainFlags {
     #[arg(long, value_name = "N", value_parser = at_least::<u64>(0))]
     seed: Option<u64>,
 
-    /// Threads of one operator [default: as many as there are cores]
+    /// Threads per operator [default: one per core]
     #[arg(long, value_name = "N", value_parser = at_least::<usize>(1))]
     threads: Option<usize>,
 
@@ -158,17 +158,17 @@ struct TrainFlags {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     tf32: Option<bool>,
 
-    /// Use weights where their file is mapped: less memory, but slower, the more so with small batches [default: false]
+    /// Read weights from their mapped file: less memory, but slower, above all with small batches [default: false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     map_weights: Option<bool>,
 
-    /// On the CPU, whether the backbone reads the next batch while the side network learns from the one before, which takes memory
-    /// for the taps of one more batch: auto does where there are twice as many cores as --threads [default: auto]
+    /// On the CPU, whether the backbone reads the next batch while the side network learns from the previous one, which takes
+    /// memory for the taps of one more batch; auto does if there are twice as many cores as --threads [default: auto]
     #[arg(long, value_enum)]
     overlap: Option<Overlap>,
 
-    /// How taps lie in memory from the forward pass to the backward pass: fp16 takes half, int8 a quarter, and each some
-    /// precision. Not with --cache, which has --cache-dtype [default: fp32]
+    /// How taps are held in memory from the forward pass to the backward pass: fp16 takes half as much and int8 a quarter, each
+    /// at some loss of precision. Not with --cache, which has --cache-dtype [default: fp32]
     #[arg(long, value_enum, value_name = "TYPE")]
     tap_dtype: Option<TapDtype>,
 
@@ -181,7 +181,7 @@ struct TrainFlags {
     #[arg(long, value_name = "N", value_parser = at_least::<u64>(1))]
     log_every: Option<u64>,
 
-    /// Steps between checkpoints; there is one after each epoch too [default: 500]
+    /// Steps between checkpoints; each epoch also ends with one [default: 500]
     #[arg(long, value_name = "N", value_parser = at_least::<u64>(1))]
     save_every: Option<u64>,
 
@@ -189,11 +189,11 @@ struct TrainFlags {
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
 
-    /// What the cache may take of the disk, as in 20GB [default: what is free but 10 GiB, at least half of it]
+    /// How much disk space the cache may take, as in 20GB [default: all that is free but 10 GiB, at least half of it]
     #[arg(long, value_name = "SIZE")]
     cache_budget: Option<Size>,
 
-    /// How taps are kept [default: as the cache has them, else fp32]
+    /// Type in which taps are kept [default: the cache's own, else fp32]
     #[arg(long, value_enum, value_name = "TYPE")]
     cache_dtype: Option<Element>,
 }
@@ -212,33 +212,33 @@ impl Train {
         };
         let mut talk = Talk::default();
         let summary = train(&request, |event| {
-            // Before, there is nothing to save.
+            // Until then, there is nothing to save.
             if matches!(event, Event::Begins(_)) {
                 interrupt::listen();
             }
-            talk.hear(&event);
+            talk.show(&event);
         })?;
         talk.line.clear();
         report::data(&Outcome { directory: &self.directory, summary: &summary }, self.format)?;
         let is_own = summary.out == self.directory.join(RUN);
         if let Some(waited) = summary.out_of_patience {
-            report::note(format!("stopped: {} without a better one", count(waited, "evaluation")));
+            report::note(format!("stopped: {} without an improvement", count(waited, "evaluation")));
         }
         if summary.interrupted {
             let path = |path: &Path| report::word(&path.to_string_lossy());
             let out = if is_own { String::new() } else { format!(" --out {}", path(&summary.out)) };
             let directory = path(&self.directory);
-            report::note(format!("stopped and saved; `lstc train {directory}{out} --resume` goes on"));
+            report::note(format!("stopped and saved; `lstc train {directory}{out} --resume` continues it"));
             return Ok(Exit::Interrupted);
         }
         if is_own {
             let directory = report::word(&self.directory.to_string_lossy());
-            report::note(format!("`lstc export {directory} -o tuned.onnx` makes one model of it"));
+            report::note(format!("`lstc export {directory} -o tuned.onnx` writes it as one model"));
         }
         Ok(Exit::Done)
     }
 
-    /// What the run is, from the flags and, where they say nothing, from its own record or the configuration.
+    /// The run's options, from the flags and, for what they leave open, from its own record or the configuration.
     fn started(&self) -> anyhow::Result<Started> {
         let config = match &self.config {
             Some(path) => Config::read(path)?,
@@ -258,12 +258,12 @@ impl Train {
         self.flags.apply(&mut started);
         if self.resume && !runs_alike(&recorded, &started.train) {
             report::warning(
-                "with other threads, weights, device, taps or cache, the figures are not those of the run bit for bit",
+                "with other threads, weights, device, taps or cache, results will not match the run's bit for bit",
             );
         }
         let of_a_cache = self.flags.cache_budget.is_some() || self.flags.cache_dtype.is_some();
         if of_a_cache && self.flags.cache.is_none() && started.train.cache.is_none() {
-            bail!("--cache-budget and --cache-dtype are of a cache: --cache DIR names its folder");
+            bail!("--cache-budget and --cache-dtype need a cache: name its folder with --cache DIR");
         }
         self.data.apply(&mut started.data);
         let train = &mut started.train;
@@ -348,7 +348,7 @@ impl TrainFlags {
     }
 }
 
-/// Tells a run's events on stderr.
+/// Reports a run's events on stderr.
 #[derive(Default)]
 pub struct Talk {
     pub line: ProgressLine,
@@ -356,7 +356,7 @@ pub struct Talk {
 }
 
 impl Talk {
-    pub fn hear(&mut self, event: &Event) {
+    pub fn show(&mut self, event: &Event) {
         match event {
             Event::Reading { file, done, of } => {
                 let name = file.file_name().map(|n| n.to_string_lossy()).unwrap_or_default();
@@ -365,7 +365,7 @@ impl Talk {
             Event::Begins(plan) => {
                 self.line.clear();
                 self.epochs = plan.epochs;
-                tell_plan(plan);
+                report_plan(plan);
             }
             Event::Step { line, of, left } => {
                 let text = format!(
@@ -397,7 +397,7 @@ impl Talk {
     }
 }
 
-fn tell_plan(plan: &Plan) {
+fn report_plan(plan: &Plan) {
     let held_out = if plan.holds_out { ", held out of the training data" } else { "" };
     let eval = plan.eval_examples.map_or_else(String::new, |n| format!(", {n} to evaluate on{held_out}"));
     let labels = match plan.labels {
@@ -417,7 +417,7 @@ fn tell_plan(plan: &Plan) {
     }
     if let Some(cache) = &plan.cache {
         let rows = count(cache.rows, "row");
-        report::note(format!("taps of {} of {rows} lie in `{}`", cache.kept, cache.folder.display()));
+        report::note(format!("taps of {} of {rows} are in `{}`", cache.kept, cache.folder.display()));
     }
     if plan.skipped > 0 {
         let rows = count(plan.skipped, "bad row");
@@ -429,12 +429,12 @@ fn tell_plan(plan: &Plan) {
     }
 }
 
-/// A rate in three digits or so.
+/// A rate in about three digits.
 pub fn thousands(rate: f64) -> String {
     if rate >= 10_000.0 { format!("{:.1}k", rate / 1000.0) } else { format!("{rate:.0}") }
 }
 
-/// What a run came to, for the report.
+/// The outcome of a run, for the report.
 #[derive(Serialize)]
 struct Outcome<'o> {
     directory: &'o Path,

@@ -15,7 +15,7 @@ Proves that a rewritten directory is right, by measurement: every block of the m
 full width, against the model itself; the backbone in the written graphs against the source, bit for bit; gradients \
 against finite differences; and the invariants of a rewrite in every graph on disk.
 
-The exit code is 1 where a check fails.",
+The exit code is 1 if a check fails.",
     after_long_help = "Examples:\n  lstc verify tuned/\n  lstc verify tuned/ --format json"
 )]
 pub struct Verify {
@@ -26,7 +26,7 @@ pub struct Verify {
     #[arg(long, default_value_t = 0, value_parser = at_least::<u64>(0))]
     seed: u64,
 
-    /// Form of the table on stdout
+    /// Format of the table on stdout
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }

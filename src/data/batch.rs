@@ -9,7 +9,7 @@ use super::{Corpus, Example, SpecialTokens};
 /// The label of a position that does not count.
 pub const IGNORED: i64 = -100;
 
-/// Sizes that a model with static shapes demands.
+/// Sizes that a model with static shapes requires.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fixed {
     pub batch: Option<usize>,
@@ -17,10 +17,10 @@ pub struct Fixed {
     pub target: Option<usize>,
 }
 
-/// Examples side by side: `[batch, length]` arrays, as long as the longest example or as the model demands.
+/// Examples side by side: `[batch, length]` arrays, as long as the longest example or as the model requires.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
-    /// The examples' lines in their file. Rows that fill up a fixed batch have none, so there may be fewer than rows.
+    /// The examples' lines in their file. Rows that fill up a fixed batch have none, so there may be fewer lines than rows.
     pub rows: Vec<u64>,
     pub source: Array2<i64>,
     /// 1 where `source` has a token that counts, 0 where it is hidden or padded.
@@ -28,7 +28,7 @@ pub struct Batch {
     /// The start token, then the target without its last token.
     pub target_in: Array2<i64>,
     pub target_mask: Array2<i64>,
-    /// The target; [`IGNORED`] where a label does not count, and where it is padded.
+    /// The target; [`IGNORED`] where a label does not count, and in padding.
     pub labels: Array2<i64>,
     /// Labels that count.
     pub counted: usize,

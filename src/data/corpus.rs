@@ -12,8 +12,8 @@ use super::tokenised::HIDDEN;
 use super::words::Words;
 use super::{Reading, SpecialTokens, Tokenizer};
 
-/// Words of the index that an example takes: where its tokens begin and its line in the file, both 64 bits with the lower
-/// half first, then the lengths of source and target.
+/// Index words per example: where its tokens begin and its line in the file, both 64 bits with the lower half first,
+/// then the lengths of source and target.
 pub(super) const ENTRY: usize = 6;
 
 /// Tokenised examples, in the order of their file.
@@ -30,11 +30,11 @@ pub struct Corpus {
     pub(super) sha256: String,
 }
 
-/// One tokenised row. Of each token the highest bit says whether it is hidden: in the source from attention, in the target
-/// from the loss.
+/// One tokenised row. The highest bit of each token says whether it is hidden: in the source from attention, in the
+/// target from the loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Example<'a> {
-    /// Where it begins in the file, as a line from 1.
+    /// The line in the file where it begins, from 1.
     pub row: u64,
     pub source: &'a [u32],
     /// With the end token.
@@ -77,12 +77,11 @@ impl Fingerprint {
 }
 
 impl Corpus {
-    /// Reads and tokenises a file. Its tokens go to a file without a name in the folder `scratch`; ids must be below
-    /// `vocabulary`. `progress` is told the bytes read, and of how many.
+    /// Reads and tokenises a file. Its tokens go to an unnamed file in the folder `scratch`; ids must be below
+    /// `vocabulary`. `progress` gets the bytes read, and of how many.
     ///
     /// Rows with token ids need no tokenizer: their ids are taken without padding, and cut to the limits with their last token
-    /// kept. An input that is blank is a bad
-    /// row unless a prefix stands before it; a blank target always is.
+    /// kept. A row with a blank input is bad unless a prefix precedes it; one with a blank target always is.
     ///
     /// # Errors
     /// A file that cannot be read or has no usable row; the first bad row, where rows are not to be skipped, with its line
@@ -120,7 +119,7 @@ impl Corpus {
     }
 
     /// # Panics
-    /// Where there is no such example.
+    /// If there is no such example.
     pub fn example(&self, index: usize) -> Example<'_> {
         let entry = self.entry(index);
         let long = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
@@ -165,13 +164,13 @@ impl Corpus {
         self.hides_source
     }
 
-    /// What of the rows is not read, though it might be.
+    /// What is not read of the rows, though it might be.
     pub fn note(&self) -> Option<&str> {
         self.note.as_deref()
     }
 
-    /// Of the lengths and the ids of all examples, in order, in hexadecimal: whether two files, read in their ways, train
-    /// the same.
+    /// The hash of the lengths and the ids of all examples, in order, in hexadecimal: whether two files, each read in its
+    /// own way, train the same.
     pub fn sha256(&self) -> &str {
         &self.sha256
     }
@@ -181,7 +180,7 @@ impl Corpus {
         (0..self.len()).map(|index| self.example(index).target)
     }
 
-    /// The distinct targets in ascending order; none where there are more than `at_most`, or one has labels that do not count.
+    /// The distinct targets in ascending order; none if there are more than `at_most`, or one has labels that do not count.
     pub fn targets(&self, at_most: usize) -> Option<Vec<Vec<u32>>> {
         let mut targets = BTreeSet::new();
         for index in 0..self.len() {

@@ -30,7 +30,7 @@ impl<'a> Fields<'a> {
     /// Reads the fields of these names.
     ///
     /// # Errors
-    /// Text that is not a JSON object, with the column; one of the fields given twice, of which no reader could say which counts.
+    /// Text that is not a JSON object, with the column; a field given twice, where it is not clear which one counts.
     pub fn of(object: &'a str, names: &'a [&'a str]) -> Result<Fields<'a>, String> {
         let mut fields = Fields { object, names, values: names.iter().map(|_| None).collect(), twice: None };
         let mut json = serde_json::Deserializer::from_str(object);

@@ -1,4 +1,4 @@
-//! The inputs of a file, once more, as people wrote them.
+//! The inputs of a file, read once more, as they were written.
 
 use std::fmt;
 use std::path::Path;
@@ -35,7 +35,7 @@ pub struct Inputs<'p> {
 
 impl<'p> Inputs<'p> {
     /// # Errors
-    /// As [`super::Corpus::read`], but for bad rows.
+    /// As [`super::Corpus::read`], except for bad rows.
     pub fn open(path: &'p Path, reading: &Reading) -> anyhow::Result<Inputs<'p>> {
         Ok(Inputs { path, rows: Rows::open(path, reading)? })
     }
@@ -43,7 +43,7 @@ impl<'p> Inputs<'p> {
     /// The input of the row that begins at this line, which comes after those that were asked for before.
     ///
     /// # Errors
-    /// From the file system; a file that has changed, and has no such row any more.
+    /// From the file system; a file that has changed, and no longer has such a row.
     pub fn at(&mut self, line: u64) -> anyhow::Result<Input> {
         let changed = || format!("`{}` has changed while it was read", self.path.display());
         loop {

@@ -12,11 +12,11 @@ use super::words::WordsWriter;
 use super::{Encoded, OnBadRow, Reading, SpecialTokens, Tokenizer};
 use crate::report::Hinted;
 
-/// Rows that are tokenised together, at most.
+/// The most rows that are tokenised together.
 const CHUNK_ROWS: usize = 512;
 /// Text that is tokenised together, in bytes: tokenizers need about a hundred bytes a token.
 const CHUNK_TEXT: usize = 256 << 10;
-/// Reasons that are kept of skipped rows.
+/// Skipped rows whose reasons are kept.
 const REASONS: usize = 5;
 
 pub struct Intake<'a> {
@@ -80,7 +80,7 @@ impl<'a> Intake<'a> {
     /// Takes a row, and says whether a chunk was written with it.
     ///
     /// # Errors
-    /// A bad row, where they are not skipped; text without a tokenizer; a full disk.
+    /// A bad row, if they are not skipped; text without a tokenizer; a full disk.
     pub fn take(&mut self, row: Row) -> anyhow::Result<bool> {
         self.chunk_text += match &row.content {
             Ok(Content::Text { input, target }) => self.reading.prefix.len() + input.len() + target.len(),
@@ -96,7 +96,7 @@ impl<'a> Intake<'a> {
     }
 
     /// # Errors
-    /// As [`Intake::take`], and where no row was usable.
+    /// As [`Intake::take`], and if no row was usable.
     pub fn finish(mut self) -> anyhow::Result<Corpus> {
         self.write_chunk()?;
         if self.examples == 0 {
@@ -191,7 +191,7 @@ impl<'a> Intake<'a> {
         for (source, target) in encoded.iter().flatten() {
             let fits = self.in_vocabulary(&self.input, source);
             if let Err(reason) = fits.and_then(|()| self.in_vocabulary(&self.target, target)) {
-                // No fault of the row's: with another model's tokenizer, none would mean what it says.
+                // Not the row's fault: with another model's tokenizer, no row would mean what it says.
                 let error = anyhow!("`{}`: {reason}: the tokenizer is not the model's", self.path.display());
                 return Err(Hinted::new(error, "--tokenizer takes the model's `tokenizer.json`").into());
             }
@@ -201,13 +201,13 @@ impl<'a> Intake<'a> {
 
     fn encoded_alone(&self, tokenizer: &Tokenizer, input: &str, target: &str) -> Result<Pair, String> {
         let reading = self.reading;
-        let told = |name: &str, error: anyhow::Error| format!("field {name} has no tokens: {error:#}");
-        let source = tokenizer.encode(input, reading.max_source_length).map_err(|e| told(&self.input, e))?;
+        let reason = |name: &str, error: anyhow::Error| format!("field {name} has no tokens: {error:#}");
+        let source = tokenizer.encode(input, reading.max_source_length).map_err(|e| reason(&self.input, e))?;
         let target = match reading.targets {
             Targets::Read => tokenizer.encode(target, reading.max_target_length),
             Targets::Absent => self.no_target(),
         };
-        Ok((source, target.map_err(|e| told(&self.target, e))?))
+        Ok((source, target.map_err(|e| reason(&self.target, e))?))
     }
 
     /// The end token alone.
@@ -216,7 +216,7 @@ impl<'a> Intake<'a> {
         Ok(Encoded { ids: vec![end], truncated: false })
     }
 
-    /// Ids of a file that is tokenised already, cut to the limits.
+    /// Ids of a file that is already tokenised, cut to the limits.
     fn taken(&self, row: &Tokenised) -> Result<Pair, String> {
         let taken = |name: &str, tokens: Vec<u32>, limit: usize| {
             let taken = cut(tokens, limit);
@@ -236,7 +236,7 @@ impl<'a> Intake<'a> {
             None => Ok(()),
             Some(id) => {
                 let size = self.vocabulary;
-                Err(format!("field {name} gives token {id}, and the model's vocabulary has {size} tokens"))
+                Err(format!("field {name} has token {id}, but the model's vocabulary has {size} tokens"))
             }
         }
     }
@@ -261,15 +261,15 @@ impl<'a> Intake<'a> {
     }
 
     fn bad_row(&mut self, line: u64, why: &str) -> anyhow::Result<()> {
-        let told = format!("`{}`, line {line}: {why}", self.path.display());
+        let problem = format!("`{}`, line {line}: {why}", self.path.display());
         match self.reading.on_bad_row {
             OnBadRow::Fail => {
-                Err(Hinted::new(anyhow!(told), "--on-bad-row skip leaves such rows out and counts them").into())
+                Err(Hinted::new(anyhow!(problem), "--on-bad-row skip leaves such rows out and counts them").into())
             }
             OnBadRow::Skip => {
                 self.skipped.count += 1;
                 if self.skipped.first.len() < REASONS {
-                    self.skipped.first.push(told);
+                    self.skipped.first.push(problem);
                 }
                 Ok(())
             }

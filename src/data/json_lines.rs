@@ -1,7 +1,7 @@
-//! Rows as JSON objects, one a line.
+//! Rows as JSON objects, one per line.
 //!
-//! A file is tokenised already where its first row has arrays of integers `input_ids` and `labels`, or the first and no
-//! text; then all rows must be. In other files numbers and booleans stand for their text, a number as JSON writes it shortest.
+//! A file is already tokenised if its first row has arrays of integers `input_ids` and `labels`, or the first and no
+//! text; then all rows must be. In other files numbers and booleans are read as text, a number in its shortest JSON form.
 
 use anyhow::anyhow;
 
@@ -21,7 +21,7 @@ pub struct JsonLines {
     target_field: String,
     targets: Targets,
     form: Option<Form>,
-    /// What of the rows is not read, though it might be.
+    /// What is not read of the rows, though it might be.
     pub note: Option<String>,
 }
 
@@ -103,7 +103,7 @@ fn form(fields: &Fields, input: &Template) -> Form {
     }
 }
 
-/// Which of text and token ids counts, where a row has both.
+/// Which of text and token ids counts, if a row has both.
 fn beside(fields: &Fields, input: &Template) -> Option<String> {
     let has_both = is_ids(fields, INPUT_IDS) && has_text(fields, input);
     let text = input.named();
@@ -114,6 +114,6 @@ fn beside(fields: &Fields, input: &Template) -> Option<String> {
 }
 
 fn array() -> anyhow::Error {
-    let error = anyhow!("it begins with a JSON array, where each line is to be an object of its own");
+    let error = anyhow!("it begins with a JSON array, but each line must be an object of its own");
     Hinted::new(error, "`jq -c '.[]'` turns an array into lines").into()
 }

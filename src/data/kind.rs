@@ -10,10 +10,10 @@ use crate::report::{Hinted, word};
 /// A kind of file that is refused.
 pub struct Kind {
     name: &'static str,
-    /// What such a file begins with. Empty where only the name shows it.
+    /// What such a file begins with. Empty if only the name shows it.
     magic: &'static [u8],
     extensions: &'static [&'static str],
-    /// The command that makes text of `{file}`, called `{text}`; `{stem}` is the file's name without the last extension.
+    /// The command that converts `{file}` to text, called `{text}`; `{stem}` is the file's name without the last extension.
     convert: &'static str,
 }
 
@@ -74,7 +74,7 @@ const UTF_16_BE: Kind = kind("UTF-16 (big-endian)", b"", &[], "iconv -f UTF-16BE
 
 impl Kind {
     /// # Errors
-    /// A file that begins as one of these kinds, or that is called as one of them.
+    /// A file that begins like one of these kinds, or is named like one of them.
     pub fn check(path: &Path, start: &[u8]) -> anyhow::Result<()> {
         let Some(kind) = Kind::of(path, start) else { return Ok(()) };
         let part = |part: Option<&OsStr>| part.map(|p| p.to_string_lossy().into_owned()).unwrap_or_default();

@@ -4,9 +4,9 @@
 //! file -> rows -> Corpus (token ids in a mapped file) -> order -> Batch (padded arrays)
 //! ```
 //!
-//! **Invariant:** nothing here knows a model. Special tokens, the size of the vocabulary and fixed shapes come in as values.
+//! **Invariant:** nothing here depends on a model. Special tokens, the size of the vocabulary and fixed shapes come in as values.
 //!
-//! **Invariant:** memory does not grow with the data: rows stream, their tokens lie in an unlinked file, and no row is
+//! **Invariant:** memory does not grow with the data: rows stream, their tokens are in an unlinked file, and no row is
 //! longer than [`LONGEST_ROW`].
 //!
 //! **Invariant:** the same file, seed and epoch give the same batches on every machine.

@@ -1,4 +1,4 @@
-//! In which batches, and in which order, the examples of a corpus come.
+//! How the examples of a corpus are divided into batches, and in which order these come.
 //!
 //! **Invariant:** every example comes once. A batch smaller than the others comes last.
 
@@ -7,7 +7,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::Corpus;
 
-/// Batches whose examples are sorted by length together: enough that little is padded, few enough that batches stay random.
+/// Batches whose examples are sorted by length together: enough for little padding, few enough for batches to stay random.
 const WINDOW: usize = 64;
 
 /// Batches of indices into a corpus, 4 bytes an example.
@@ -29,7 +29,7 @@ impl Batches {
     }
 
     /// # Panics
-    /// Where there is no such batch.
+    /// If there is no such batch.
     pub fn get(&self, batch: usize) -> &[u32] {
         let place = self.order.get(batch).map_or(batch, |place| *place as usize);
         let start = place * self.batch_size;
@@ -60,7 +60,7 @@ pub fn epoch_batches(corpus: &Corpus, batch_size: usize, seed: u64, epoch: u64) 
     Batches { indices, batch_size, order }
 }
 
-/// How examples follow one another where nothing is trained.
+/// The order of examples when nothing is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
     /// As in the file.
@@ -95,7 +95,7 @@ pub(super) fn random(seed: u64, epoch: u64) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(key)
 }
 
-/// Fisher and Yates. Written out, as a library's may change from version to version.
+/// Fisher-Yates. Written out, since a library's may change between versions.
 pub(super) fn shuffle(values: &mut [u32], random: &mut ChaCha8Rng) {
     for last in (1..values.len()).rev() {
         let drawn = (u128::from(random.next_u64()) * (last as u128 + 1)) >> 64;

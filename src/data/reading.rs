@@ -14,13 +14,13 @@ use crate::report::Hinted;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Reading {
-    /// The form of the file; by its extension where there is none.
+    /// The format of the file; by its extension if none is given.
     pub format: Option<DataFormat>,
-    /// What quotes mean in a table; by its form where nothing is said.
+    /// How quotes in a table are read; by its format if not given.
     pub quoting: Option<Quoting>,
-    /// Of several, whose names are separated by commas, the input is `name: text` of each.
+    /// For several, whose names are separated by commas, the input is `name: text` of each.
     pub input_field: String,
-    /// The input where it is more than a field: text with `{field}`s in it.
+    /// The input if it is more than a field: text with `{field}`s in it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
     pub target_field: String,
@@ -31,14 +31,14 @@ pub struct Reading {
     /// In tokens, with the end token.
     pub max_target_length: usize,
     pub on_bad_row: OnBadRow,
-    /// What fills rows up; what lies beside the model says it where nothing is said. Settled when a model is rewritten, as
-    /// the two below.
+    /// What pads rows; by default what the files beside the model say. Settled when a model is rewritten, like the two
+    /// below.
     pub pad_token_id: Option<i64>,
     /// What ends every text.
     pub eos_token_id: Option<i64>,
     /// What the decoder begins with.
     pub decoder_start_token_id: Option<i64>,
-    /// Set by what is done with the rows, and no option.
+    /// Set by what is done with the rows; not an option.
     #[serde(skip)]
     pub targets: Targets,
 }
@@ -48,7 +48,7 @@ pub struct Reading {
 pub enum Targets {
     #[default]
     Read,
-    /// What may stand there is not read: each target is the end token alone.
+    /// No targets are read: each target is the end token alone.
     Absent,
 }
 
@@ -73,7 +73,7 @@ impl Default for Reading {
 }
 
 impl Reading {
-    /// The same, where what a model fixes is a limit too.
+    /// The same, with the sizes that a model fixes as limits too.
     pub fn within(&self, fixed: &Fixed) -> Reading {
         let at_most = |length: usize, fixed: Option<usize>| fixed.map_or(length, |fixed| fixed.min(length));
         Reading {
@@ -108,32 +108,32 @@ impl Reading {
     }
 }
 
-/// What becomes of a row that cannot be used.
+/// What to do with a row that cannot be used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnBadRow {
-    /// The first one is an error.
+    /// Stop with an error at the first one.
     #[default]
     Fail,
-    /// It is left out and counted.
+    /// Leave it out and count it.
     Skip,
 }
 
-/// What quotes mean in a table.
+/// How quotes in a table are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Quoting {
-    /// They are text, as in the TSV files of GLUE.
+    /// Quotes are text, as in the TSV files of GLUE.
     None,
-    /// A field that begins with one ends with one, and may hold delimiters and line ends; inside, a quote is doubled.
+    /// A field that begins with a quote ends with one, and may hold delimiters and line ends; inside, quotes are doubled.
     Rfc4180,
 }
 
-/// The form of a file of rows.
+/// The format of a file of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum DataFormat {
-    /// One JSON object a line.
+    /// One JSON object per line.
     Jsonl,
     /// Comma-separated, with a header row.
     Csv,
@@ -142,7 +142,7 @@ pub enum DataFormat {
 }
 
 impl DataFormat {
-    /// What quotes mean in a table of this form, where nobody says.
+    /// How quotes in a table of this format are read by default.
     pub fn quoting(self) -> Quoting {
         match self {
             DataFormat::Csv => Quoting::Rfc4180,
@@ -150,7 +150,7 @@ impl DataFormat {
         }
     }
 
-    /// The form that a file's extension names.
+    /// The format that a file's extension names.
     ///
     /// # Errors
     /// An extension that names none.
@@ -161,7 +161,7 @@ impl DataFormat {
             Some("csv") => Ok(DataFormat::Csv),
             Some("tsv") => Ok(DataFormat::Tsv),
             _ => {
-                let error = anyhow!("the extension of `{}` does not say which form of data it holds", path.display());
+                let error = anyhow!("the extension of `{}` does not say in which format its data is", path.display());
                 let hint = "lstc reads `.jsonl`, `.json` and `.ndjson` (one JSON object a line), `.csv` and `.tsv`; \
                             for files with other names, pass --data-format jsonl, csv or tsv";
                 Err(Hinted::new(error, hint).into())

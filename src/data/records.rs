@@ -10,7 +10,7 @@ use super::source::{LONGEST_ROW, Source};
 
 pub const MOST_COLUMNS: usize = 1 << 16;
 
-/// Splits bytes into records, of which it holds the last one.
+/// Splits bytes into records, and holds the last one.
 pub struct Records {
     delimiter: u8,
     has_quotes: bool,
@@ -37,7 +37,7 @@ enum Place {
     FieldStart,
     Bare,
     Quoted,
-    /// Behind a quote inside a quoted field, which ends the field unless another quote follows.
+    /// After a quote inside a quoted field, which ends the field unless another quote follows.
     AfterQuote,
 }
 
@@ -46,13 +46,13 @@ impl Records {
         Records { delimiter, has_quotes, line: 1, text: Vec::new(), ends: Vec::new() }
     }
 
-    /// A field of the last record, which is not too long and has it.
+    /// A field of the last record, which must have it and not be too long.
     pub fn field(&self, field: usize) -> &[u8] {
         let start = if field == 0 { 0 } else { self.ends[field - 1] };
         &self.text[start..self.ends[field]]
     }
 
-    /// Reads the next record; empty lines are passed over.
+    /// Reads the next record; empty lines are skipped.
     pub fn next(&mut self, source: &mut Source) -> io::Result<Option<Record>> {
         self.pass_line_ends(source)?;
         self.text.clear();
@@ -109,7 +109,7 @@ impl Records {
         }
     }
 
-    /// What does not fit any more is dropped.
+    /// What no longer fits is dropped.
     fn push(&mut self, byte: u8, next: Place, record: &mut Record) -> Place {
         if self.text.len() < LONGEST_ROW {
             self.text.push(byte);

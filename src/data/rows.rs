@@ -1,4 +1,4 @@
-//! Rows of a file, whatever its form.
+//! Rows of a file, whatever its format.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use super::table::Table;
 use super::tokenised::Tokenised;
 use crate::report::{Hinted, word};
 
-/// One row, or why it is a bad one.
+/// One row, or why it is bad.
 pub struct Row {
     /// Where it begins in the file, from 1.
     pub line: u64,
@@ -31,7 +31,7 @@ pub enum Rows {
 
 impl Rows {
     /// # Errors
-    /// A file that cannot be read or does not hold text, a form that is not known, a column that is missing.
+    /// A file that cannot be read or does not hold text, an unknown format, a missing column.
     pub fn open(path: &Path, reading: &Reading) -> anyhow::Result<Rows> {
         if path.is_dir() {
             return Err(folder(path));
@@ -57,7 +57,7 @@ impl Rows {
     /// The next row; none at the end of the file.
     ///
     /// # Errors
-    /// From the file system; a file that is not of its form.
+    /// From the file system; a file that is not in its format.
     pub fn next(&mut self) -> anyhow::Result<Option<Row>> {
         match self {
             Rows::JsonLines(lines) => lines.next(),
@@ -65,7 +65,7 @@ impl Rows {
         }
     }
 
-    /// What of the rows is not read, though it might be.
+    /// What is not read of the rows, though it might be.
     pub fn note(&self) -> Option<&str> {
         match self {
             Rows::JsonLines(lines) => lines.note.as_deref(),
@@ -83,11 +83,11 @@ impl Rows {
 }
 
 fn folder(path: &Path) -> anyhow::Error {
-    let error = anyhow!("`{}` is a folder, where a file of rows is expected", path.display());
+    let error = anyhow!("`{}` is a folder, but a file of rows is expected", path.display());
     let hint = match path.join("dataset_dict.json").exists() || path.join("dataset_info.json").exists() {
         false => "name one of its files".to_owned(),
         true => format!(
-            "Hugging Face datasets write it as JSON lines; a split of several is chosen with ['train']:\n  python -c \"import \
+            "Hugging Face datasets writes it as JSON lines; add ['train'] to choose one of several splits:\n  python -c \"import \
              sys, datasets; datasets.load_from_disk(sys.argv[1]).to_json('train.jsonl')\" {}",
             word(&path.to_string_lossy())
         ),
@@ -95,7 +95,7 @@ fn folder(path: &Path) -> anyhow::Error {
     Hinted::new(error, hint).into()
 }
 
-/// Names as a message lists them; a few of many.
+/// Names as a message lists them; only a few if there are many.
 pub fn listed<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
     const SHOWN: usize = 12;
     let count = names.len();

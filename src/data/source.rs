@@ -6,12 +6,12 @@ use std::path::Path;
 
 use lstc_graph::regular;
 
-/// In bytes. A longer row is a bad one; it is passed over without being held in memory.
+/// In bytes. A longer row is bad; it is skipped without being held in memory.
 pub const LONGEST_ROW: usize = 16 << 20;
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// A file that is read once, front to back. A byte-order mark at its start is passed over.
+/// A file that is read once, front to back. A byte-order mark at its start is skipped.
 pub struct Source {
     reader: BufReader<File>,
     consumed: u64,
@@ -38,7 +38,7 @@ impl Source {
 
     /// The next bytes; none at the end.
     pub fn fill(&mut self) -> io::Result<&[u8]> {
-        // A filled buffer is given again as it is: the loop only waits for it.
+        // A filled buffer is returned again unchanged: the loop only waits for it.
         while let Err(error) = self.reader.fill_buf() {
             if error.kind() != io::ErrorKind::Interrupted {
                 return Err(error);
@@ -52,7 +52,7 @@ impl Source {
         self.consumed += count as u64;
     }
 
-    /// Bytes read, and the file's size: what it was when it was opened, or more where the file has grown.
+    /// Bytes read, and the file's size: what it was when it was opened, or more if the file has grown.
     pub fn progress(&self) -> (u64, u64) {
         (self.consumed, self.size.max(self.consumed))
     }

@@ -12,14 +12,14 @@ use super::corpus::{ENTRY, Fingerprint};
 use super::order::{random, shuffle};
 use super::words::WordsWriter;
 
-/// Sets the order in which examples are held out apart from those of the epochs.
+/// Keeps the order in which examples are held out distinct from those of the epochs.
 const STREAM: u64 = u64::MAX;
 
 impl Corpus {
     /// The examples that are trained on, and those that are held out: `share` of all, drawn by `seed`. Where `by_target`
     /// says so, each target has its share of both, to the nearest example; a target that occurs once is trained on. Both
     /// keep the order of the file, no example is in both, and the same corpus, share and seed give the same two on every
-    /// machine. The indices go to files without a name in the folder `scratch`.
+    /// machine. The indices go to unnamed files in the folder `scratch`.
     ///
     /// # Errors
     /// Too few examples to hold one out; from the file system.
@@ -43,11 +43,11 @@ impl Corpus {
         }
         let part = |held_out: bool| self.part(|index| is_held_out[index] == held_out, scratch);
         let (rest, held_out) = (part(false)?, part(true)?);
-        // What there is to say of the file is said once.
+        // Notes about the file are given once.
         Ok((Corpus { skipped: self.skipped, truncated: self.truncated, note: self.note, ..rest }, held_out))
     }
 
-    /// Some examples, which share the tokens of all.
+    /// Some of the examples, sharing the tokens of all.
     fn part(&self, takes: impl Fn(usize) -> bool, scratch: &Path) -> anyhow::Result<Corpus> {
         let full = || format!("cannot write an index to `{}`", scratch.display());
         let mut index = WordsWriter::create(scratch).with_context(full)?;
@@ -69,8 +69,8 @@ impl Corpus {
     }
 }
 
-/// How many of each group are held out: its share rounded down, and one more where the most is lost by that, until the share of
-/// all is reached. A group that is one of several keeps an example, and so does the whole.
+/// How many of each group are held out: its share rounded down, and one more where rounding loses the most, until the share of
+/// all is reached. Each of several groups keeps an example, and so does the whole.
 fn quotas(groups: &[usize], share: f64) -> Vec<usize> {
     let all: usize = groups.iter().sum();
     let wanted = ((all as f64 * share).round() as usize).max(1);

@@ -1,11 +1,12 @@
 //! Rows of a CSV or TSV file, below a header row that names the columns.
 //!
-//! A row with more or fewer fields than the header is a bad one. A quote that is never closed is an error of the file: what
+//! A row with more or fewer fields than the header is bad. A quote that is never closed is an error of the whole file: what
 //! follows it may be rows.
 
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
+use lstc_graph::count;
 
 use super::reading::{Quoting, Reading, Targets};
 use super::records::{MOST_COLUMNS, Record, Records};
@@ -20,7 +21,7 @@ pub struct Table {
     columns: usize,
     template: Template,
     inputs: Vec<(usize, String)>,
-    /// None where targets are not read.
+    /// None if targets are not read.
     target: Option<(usize, String)>,
 }
 
@@ -83,7 +84,7 @@ impl Table {
             ));
         }
         if record.fields != self.columns {
-            return Err(format!("its number of fields is {}, not {} as in the header", record.fields, self.columns));
+            return Err(format!("it has {}, but the header has {}", count(record.fields, "field"), self.columns));
         }
         let text = |(column, name): &(usize, String)| match std::str::from_utf8(self.records.field(*column)) {
             Ok(text) => Ok(text.to_owned()),
@@ -114,7 +115,7 @@ fn missing(names: &[String], path: &Path) -> String {
         Some("\t") => "its columns are separated by tabs: --data-format tsv".to_owned(),
         Some(",") => "its columns are separated by commas: --data-format csv".to_owned(),
         Some(other) => format!(
-            "its columns are separated by `{other}`; this makes CSV of it:\n  python -c \"import csv, sys; \
+            "its columns are separated by `{other}`; this converts it to CSV:\n  python -c \"import csv, sys; \
              csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter='{other}'))\" < {file} > converted.csv"
         ),
         None => "the first row of the file is its header, and names the columns".to_owned(),

@@ -24,19 +24,19 @@ impl Template {
             template.text(&rest[..at]);
             let brace = &rest[at..=at];
             rest = &rest[at + 1..];
-            if let Some(behind) = rest.strip_prefix(brace) {
+            if let Some(after) = rest.strip_prefix(brace) {
                 template.text(brace);
-                rest = behind;
+                rest = after;
             } else if brace == "}" {
                 return Err(format!("in `{text}` a `}}` closes nothing: write `}}}}` for a brace"));
             } else {
                 let not_closed = || format!("in `{text}` a `{{` is not closed: write `{{{{` for a brace");
-                let (field, behind) = rest.split_once('}').ok_or_else(not_closed)?;
+                let (field, after) = rest.split_once('}').ok_or_else(not_closed)?;
                 if field.is_empty() || field.contains('{') {
                     return Err(format!("in `{text}` the braces name no field, as in `{{sentence1}}`"));
                 }
                 template.field(field);
-                rest = behind;
+                rest = after;
             }
         }
         template.text(rest);
@@ -46,8 +46,8 @@ impl Template {
         }
     }
 
-    /// The input of these fields, whose names are separated by commas: of one field its text, and of several each behind its
-    /// name, as T5's prompts for the tasks of GLUE have them: `sentence1: {sentence1} sentence2: {sentence2}`.
+    /// The input of these fields, whose names are separated by commas: one field's text alone, or several, each after its
+    /// name, as in T5's prompts for the tasks of GLUE: `sentence1: {sentence1} sentence2: {sentence2}`.
     pub fn of_fields(names: &str) -> Template {
         let mut template = Template { parts: Vec::new(), fields: Vec::new() };
         let several = names.contains(',');
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn what_is_not_a_template_is_refused() {
-        for (template, told) in [
+        for (template, reason) in [
             ("a {b", "is not closed"),
             ("a} {b}", "closes nothing"),
             ("{}", "name no field"),
@@ -130,7 +130,7 @@ mod tests {
             ("", "every input would be the same"),
         ] {
             let error = Template::parse(template).expect_err(template);
-            assert!(error.contains(told), "{template}: {error}");
+            assert!(error.contains(reason), "{template}: {error}");
         }
     }
 

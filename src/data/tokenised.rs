@@ -1,11 +1,11 @@
-//! Rows that hold token ids, as tokenizers of Hugging Face's write them.
+//! Rows that hold token ids, as Hugging Face tokenizers write them.
 //!
-//! What a row says is honoured, or the row is refused; nothing of it is passed over:
+//! What a row says is honoured, or the row is refused; nothing is ignored:
 //!
-//! * padding in `input_ids`, which `attention_mask` tells, or the padding token at the end where there is no mask, is left
-//!   out; what the mask hides between tokens that count stays, hidden;
+//! * padding in `input_ids`, which `attention_mask` shows, or without a mask the padding token at the end, is left
+//!   out; what the mask hides between tokens that count is kept, hidden;
 //! * `labels` may be -100 anywhere, and such labels do not count;
-//! * `decoder_input_ids` must be the labels behind the start token; where labels do not count, theirs are the tokens;
+//! * `decoder_input_ids` must be the start token and then the labels; where labels do not count, it gives the tokens;
 //! * `decoder_attention_mask` and `token_type_ids` must say what a model of this kind does by itself.
 
 use super::fields::{Field, Fields};
@@ -35,11 +35,11 @@ pub const UNSUPPORTED: [&str; 8] = [
     "loss_mask",
 ];
 
-/// Set in a kept token that is there and does not count: in a source one that attention does not see, in a target one whose
+/// Set in a token that is kept but does not count: in a source one that attention does not see, in a target one whose
 /// label is not learned.
 pub const HIDDEN: u32 = 1 << 31;
 
-/// A row's ids as the file has them: nothing of them is checked.
+/// A row's ids as the file has them, unchecked.
 pub struct Tokenised {
     input: Vec<i64>,
     labels: Vec<i64>,
@@ -162,7 +162,7 @@ impl Tokenised {
                 label => {
                     return Err(format!(
                         "field `{name}` has token {id} at index {index}, and `{LABELS}` has {label} before it: lstc gives \
-                         the decoder the labels behind the start token"
+                         the decoder the start token, then the labels"
                     ));
                 }
             }
@@ -175,7 +175,7 @@ impl Tokenised {
 fn shown(name: &str, mask: &[i64]) -> Result<Vec<bool>, String> {
     let one = |(index, value): (usize, &i64)| match value {
         0 | 1 => Ok(*value == 1),
-        other => Err(format!("field `{name}` has {other} at index {index}, where 0 or 1 is expected")),
+        other => Err(format!("field `{name}` has {other} at index {index}, but 0 or 1 is expected")),
     };
     mask.iter().enumerate().map(one).collect()
 }

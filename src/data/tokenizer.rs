@@ -9,7 +9,7 @@ use serde::de::IgnoredAny;
 use super::SpecialTokens;
 use crate::report::Hinted;
 
-/// In bytes. Tokenizers need some hundred bytes of memory for each byte of a text; what is longer is not tokenised whole.
+/// In bytes. Tokenizers need about a hundred bytes of memory per byte of text; longer texts are not tokenised whole.
 const LONG_TEXT: usize = 64 << 10;
 
 /// A tokenizer and the token that ends its texts.
@@ -19,16 +19,16 @@ pub struct Tokenizer {
     end: u32,
 }
 
-/// Bytes of the largest `tokenizer.json` that is read: several times the largest there are.
+/// Bytes of the largest `tokenizer.json` that is read: several times the largest known ones.
 const LARGEST: u64 = 1 << 30;
 
-/// What a tokenizer's file says of its tokens.
+/// What a tokenizer's file says about its tokens.
 #[derive(Debug)]
 pub struct Vocabulary {
     inner: tokenizers::Tokenizer,
-    /// What the post-processor puts behind every text.
+    /// What the post-processor puts after every text.
     pub end: Option<u32>,
-    /// What its own padding fills up with.
+    /// The token of its own padding.
     pub pad: Option<u32>,
 }
 
@@ -44,9 +44,9 @@ impl Vocabulary {
         inner.with_truncation(None).map_err(|error| anyhow!(error))?;
         let ids = |special: bool| inner.encode_fast("a", special).map(|e| e.get_ids().to_vec()).unwrap_or_default();
         let (plain, whole) = (ids(false), ids(true));
-        // What stands behind the text's own tokens.
-        let behind = (0..=whole.len()).rev().find(|end| whole[..*end].ends_with(&plain)).unwrap_or(0);
-        let end = whole[behind..].last().copied();
+        // What follows the text's own tokens.
+        let after = (0..=whole.len()).rev().find(|end| whole[..*end].ends_with(&plain)).unwrap_or(0);
+        let end = whole[after..].last().copied();
         Ok(Vocabulary { inner, end, pad })
     }
 
@@ -65,7 +65,7 @@ pub struct Encoded {
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`. Padding and truncation that it configures are left out: both are the caller's.
+    /// Reads a `tokenizer.json`. Its padding and truncation settings are ignored: both are up to the caller.
     ///
     /// # Errors
     /// A file that cannot be read or is not a tokenizer, or one that lacks the end token.
@@ -83,7 +83,7 @@ impl Tokenizer {
     /// The tokens of a text: what the file's own post-processor makes of it, cut to `limit` tokens from the front, with the
     /// end token once at the end, whether or not the post-processor or the text itself put it there.
     ///
-    /// Of a text that is far too long only as much is tokenised as the limit needs, up to a blank.
+    /// Of a text that is far too long, only as much is tokenised as the limit needs, up to a blank.
     ///
     /// # Errors
     /// A text that the tokenizer has no tokens for.
@@ -104,7 +104,7 @@ impl Tokenizer {
     /// [`Tokenizer::encode`] of each text, in order, on as many threads as there are cores.
     ///
     /// # Errors
-    /// Where one of the texts has none.
+    /// If one of the texts has none.
     pub fn encode_all(&self, texts: Vec<String>, limit: usize) -> anyhow::Result<Vec<Encoded>> {
         if texts.iter().any(|text| text.len() > LONG_TEXT) {
             return texts.iter().map(|text| self.encode(text, limit)).collect();
@@ -141,8 +141,8 @@ fn read(path: &Path) -> anyhow::Result<tokenizers::Tokenizer> {
     let bytes = regular::read(path, LARGEST).with_context(|| format!("cannot read `{}`", path.display()))?;
     let read = parsed(&bytes).map_err(|cause| {
         let error = cause.context(format!("`{}` is not a tokenizer", path.display()));
-        let hint = "lstc reads the `tokenizer.json` of Hugging Face's tokenizers; of others, such as spiece.model, \
-                    `AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)` in Python writes it";
+        let hint = "lstc reads the `tokenizer.json` of Hugging Face tokenizers; for others, such as spiece.model, \
+                    `AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)` in Python writes one";
         Hinted::new(error, hint)
     });
     Ok(read?)
@@ -154,14 +154,14 @@ fn parsed(bytes: &[u8]) -> anyhow::Result<tokenizers::Tokenizer> {
     let IgnoredAny = serde_json::from_slice(bytes)?;
     let parsed = lstc_graph::fenced(|| {
         let tokenizer = tokenizers::Tokenizer::from_bytes(bytes)?;
-        // What has no tokens is a matter of the text.
+        // No tokens at all is a problem of the text, not of the file.
         let _ = tokenizer.encode_fast("a", true);
         Ok(tokenizer)
     });
     parsed.context("it is damaged")?.map_err(|error: tokenizers::Error| anyhow!(error))
 }
 
-/// The start of a text, about so many bytes, up to a blank where one is near.
+/// The start of a text, about so many bytes, up to a blank if one is near.
 fn opening(text: &str, length: usize) -> &str {
     let opening = &text[..text.floor_char_boundary(length)];
     let blank = opening.rfind(char::is_whitespace).filter(|blank| *blank > length / 2);

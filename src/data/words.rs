@@ -1,4 +1,4 @@
-//! 32-bit words in a file that has no name: written once, then mapped into memory.
+//! 32-bit words in an unnamed file: written once, then mapped into memory.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -14,7 +14,7 @@ pub struct WordsWriter {
 }
 
 impl WordsWriter {
-    /// A file in `folder` that is gone with the process.
+    /// A file in `folder` that disappears with the process.
     pub fn create(folder: &Path) -> io::Result<WordsWriter> {
         Ok(WordsWriter { out: BufWriter::with_capacity(1 << 16, tempfile::tempfile_in(folder)?), count: 0 })
     }
@@ -31,7 +31,7 @@ impl WordsWriter {
 
     pub fn finish(self) -> io::Result<Words> {
         let file = self.out.into_inner().map_err(io::IntoInnerError::into_error)?;
-        // SAFETY: the file has no name and its only handle is closed here, so that nobody can change or truncate it.
+        // SAFETY: the file has no name and its only handle is closed here, so nothing can change or truncate it.
         let map = unsafe { Mmap::map(&file)? };
         Ok(Words { map })
     }

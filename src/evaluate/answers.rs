@@ -1,4 +1,4 @@
-//! What a model answers to each row of a file: its label, or the text that it generates.
+//! A model's answer to each row of a file: its label, or the text that it generates.
 
 use std::io::Write;
 
@@ -9,13 +9,13 @@ use super::labels::Label;
 use super::{Scored, text};
 use crate::data::{Input, Inputs, Tokenizer};
 
-/// The form of the answers.
+/// The format of the answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum AnswerForm {
-    /// One JSON object a line.
+    /// One JSON object per line.
     #[default]
     Jsonl,
-    /// Comma-separated, with a header row, as RFC 4180 has it.
+    /// Comma-separated, with a header row, as in RFC 4180.
     Csv,
 }
 
@@ -31,7 +31,7 @@ struct Answer<'a> {
     /// Of the likeliest label, if it is one of the known ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     probability: Option<f64>,
-    /// By how much its log-likelihood is above the next label's, in nats.
+    /// How far its log-likelihood is above the next label's, in nats.
     #[serde(skip_serializing_if = "Option::is_none")]
     margin: Option<f64>,
     /// Of each label, in their order; they add up to 1.
@@ -96,7 +96,7 @@ pub fn write_answers(
     Ok(())
 }
 
-/// One line of a table. A field with a comma, a quote or a line end stands in quotes, in which a quote is doubled.
+/// One line of a table. A field with a comma, a quote or a line end is quoted, and its quotes are doubled.
 fn record(out: &mut dyn Write, fields: &[String]) -> std::io::Result<()> {
     let field = |field: &String| match field.contains([',', '"', '\n', '\r']) {
         true => format!("\"{}\"", field.replace('"', "\"\"")),

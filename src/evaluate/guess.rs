@@ -1,4 +1,4 @@
-//! What a guess reaches that knows how often each target occurs, and nothing of the input.
+//! What can be reached by guessing from the targets' frequencies, without the input.
 
 use std::collections::BTreeMap;
 
@@ -12,21 +12,21 @@ pub struct Guess {
     /// The share of the most frequent target: the accuracy of always giving it.
     pub majority: f64,
     /// The least loss, in nats a target token, of a prediction that does not see the input. It gives each token its
-    /// frequency behind the tokens before it, so that a whole target t has its own frequency p(t):
+    /// frequency after the tokens before it, so that a whole target t has its own frequency p(t):
     ///
     /// ```text
     /// loss = - sum over the examples of ln p(target) / their target tokens
     /// ```
     ///
-    /// Two labels of two tokens each, as frequent as one another: ln 2 / 2, as the end token is certain.
+    /// Two equally frequent labels of two tokens each give ln 2 / 2, as the end token is certain.
     pub loss: f64,
 }
 
-/// A loss this close to a guess's stands at it.
+/// A loss this close to a guess's counts as equal to it.
 const NEAR: f64 = 0.01;
 
 impl Guess {
-    /// Of the targets of all examples, of which there is at least one.
+    /// For the targets of all examples; there must be at least one.
     pub fn of<'t>(targets: impl Iterator<Item = &'t [u32]>) -> Guess {
         let mut counts: BTreeMap<&[u32], usize> = BTreeMap::new();
         targets.for_each(|target| *counts.entry(target).or_default() += 1);
@@ -40,24 +40,24 @@ impl Guess {
         }
     }
 
-    /// Whether a model with this loss knows no more than the guess does: within a hundredth of its loss, or above it.
+    /// Whether a model with this loss knows no more than the guess: within a hundredth of its loss, or above it.
     pub fn is_reached_by(&self, loss: f64) -> bool {
         loss >= self.loss * (1.0 - NEAR)
     }
 
-    /// What to say of an evaluation that does no better than the guess; empty where it does.
+    /// What to say about an evaluation that does no better than the guess; empty if it does.
     pub fn falls_short(&self, loss: f64, accuracy: Option<f64>) -> String {
         let accuracy = accuracy.filter(|accuracy| *accuracy <= self.majority);
         let loss = self.is_reached_by(loss).then_some(self.loss);
         match (accuracy, loss) {
             (Some(_), Some(loss)) => {
                 format!(
-                    "  not better than the majority ({}), nor the loss of a guess ({loss:.4})",
+                    "  no better than the majority ({}), nor than the loss of a guess ({loss:.4})",
                     percent(self.majority)
                 )
             }
-            (Some(_), None) => format!("  not better than the majority ({})", percent(self.majority)),
-            (None, Some(loss)) => format!("  loss not better than that of a guess ({loss:.4})"),
+            (Some(_), None) => format!("  no better than the majority ({})", percent(self.majority)),
+            (None, Some(loss)) => format!("  loss no better than that of a guess ({loss:.4})"),
             (None, None) => String::new(),
         }
     }

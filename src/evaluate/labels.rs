@@ -1,4 +1,4 @@
-//! The known labels: the targets of some data, those that somebody names, or those that a side network was trained on.
+//! The known labels: the targets of some data, those that the user names, or those that a side network was trained on.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::data::{Corpus, Tokenizer};
 use crate::report::Hinted;
 use crate::side;
 
-/// Targets are labels, of which each example has one, where there are at most this many.
+/// Targets are labels, of which each example has one, if there are at most this many.
 pub const MOST_LABELS: usize = 100;
 
 /// So few different targets are labels, however few examples there are.
@@ -41,7 +41,7 @@ pub fn labels(corpora: &[&Corpus], tokenizer: Option<&Tokenizer>) -> anyhow::Res
     all.into_iter().map(|ids| Ok((ids.clone(), text(&ids, tokenizer)?))).collect()
 }
 
-/// The labels that somebody names, each once, cut to `limit` tokens.
+/// The labels that the user names, each once, cut to `limit` tokens.
 ///
 /// # Errors
 /// No tokenizer; an empty label, or one that is named twice.
@@ -62,16 +62,16 @@ pub fn named_labels(given: &[String], tokenizer: Option<&Tokenizer>, limit: usiz
     Ok(labels)
 }
 
-/// How a side network's file records the labels that it was trained on; nothing where targets were not labels.
+/// How a side network's file records the labels that it was trained on; nothing if targets were not labels.
 ///
 /// # Errors
-/// None that labels bring about.
+/// Never caused by the labels themselves.
 pub fn record(labels: &[Label]) -> anyhow::Result<Option<(&'static str, String)>> {
     let text = || Ok((KEY, serde_json::to_string(labels)?));
     (!labels.is_empty()).then(text).transpose()
 }
 
-/// The labels that a side network was trained on; none where its file does not say.
+/// The labels that a side network was trained on; none if its file does not say.
 ///
 /// # Errors
 /// A file that cannot be read or is damaged; labels that are not tokens of the vocabulary.
@@ -82,7 +82,7 @@ pub fn recorded_labels(side: &Path, vocabulary: u64) -> anyhow::Result<Vec<Label
     let labels: Vec<Label> = serde_json::from_str(text).with_context(context)?;
     let is_sound = |(ids, _): &Label| !ids.is_empty() && ids.iter().all(|id| u64::from(*id) < vocabulary);
     if !labels.iter().all(is_sound) {
-        return Err(anyhow!("they are not of the model's vocabulary").context(context()));
+        return Err(anyhow!("they are not in the model's vocabulary").context(context()));
     }
     Ok(labels)
 }

@@ -1,4 +1,4 @@
-//! What an evaluation counts.
+//! The figures of an evaluation.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -14,20 +14,20 @@ pub struct Metrics {
     pub examples: usize,
     /// Mean cross-entropy of a target token, in nats.
     pub loss: f64,
-    /// The share of examples whose target is the likeliest of the known labels; none where targets are not labels.
+    /// The share of examples whose target is the likeliest of the known labels; none if targets are not labels.
     pub accuracy: Option<f64>,
     /// The mean F1 of the classes that occur, as a target or as a prediction: scikit-learn's `f1_score(..., average="macro")`.
-    /// A target that is not a known label is a class whose F1 is 0. None where targets are not labels.
+    /// A target that is not a known label is a class whose F1 is 0. None if targets are not labels.
     pub macro_f1: Option<f64>,
-    /// What a guess without the input would reach, where targets are labels.
+    /// What a guess without the input would reach, if targets are labels.
     pub guess: Option<Guess>,
-    /// The share of examples for which greedy generation gives the target, token by token; none where it was not asked for.
+    /// The share of examples for which greedy generation gives the target, token by token; none if it was not asked for.
     pub generated: Option<f64>,
-    /// By label, where targets are labels.
+    /// By label, if targets are labels.
     pub classes: Vec<Class>,
 }
 
-/// What became of the examples of one label, by likelihood.
+/// The results for the examples of one label, by likelihood.
 #[derive(Clone, Debug, Serialize)]
 pub struct Class {
     pub label: String,
@@ -35,7 +35,7 @@ pub struct Class {
     pub examples: usize,
     /// The share of them that were found.
     pub recall: f64,
-    /// The share of what was taken for this label that has it; none where nothing was.
+    /// The share of what was taken for this label that has it; none if nothing was.
     pub precision: Option<f64>,
     /// Harmonic mean of the two.
     pub f1: f64,
@@ -43,7 +43,7 @@ pub struct Class {
     pub generated: Option<f64>,
 }
 
-/// What is known of one example after it was scored.
+/// What is known about a scored example.
 #[derive(Clone, Debug, Default)]
 pub struct Scored {
     /// In the file, as a line from 1.
@@ -57,7 +57,7 @@ pub struct Scored {
 }
 
 impl Scored {
-    /// The place of the likeliest label; the first of equals.
+    /// The index of the likeliest label; the first of equals.
     pub fn best(&self) -> Option<usize> {
         let mut best = None;
         for (place, value) in self.labels.iter().enumerate() {
@@ -76,7 +76,7 @@ impl Scored {
         shares.into_iter().map(|share| share / sum).collect()
     }
 
-    /// By how much the log-likelihood of the likeliest label is above that of the next; none of fewer than two labels.
+    /// How far the log-likelihood of the likeliest label is above that of the next; none for fewer than two labels.
     pub fn margin(&self) -> Option<f64> {
         let mut falling = self.labels.clone();
         falling.sort_by(|a, b| b.total_cmp(a));
@@ -142,14 +142,14 @@ impl fmt::Display for Metrics {
         writeln!(f, "examples             {}", self.examples)?;
         writeln!(f, "loss                 {:.4}", self.loss)?;
         if let Some(guess) = &self.guess {
-            let stands = if guess.is_reached_by(self.loss) { ", which this loss is not below" } else { "" };
+            let stands = if guess.is_reached_by(self.loss) { "; this loss is not below it" } else { "" };
             writeln!(f, "loss of a guess      {:.4}{stands}", guess.loss)?;
         }
         if let Some(accuracy) = self.accuracy {
             writeln!(f, "label by likelihood  {}", percent(accuracy))?;
         }
         if let (Some(accuracy), Some(guess)) = (self.accuracy, &self.guess) {
-            let stands = if accuracy <= guess.majority { ", which the accuracy is not above" } else { "" };
+            let stands = if accuracy <= guess.majority { "; the accuracy is not above it" } else { "" };
             writeln!(f, "majority's share     {}{stands}", percent(guess.majority))?;
         }
         if let Some(f1) = self.macro_f1 {
@@ -230,12 +230,12 @@ mod tests {
 
     #[test]
     fn a_report_says_what_a_guess_reaches() {
-        let told = lettered("aabb", "aaaa").to_string();
-        assert!(told.contains("majority's share     50.0 %, which the accuracy is not above\n"), "{told}");
-        let told = lettered("aabb", "aaab").to_string();
+        let text = lettered("aabb", "aaaa").to_string();
+        assert!(text.contains("majority's share     50.0 %; the accuracy is not above it\n"), "{text}");
+        let text = lettered("aabb", "aaab").to_string();
         assert!(
-            told.contains("majority's share     50.0 %\n") && told.contains("macro F1             0.7333\n"),
-            "{told}"
+            text.contains("majority's share     50.0 %\n") && text.contains("macro F1             0.7333\n"),
+            "{text}"
         );
     }
 

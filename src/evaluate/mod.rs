@@ -24,16 +24,16 @@ use crate::side::Side;
 /// What is evaluated.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
-    /// The known labels; empty where targets are not labels.
+    /// The known labels; empty if targets are not labels.
     pub labels: Vec<Label>,
     /// Generate, up to so many tokens.
     pub generate: Option<usize>,
     pub batch_size: usize,
-    /// Whether examples have targets, whose likelihood is wanted.
+    /// Whether examples have targets to score.
     pub targets: Targets,
 }
 
-/// Token ids as people read them: their text, or the ids where there is no tokenizer.
+/// Token ids in readable form: their text, or the ids if there is no tokenizer.
 pub fn text(ids: &[u32], tokenizer: Option<&Tokenizer>) -> anyhow::Result<String> {
     match tokenizer {
         Some(tokenizer) => tokenizer.decode(ids),
@@ -41,7 +41,7 @@ pub fn text(ids: &[u32], tokenizer: Option<&Tokenizer>) -> anyhow::Result<String
     }
 }
 
-/// Scores every example of a corpus with a side network on the host, in its order. `progress` hears how many are done.
+/// Scores every example of a corpus with a side network on the host, in order. `progress` gets how many are done.
 ///
 /// # Errors
 /// From ONNX Runtime.
@@ -62,7 +62,7 @@ pub fn score_side(
     Ok(score(opened, &mut scorer, &parameters, corpus, request, go_on)?.unwrap_or_default())
 }
 
-/// Scores every example of a corpus, in its order. `progress` hears how many are done, and says whether to go on: where it
+/// Scores every example of a corpus, in order. `progress` gets how many are done, and returns whether to continue: if it
 /// does not, there are no scores.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! Predictions, one JSON object a line.
+//! Predictions, one JSON object per line.
 
 use std::collections::BTreeMap;
 use std::io::Write;

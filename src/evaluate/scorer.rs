@@ -1,4 +1,4 @@
-//! Runs the model on batches: how likely it finds a text, and what it says itself.
+//! Runs the model on batches: how likely it finds a text, and what it writes itself.
 
 use anyhow::anyhow;
 use lstc_graph::ValueId;
@@ -34,7 +34,7 @@ impl<'o> Scorer<'o> {
     /// # Errors
     /// A graph that is damaged, or that ONNX Runtime refuses.
     pub fn open(opened: &'o Opened, execution: &Execution) -> anyhow::Result<Scorer<'o>> {
-        // Its batches have many sizes, and its values no places.
+        // Its batches have many sizes, and its values no fixed places.
         let execution = &Execution { captures: false, ..*execution };
         let infer = opened.graph("infer.onnx")?;
         let late: Vec<ValueId> = opened.late().into_iter().filter_map(|name| infer.find(name)).collect();
@@ -73,7 +73,7 @@ impl<'o> Scorer<'o> {
         Ok(Encoded { batch, kept: session.run_keeping(binding)? })
     }
 
-    /// The log-likelihood of each row's own target, and of how many tokens it is.
+    /// The log-likelihood of each row's own target, and the number of its tokens.
     ///
     /// # Errors
     /// From ONNX Runtime.
@@ -107,8 +107,8 @@ impl<'o> Scorer<'o> {
         Ok(sums(&likelihood, encoded.batch.rows.len()))
     }
 
-    /// What the model says itself, always the likeliest next token, until the end token or `limit` tokens; without the
-    /// end token.
+    /// What the model writes itself, always the likeliest next token, until the end token or `limit` tokens; without
+    /// the end token.
     ///
     /// # Errors
     /// From ONNX Runtime.

@@ -17,7 +17,7 @@ use super::precision::Quantised;
 use crate::data::Reading;
 use crate::train::{Started, TrainOptions};
 
-/// What `--config` reads. A manifest is a configuration too: its record of what was made is passed over.
+/// What `--config` reads. A manifest is a configuration too: its record of what was made is ignored.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -29,7 +29,7 @@ pub struct Config {
     pub loss: LossOptions,
     pub backward: BackwardOptions,
     pub optimizer: OptimizerOptions,
-    /// How a rewritten model is trained, where a command says nothing else.
+    /// How a rewritten model is trained, unless a command overrides it.
     pub train: TrainOptions,
     /// How data files are read.
     pub data: Reading,
@@ -86,7 +86,7 @@ impl Config {
         self.lstc.as_deref()
     }
 
-    /// A manifest from before `init_projections` was recorded is of a side network that started as the reference's.
+    /// A manifest older than `init_projections` describes a side network that started like the reference's.
     fn method(&self) -> Method {
         let recorded = self.lstc.is_some() && self.method.init_projections.is_none();
         Method {
@@ -131,7 +131,7 @@ pub fn annotated(options: &Options, training: &Started) -> String {
     line(
         "  keep_blocks",
         optional(m.keep_blocks.as_ref().map(ToString::to_string)),
-        "how many a tower keeps, the most important, e.g. 9 or {encoder: 9}; null goes by blocks",
+        "how many a tower keeps, the most important, e.g. 9 or {encoder: 9}; null keeps those in blocks",
     );
     line("  gate", m.gate.to_string(), "learnable | fixed | none: how taps are mixed in");
     line("  temperature", number(m.temperature), "T of the gates, sigmoid(alpha / T)");
@@ -145,14 +145,10 @@ pub fn annotated(options: &Options, training: &Started) -> String {
         optional(m.init_projections.map(|p| quoted(&p.to_string()))),
         "aligned | uniform | normal:S, or two, down and up; null is what learns best with init",
     );
-    line(
-        "  seed",
-        m.seed.to_string(),
-        "of the initial values, of dropout, and of training where it has no seed of its own",
-    );
+    line("  seed", m.seed.to_string(), "for the initial values, dropout, and training unless it has a seed of its own");
     line("sizes", String::new(), "what is fixed in the graphs, whose shape arithmetic is then folded");
     for ((name, size), comment) in sizes.named().into_iter().zip([
-        "examples that are run at once; null leaves it free",
+        "examples in a batch; null leaves it free",
         "tokens of an input",
         "tokens of a target",
     ]) {
@@ -169,7 +165,7 @@ pub fn annotated(options: &Options, training: &Started) -> String {
     line(
         "  max_tap_error",
         optional(backbone.max_tap_error.map(|error| format!("{error:?}"))),
-        "take more bits for products where a tap's relative error exceeds this; null is 0.03 for int4, 1 for others",
+        "use more bits for products if a tap's relative error exceeds this; null is 0.03 for int4, 1 for others",
     );
     let names = |names: &Option<Vec<String>>| {
         optional(names.as_ref().map(|names| serde_json::Value::from(names.clone()).to_string()))
@@ -177,7 +173,7 @@ pub fn annotated(options: &Options, training: &Started) -> String {
     line(
         "  kept",
         names(&backbone.kept),
-        "the products that stay as in the source, by what they make; null measures which",
+        "the products that stay as in the source, by their outputs; null measures which",
     );
     line("  in_8_bits", names(&backbone.in_8_bits), "the products of int4 that are in 8 bits, likewise");
     line("loss", String::new(), "label * cross-entropy + distill * KL from the backbone's own logits");
@@ -194,11 +190,11 @@ pub fn annotated(options: &Options, training: &Started) -> String {
     line("  beta2", number(o.beta2), "decay of the second moment");
     line("  epsilon", number(o.epsilon), "added to the root of the second moment");
     line("  weight_decay", number(o.weight_decay), "decoupled; on matrices only");
-    line("  clip", number(o.clip), "largest global norm of the gradients; 0 does not clip");
+    line("  clip", number(o.clip), "largest global norm of the gradients; 0 turns clipping off");
     let Started { train: t, data: d } = training;
     let path =
         |path: &Option<PathBuf>| path.as_ref().map_or_else(|| "null".to_owned(), |p| quoted(&p.to_string_lossy()));
-    line("train", String::new(), "what `lstc train` does where its flags say nothing else");
+    line("train", String::new(), "what `lstc train` does unless its flags override it");
     line("  data", path(&t.data), "labelled text to train on");
     line("  eval", path(&t.eval), "labelled text to evaluate on after each epoch");
     line(
@@ -209,29 +205,29 @@ pub fn annotated(options: &Options, training: &Started) -> String {
     line(
         "  patience",
         optional(t.patience.map(|n| n.to_string())),
-        "stop after so many evaluations without a better one; null never does",
+        "stop after so many evaluations without an improvement; null never does",
     );
-    line("  from", path(&t.from), "a run, or a side network's file, to begin with; null is the rewrite's own");
-    line("  tokenizer", path(&t.tokenizer), "tokenizer.json; null takes the one that lay beside the model");
-    line("  epochs", t.epochs.to_string(), "how often every example is seen");
-    line("  batch_size", t.batch_size.to_string(), "examples that are run at once");
-    line("  accumulate", t.accumulate.to_string(), "batches whose gradients make one step");
+    line("  from", path(&t.from), "a run, or a side network file, to begin with; null is the rewrite's own");
+    line("  tokenizer", path(&t.tokenizer), "tokenizer.json; null takes the one that was beside the model");
+    line("  epochs", t.epochs.to_string(), "number of passes over the training data");
+    line("  batch_size", t.batch_size.to_string(), "examples in a batch");
+    line("  accumulate", t.accumulate.to_string(), "batches whose gradients are combined into one step");
     line("  lr", format!("{:?}", t.lr), "the highest learning rate");
     line("  schedule", word(&t.schedule), "linear | cosine | constant: how it falls after the warm-up");
     line("  warmup_steps", optional(t.warmup_steps.map(|n| n.to_string())), "null is a tenth of all, at most 500");
     line(
         "  seed",
         optional(t.seed.map(|n| n.to_string())),
-        "of the order of the examples, and of what is held out; null is the method's seed",
+        "for the order of the examples, and for what is held out; null is the method's seed",
     );
-    line("  threads", optional(t.threads.map(|n| n.to_string())), "null takes as many as there are cores");
+    line("  threads", optional(t.threads.map(|n| n.to_string())), "per operator; null takes one per core");
     line("  device", t.device.to_string(), "cpu | cuda | cuda:1");
     line("  tf32", t.tf32.to_string(), "on CUDA, the backbone's products in TF32: faster, with 10 bits of mantissa");
-    line("  map_weights", t.map_weights.to_string(), "use weights where their file is mapped: less memory, slower");
+    line("  map_weights", t.map_weights.to_string(), "read weights from their mapped file: less memory, slower");
     line("  overlap", word(&t.overlap), "auto | on | off: whether the backbone reads the next batch meanwhile");
-    line("  tap_dtype", word(&t.tap_dtype), "fp32 | fp16 | int8: how taps lie in memory until the backward pass");
+    line("  tap_dtype", word(&t.tap_dtype), "fp32 | fp16 | int8: how taps are held in memory until the backward pass");
     line("  cuda_graphs", word(&t.cuda_graphs), "auto | on | off: whether steps on CUDA are captured and replayed");
-    line("  log_every", t.log_every.to_string(), "on CUDA, steps after which losses are read");
+    line("  log_every", t.log_every.to_string(), "on CUDA, steps between reads of the losses");
     line("  save_every", t.save_every.to_string(), "steps between checkpoints");
     line("  out", path(&t.out), "folder of the run; null is `run` in the rewritten directory");
     line("  cache", path(&t.cache), "folder in which taps are kept; null keeps none");
@@ -246,17 +242,17 @@ pub fn annotated(options: &Options, training: &Started) -> String {
         "fp32 | fp16 | int8; null is the cache's own, else fp32",
     );
     line("data", String::new(), "how data files are read");
-    line("  format", optional(d.format.map(|f| word(&f))), "jsonl | csv | tsv; null goes by the file's extension");
+    line("  format", optional(d.format.map(|f| word(&f))), "jsonl | csv | tsv; null uses the file's extension");
     line(
         "  quoting",
         optional(d.quoting.map(|q| word(&q))),
-        "none | rfc4180: what quotes in tables mean; null is rfc4180 in CSV and none in TSV",
+        "none | rfc4180: how quotes in tables are read; null is rfc4180 in CSV and none in TSV",
     );
     line("  input_field", quoted(&d.input_field), "the field, or column, of the input; `a,b` is `a: ... b: ...`");
     line(
         "  template",
         optional(d.template.as_deref().map(quoted)),
-        "the input as text with fields, e.g. \"mrpc sentence1: {sentence1} sentence2: {sentence2}\"; null goes by input_field",
+        "the input as text with fields, e.g. \"mrpc sentence1: {sentence1} sentence2: {sentence2}\"; null uses input_field",
     );
     line("  target_field", quoted(&d.target_field), "the field, or column, of the target");
     line("  prefix", quoted(&d.prefix), "put before every input");
@@ -264,7 +260,7 @@ pub fn annotated(options: &Options, training: &Started) -> String {
     line("  max_target_length", d.max_target_length.to_string(), "tokens; longer targets are cut");
     line("  on_bad_row", word(&d.on_bad_row), "fail | skip");
     let id = |id: Option<i64>| optional(id.map(|id| id.to_string()));
-    line("  pad_token_id", id(d.pad_token_id), "what fills rows up; null is what the files beside the model say");
+    line("  pad_token_id", id(d.pad_token_id), "the padding token; null is what the files beside the model say");
     line("  eos_token_id", id(d.eos_token_id), "what ends every text; null likewise");
     line("  decoder_start_token_id", id(d.decoder_start_token_id), "what the decoder begins with; null likewise");
     text
@@ -330,7 +326,7 @@ mod tests {
 
     #[test]
     fn a_slip_is_named_with_its_line() {
-        let error = serde_yaml::from_str::<Config>("method:\n  reductoin: 8\n").expect_err("a slip").to_string();
+        let error = serde_yaml::from_str::<Config>("method:\n  reductoin: 8\n").expect_err("a mistake").to_string();
         assert!(error.contains("reductoin") && error.contains("line 2"), "{error}");
     }
 }

@@ -1,6 +1,6 @@
-//! Directories that appear whole: written under a temporary name, then renamed.
+//! Directories that appear complete: written under a temporary name, then renamed.
 //!
-//! **Invariant:** a directory that gives way holds nothing but what a rewrite wrote there, or a run that came to nothing left.
+//! **Invariant:** a directory that is replaced holds only what a rewrite wrote there, or what a run that failed to start left.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -19,14 +19,14 @@ use crate::train;
 /// Files that an error names; the rest are counted.
 const MAX_LISTED: usize = 5;
 
-/// Whether a directory may be written at `output`, for a model that must stay.
+/// Whether a directory may be written at `output`, for a model that must be kept.
 ///
 /// # Errors
-/// Something is there and is not to be replaced, or may not be.
+/// Something is there that is not to be replaced, or must not be.
 pub fn check(model: &[PathBuf], output: &Path, force: bool) -> anyhow::Result<()> {
     let shown = output.display();
     if output.file_name().is_none() {
-        bail!("`{shown}` names no directory that could be made");
+        bail!("`{shown}` does not name a directory that could be made");
     }
     let Ok(metadata) = fs::symlink_metadata(output) else { return Ok(()) };
     let is_empty = || fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_none());
@@ -46,7 +46,7 @@ pub fn check(model: &[PathBuf], output: &Path, force: bool) -> anyhow::Result<()
         if more > 0 {
             listed += &format!("\n  and {more} more");
         }
-        let error = anyhow!("`{shown}` holds what no rewrite wrote, and what would be lost\n  {listed}");
+        let error = anyhow!("`{shown}` holds files that no rewrite wrote, and that would be lost\n  {listed}");
         return Err(Hinted::new(error, "move it elsewhere, or write to another directory: -o DIR").into());
     }
     if !force {
@@ -57,13 +57,13 @@ pub fn check(model: &[PathBuf], output: &Path, force: bool) -> anyhow::Result<()
         _ => false,
     };
     if model.iter().any(inside) {
-        bail!("the model lies in `{shown}`, which would be replaced");
+        bail!("the model is in `{shown}`, which would be replaced");
     }
     Ok(())
 }
 
-/// Adds the files below a rewritten directory that no rewrite wrote. Empty folders, and what runs that came to nothing or were killed
-/// left, are in nobody's way.
+/// Adds the files below a rewritten directory that no rewrite wrote. Empty folders do not count, nor does what runs left that failed
+/// to start or were killed.
 fn collect(directory: &Path, below: &Path, foreign: &mut Vec<String>) -> std::io::Result<()> {
     let folder = directory.join(below);
     for entry in fs::read_dir(&folder)? {
@@ -80,7 +80,7 @@ fn collect(directory: &Path, below: &Path, foreign: &mut Vec<String>) -> std::io
         } else if train::is_run(&path) {
             foreign.push(named(", a training run"));
         } else if is_in_use(&path) {
-            foreign.push(named(", which another process uses"));
+            foreign.push(named(", which another process is using"));
         } else if !name.to_str().is_some_and(scratch::is_name) {
             collect(directory, &shown, foreign)?;
         }
@@ -88,7 +88,7 @@ fn collect(directory: &Path, below: &Path, foreign: &mut Vec<String>) -> std::io
     Ok(())
 }
 
-/// Whether a process works in a folder: it holds its lock.
+/// Whether a process is working in a folder: it holds its lock.
 fn is_in_use(folder: &Path) -> bool {
     File::open(folder).is_ok_and(|folder| matches!(folder.try_lock(), Err(TryLockError::WouldBlock)))
 }
@@ -115,17 +115,17 @@ pub fn begin(output: &Path) -> anyhow::Result<Unfinished> {
     let context = || format!("cannot create a folder in `{}`", parent.display());
     let parents = scratch::make(parent).with_context(context)?;
     let scratch = Scratch::new_in(parent).with_context(context)?;
-    // Its permissions are those of any new folder, but nobody else comes to it before it is published.
+    // Its permissions are those of any new folder, but no one else can reach it before it is published.
     let content = scratch.path().join("content");
     fs::create_dir(&content).with_context(context)?;
     Ok(Unfinished { scratch, content, _parents: parents })
 }
 
-/// Puts a finished folder in its place. An earlier rewrite gives way in the same step, where `force` says so, and is
-/// then removed; anything else that has come there meanwhile stays.
+/// Puts a finished folder in its place. With `force`, an earlier rewrite is replaced in the same step, and then
+/// removed; anything else that has appeared there meanwhile is kept.
 ///
 /// # Errors
-/// From the file system, or as [`check`]; what is there is then as it was.
+/// From the file system, or as [`check`]; what is there is then unchanged.
 pub fn publish(folder: Unfinished, model: &[PathBuf], output: &Path, force: bool) -> anyhow::Result<()> {
     let context = || format!("cannot rename the finished folder to `{}`", output.display());
     check(model, output, force)?;
@@ -141,7 +141,7 @@ pub fn publish(folder: Unfinished, model: &[PathBuf], output: &Path, force: bool
     folder.scratch.close().context("the new directory is in place, but the temporary one cannot be removed")
 }
 
-/// Exchanges two directories' names, in one step where the file system can.
+/// Exchanges two directories' names, in one step if the file system can.
 fn exchange(new: &Path, old: &Path) -> std::io::Result<()> {
     match renameat_with(CWD, new, CWD, old, RenameFlags::EXCHANGE) {
         Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {

@@ -13,7 +13,7 @@ use super::model::{Part, SourceModel, part};
 use super::other_formats;
 use crate::report::{Hinted, word};
 
-/// Optimum's names. A merged decoder serves where there is no plain one.
+/// Optimum's names. A merged decoder serves if there is no plain one.
 const ENCODER: &str = "encoder_model.onnx";
 const DECODERS: [&str; 2] = ["decoder_model.onnx", "decoder_model_merged.onnx"];
 const WHOLE: &str = "model.onnx";
@@ -61,10 +61,10 @@ pub fn model_in(folder: &Path) -> anyhow::Result<SourceModel> {
     }
 }
 
-/// What a file of a folder is.
+/// A file in a folder, and what it is.
 struct Candidate {
     path: PathBuf,
-    /// None for one that cannot be read.
+    /// None if it cannot be read.
     part: Option<Part>,
 }
 
@@ -83,13 +83,13 @@ impl Candidate {
             Some(Part::Encoder(_)) => "an encoder",
             Some(Part::Decoder(_)) => "a decoder",
             Some(Part::Step) => "a decoder's step that reads a cache",
-            Some(Part::Whole) => "a whole model, or none",
+            Some(Part::Whole) => "a whole model, or not a model",
             None => "cannot be read",
         }
     }
 }
 
-/// The model among several files: the one encoder with the one decoder, or the only file that is no part of a model.
+/// The model among several files: the one encoder with the one decoder, or the only file that is not part of a model.
 fn by_structure(folder: &Path, models: Vec<PathBuf>) -> anyhow::Result<SourceModel> {
     let candidates: Vec<Candidate> = models.into_iter().map(Candidate::new).collect();
     let of = |is: fn(&Part) -> bool| candidates.iter().filter(move |c| c.part.as_ref().is_some_and(is));

@@ -1,7 +1,7 @@
-//! The manifest against the graphs: each graph carries the record of the rewrite that made it, and a manifest that says something else
-//! is refused by every command that opens the directory.
+//! The manifest against the graphs: each graph carries the record of the rewrite that made it, and every command that opens the
+//! directory refuses a manifest that says something else.
 //!
-//! The record is the manifest itself, without what may change behind a rewrite. Nobody who adds a field to it need think of this.
+//! The record is the manifest itself, without what may change after a rewrite, so a new field is covered automatically.
 
 use std::path::Path;
 
@@ -12,13 +12,13 @@ use serde_json::{Map, Value};
 use super::{GRAPHS, MANIFEST};
 use crate::report::{Hinted, word};
 
-/// The key of a graph's metadata that has the record, as JSON.
+/// The key of a graph's metadata under which the record is, as JSON.
 const KEY: &str = "lstc.rewrite";
 
 /// Sections of a manifest that no graph depends on: how it is trained, what the files are now, and where its side network came from.
 const FREE: [&str; 4] = ["train", "data", "files", "side"];
 
-/// What is recorded of a file of the source. Where it lies may change.
+/// What is recorded of a file of the source. Its place may change.
 const OF_SOURCE: [&str; 3] = ["part", "blake3", "bytes"];
 
 /// Differences that an error spells out; the rest are counted.
@@ -27,16 +27,16 @@ const MAX_LISTED: usize = 10;
 /// Characters of a value that an error shows.
 const MAX_SHOWN: usize = 60;
 
-/// What the graphs of a rewrite say of themselves: its manifest, as text.
+/// What the graphs of a rewrite record about themselves: its manifest, as text.
 ///
 /// # Errors
-/// A text that is not a manifest's.
+/// A text that is not a manifest.
 pub fn about(manifest: &str) -> anyhow::Result<About> {
     let record = Value::Object(record(manifest)?).to_string();
     Ok(About { doc: String::new(), metadata: vec![(KEY.to_owned(), record)] })
 }
 
-/// Holds a manifest against the graphs beside it.
+/// Compares a manifest with the graphs beside it.
 ///
 /// # Errors
 /// Every field that differs from what a graph was made with; a graph that cannot be read.
@@ -58,8 +58,8 @@ pub fn check(directory: &Path, manifest: &str) -> anyhow::Result<()> {
     Err(Hinted::new(error, hint).into())
 }
 
-/// Each field of a manifest that differs from what a graph beside it was made with, in words. What several graphs say alike is said
-/// of the first.
+/// Each field of a manifest that differs from what a graph beside it was made with, in words. What several graphs have in common is
+/// reported for the first.
 ///
 /// # Errors
 /// A graph that cannot be read; a manifest that is not one.
@@ -85,7 +85,7 @@ pub fn differences(directory: &Path, manifest: &str) -> anyhow::Result<Vec<Strin
     Ok(differences)
 }
 
-/// What graphs depend on, of a manifest.
+/// The part of a manifest that graphs depend on.
 fn record(manifest: &str) -> anyhow::Result<Map<String, Value>> {
     let mut all: Map<String, Value> = serde_yaml::from_str(manifest)?;
     all.retain(|section, _| !FREE.contains(&section.as_str()));

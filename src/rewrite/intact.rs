@@ -1,8 +1,8 @@
 //! Whether the files of a rewritten directory are those that were written.
 //!
 //! The manifest records the size and the BLAKE3 of each. Graphs and the tokenizer are hashed whenever a directory is opened; a data file
-//! is hashed when it is not the file that was hashed before, by its size, its times and its number on the disk. Those stand in a file of their own:
-//! a copy of the directory has others, and is hashed once.
+//! is hashed unless its size, times and inode number show that it is the file that was hashed before. These are kept in a file of
+//! their own: a copy of the directory has others, and is hashed once.
 
 use std::collections::BTreeMap;
 use std::fs::{self, Metadata};
@@ -22,7 +22,7 @@ use crate::files;
 use crate::hash::blake3;
 use crate::report::{Hinted, ProgressLine, word};
 
-/// What was seen of the data files when they were hashed.
+/// The states of the data files when they were hashed.
 pub const SEEN: &str = ".seen.json";
 
 /// A file of a rewritten directory as it was written.
@@ -34,14 +34,14 @@ pub struct WrittenFile {
     pub blake3: String,
 }
 
-/// A state of a file. What was written to has another.
+/// A state of a file. Writing to a file changes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct State {
     blake3: String,
     bytes: u64,
     device: u64,
     inode: u64,
-    /// Seconds and nanoseconds: when its contents and when anything of it was changed.
+    /// Seconds and nanoseconds: when its contents, and when anything about it, changed.
     modified: (i64, i64),
     changed: (i64, i64),
 }
@@ -61,7 +61,7 @@ impl State {
 
 type Seen = BTreeMap<String, State>;
 
-/// How a file is.
+/// The state in which a file was found.
 enum Found {
     Same(State),
     Changed { names: u64 },
@@ -75,7 +75,7 @@ impl WrittenFile {
         let mut file = regular::open(&folder.join(name)).with_context(context)?;
         let bytes = file.metadata().with_context(context)?.len();
         let hash = blake3(&mut file, &AtomicBool::new(false)).with_context(context)?;
-        Ok(WrittenFile { file: name.to_owned(), bytes, blake3: hash.expect("nobody stops it") })
+        Ok(WrittenFile { file: name.to_owned(), bytes, blake3: hash.expect("nothing stops it") })
     }
 
     /// True for a file that may be as large as a model: graphs and the tokenizer are small.
@@ -87,13 +87,13 @@ impl WrittenFile {
     fn look(&self, directory: &Path, known: Option<&State>) -> anyhow::Result<Found> {
         let path = directory.join(&self.file);
         let context = || format!("cannot read `{}`", path.display());
-        // A manifest names files that lie beside it, and a pipe would be waited for.
+        // A manifest names files beside it, and reading a pipe would block.
         let is_file = super::is_own(&self.file) && path.is_file();
         if !is_file {
             return Ok(Found::Missing);
         }
         let mut file = regular::open(&path).with_context(context)?;
-        // Before it is read: what is written to it meanwhile is seen the next time.
+        // Before it is read: a change made meanwhile is noticed next time.
         let metadata = file.metadata().with_context(context)?;
         let state = State::new(&metadata, &self.blake3);
         if known == Some(&state) {
@@ -119,7 +119,7 @@ impl WrittenFile {
 pub fn record(directory: &Path) -> anyhow::Result<Record> {
     let record = manifest::record(directory)?;
     if let Some(graph) = GRAPHS.iter().find(|graph| !record.files.iter().any(|file| file.file == **graph)) {
-        let error = anyhow!("`{}` does not record what {graph} was written as", directory.join(MANIFEST).display());
+        let error = anyhow!("`{}` does not record {graph} as it was written", directory.join(MANIFEST).display());
         let hint =
             format!("rewrite the model again: `lstc rewrite --from {} -o AGAIN`", word(&directory.to_string_lossy()));
         return Err(Hinted::new(error, hint).into());
@@ -154,16 +154,16 @@ fn check(directory: &Path, files: &[WrittenFile]) -> anyhow::Result<()> {
         }
     }
     if now != seen {
-        // Where it cannot be kept, the files are hashed the next time too.
+        // If it cannot be kept, the files are hashed next time too.
         let _ = keep(directory, &now);
     }
     Ok(())
 }
 
-/// What is probably wrong with a changed file that has more names.
+/// What is probably wrong with a changed file that has several names.
 const LINKED: &str = "it is a hard link, and was written to under another name; ";
 
-/// What of the files of a directory is not as it was written, whatever was seen before.
+/// Which files of a directory are not as they were written, whatever was seen before.
 ///
 /// # Errors
 /// From the file system.
@@ -179,7 +179,7 @@ pub fn differences(directory: &Path, files: &[WrittenFile]) -> anyhow::Result<Ve
     Ok(differences)
 }
 
-/// Records how the data files of a directory are: as they were written.
+/// Records the states of a directory's data files, as they were written.
 ///
 /// # Errors
 /// From the file system.

@@ -1,4 +1,4 @@
-//! lst.yaml: what was rewritten, how, and what came of it.
+//! lst.yaml: what was rewritten, how, and with what result.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -30,13 +30,13 @@ pub enum FilePart {
     Data,
 }
 
-/// The model that a list of files is.
+/// The model that a list of files makes up.
 ///
 /// # Errors
 /// A list without a model.
 pub fn model_of(files: &[SourceFile]) -> anyhow::Result<SourceModel> {
     let graphs: Vec<PathBuf> = files.iter().filter(|f| f.part == FilePart::Model).map(|f| f.file.clone()).collect();
-    SourceModel::find(&graphs).context("the manifest names no source")
+    SourceModel::find(&graphs).context("the manifest does not name a source")
 }
 
 /// A file of the source model.
@@ -92,7 +92,7 @@ pub struct Manifest {
     pub loss: LossOptions,
     pub backward: BackwardOptions,
     pub optimizer: OptimizerOptions,
-    /// How `lstc train` trains where its flags say nothing else.
+    /// How `lstc train` trains unless its flags override it.
     pub train: TrainOptions,
     pub data: Reading,
     pub model: ModelSummary,
@@ -101,7 +101,7 @@ pub struct Manifest {
     /// The attentions over the source that read its padding.
     pub reads_padding: Vec<ReadsPadding>,
     pub tokens: SpecialTokens,
-    /// Who says these.
+    /// Where these come from.
     pub tokens_from: Origins,
     /// Towers whose kept blocks were chosen by importance.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -111,7 +111,7 @@ pub struct Manifest {
     /// What the backbone lost by its precision.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantised: Option<Quantised>,
-    /// The graphs and the data files, as they were written: none before they are.
+    /// The graphs and the data files, as they were written; empty until they are.
     pub files: Vec<WrittenFile>,
     pub graphs: Vec<GraphSummary>,
     pub parameters: Vec<ParameterSummary>,
@@ -129,7 +129,7 @@ pub struct ChoiceSummary {
     pub asked: usize,
     pub of: usize,
     pub kept: Vec<usize>,
-    /// The importance of each block; they sum to 1. Empty where all are kept.
+    /// The importance of each block; they sum to 1. Empty if all are kept.
     pub importance: Vec<f64>,
 }
 
@@ -146,7 +146,7 @@ impl ChoiceSummary {
     }
 }
 
-/// What fixed sizes made of the backbone.
+/// The effect of fixed sizes on the backbone.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct FoldedSummary {
     /// Nodes of the backbone with sizes symbolic, and fixed.
@@ -229,7 +229,7 @@ pub struct GraphSummary {
     pub nodes: usize,
     pub inputs: Vec<PortSummary>,
     pub outputs: Vec<PortSummary>,
-    /// For each parameter besides: what stands before and behind its name.
+    /// For each parameter besides: what comes before and after its name.
     pub for_each_parameter: Vec<String>,
 }
 
@@ -446,7 +446,7 @@ pub fn is_rewritten(path: &Path) -> bool {
 #[derive(Debug, Deserialize)]
 pub struct Record {
     pub source: Vec<SourceFile>,
-    /// None where an earlier version wrote them.
+    /// None if an earlier version wrote them.
     #[serde(default)]
     pub files: Vec<WrittenFile>,
     pub model: ModelSummary,
@@ -487,7 +487,7 @@ pub fn record(directory: &Path) -> anyhow::Result<Record> {
     Ok(record)
 }
 
-/// As [`record`], whatever the graphs say: for what tells of all that is wrong with a directory.
+/// As [`record`], whatever the graphs say: for callers that report everything that is wrong with a directory.
 ///
 /// # Errors
 /// A directory without a readable manifest.
@@ -495,7 +495,7 @@ pub fn unchecked_record(directory: &Path) -> anyhow::Result<Record> {
     parse(directory, &text(directory)?)
 }
 
-/// What the manifest of a directory says otherwise than its graphs, in words.
+/// How the manifest of a directory differs from its graphs, in words.
 ///
 /// # Errors
 /// A directory without a readable manifest, or with a graph that cannot be read.
@@ -507,7 +507,7 @@ fn parse(directory: &Path, text: &str) -> anyhow::Result<Record> {
     serde_yaml::from_str(text).with_context(|| format!("`{}` is not a rewritten model", directory.display()))
 }
 
-/// The manifest of a rewritten directory, as it stands there.
+/// The manifest of a rewritten directory, as text.
 ///
 /// # Errors
 /// A directory without one that can be read.

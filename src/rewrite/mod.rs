@@ -43,63 +43,63 @@ use precision::{Candidate, Given, Quantised, Sample};
 use source::Hashing;
 pub use source::source_file;
 
-/// The frozen weights' file. Where one does not do, `backbone.1.data` and so on lie beside it.
+/// The frozen weights' file. If one is not enough, `backbone.1.data` and so on are beside it.
 pub const DATA: &str = "backbone.data";
 /// The initial side network's file.
 pub const SIDE: &str = "side.safetensors";
-/// The folder of a training run, where no other is given.
+/// The folder of a training run, if no other is given.
 pub const RUN: &str = "run";
 /// The graphs' files.
 pub const GRAPHS: [&str; 5] = ["train.onnx", "grad.onnx", "apply.onnx", "eval.onnx", "infer.onnx"];
 /// The manifest's file.
 pub const MANIFEST: &str = "lst.yaml";
 
-/// What a rewrite is to make of what.
+/// What a rewrite is to make, and from what.
 pub struct Request<'r> {
     pub model: SourceModel,
     pub options: Options,
-    /// How the result is to be trained, where a command says nothing else.
+    /// How the result is to be trained, unless a command overrides it.
     pub training: Started,
     pub output: &'r Path,
-    /// Replace an earlier rewrite in the output's place.
+    /// Replace an earlier rewrite at the output path.
     pub force: bool,
 }
 
-/// What becomes of the frozen weights: data files that hold them are linked where they can be, and the rest is copied.
+/// What to do with the frozen weights: data files that hold them are linked if possible, and the rest is copied.
 #[derive(Clone, Copy, Default)]
 pub struct Backbone<'r> {
     pub links: Links,
-    /// Weights that lie in no data file of the source are linked to those of this rewritten directory.
+    /// Weights that are not in a data file of the source are linked to those of this rewritten directory.
     pub shared: Option<&'r Path>,
-    /// Hears of what is copied, from before the first byte on.
+    /// Called with the progress of copies, from before the first byte on.
     pub copying: Option<&'r dyn Fn(&Copying)>,
 }
 
-/// How far a copy is.
+/// How far a copy has come.
 #[derive(Clone, Copy, Debug)]
 pub struct Copying {
     pub done: u64,
     pub of: u64,
-    /// Bytes that lie in data files, none of which could be linked.
+    /// Bytes that are in data files, none of which could be linked.
     pub in_data_files: u64,
 }
 
-/// How the backbone's precision is measured, and chosen where it is to be the fastest.
+/// How the backbone's precision is measured, and chosen if it is to be the fastest.
 #[derive(Clone, Copy, Default)]
 pub struct Measuring<'r> {
-    /// A file of examples; what was measured on before, or random tokens, where there is none.
+    /// A file of examples; if none is given, what was measured on before, or random tokens.
     pub sample: Option<&'r Path>,
-    /// What an earlier rewrite was made with, and what it measured: it counts where nothing has changed.
+    /// What an earlier rewrite was made with, and what it measured: it counts if nothing has changed.
     pub earlier: Option<&'r Config>,
     /// Where the model is to be trained.
     pub device: Device,
     pub precision: Choice,
-    /// Hears how many blocks are done, and of how many, while it is measured which products take more bits. Blocks may be walked
-    /// several times over.
+    /// Called with how many blocks are done, and of how many, during the choice of the products that take more bits. Blocks may
+    /// be walked several times.
     pub progress: Option<&'r dyn Fn(usize, usize)>,
 }
 
-/// What becomes of a model of integers on CUDA.
+/// The warning for a model of integers on CUDA.
 pub const INTEGERS_ON_CUDA: &str = "the model uses integer products, for which there are no CUDA kernels: on CUDA its weights are \
                                     dequantised once and multiplied in bf16 (in f32 before Ampere)";
 
@@ -109,7 +109,7 @@ pub enum Choice {
     /// The options do.
     #[default]
     Said,
-    /// Nobody has: what is best as a rule on the device.
+    /// No one has: what is usually best on the device.
     Open,
     /// What is measured to be the fastest on the device.
     Fastest,
@@ -122,7 +122,7 @@ pub struct Written {
     pub data: Vec<Saved>,
     /// Elements of the backbone's weights, each counted once.
     pub frozen: usize,
-    /// Bytes of the LM head's matrix before and after, where it was quantised.
+    /// Bytes of the LM head's matrix before and after, if it was quantised.
     pub head: Option<(u64, u64)>,
     /// The precisions that were measured, the fastest first.
     pub candidates: Vec<Candidate>,
@@ -203,7 +203,7 @@ fn store(options: &Options, folder: &Path) -> anyhow::Result<Store> {
     Ok(Store::new(move |dtype, dims, bytes| spill.keep(dtype, dims, &bytes).map_err(|e| e.to_string())))
 }
 
-/// Has a graph compute in f32 throughout, where that is asked for. One that was exported in f16 may overflow between its products
+/// Makes a graph compute in f32 throughout, if that is asked for. One that was exported in f16 may overflow between its products
 /// too: in its residual stream, where the taps are.
 pub(crate) fn computed_in(graph: &mut Graph, precision: Precision) {
     if precision == Precision::Fp32 {
@@ -230,7 +230,7 @@ fn run_passes(
     Ok((module, timings))
 }
 
-/// The special tokens of a model, by what lies beside it, and who says them.
+/// The special tokens of a model, by the files beside it, and where they come from.
 ///
 /// # Errors
 /// As [`rewrite`].
@@ -241,18 +241,18 @@ pub fn tokens(model: &SourceModel, anatomy: &Anatomy, reading: &Reading) -> anyh
 
 /// What is odd about the inputs of a model, in words.
 pub fn odd_inputs(graph: &Graph, anatomy: &Anatomy) -> Vec<String> {
-    let told = |value| {
+    let warning = |value| {
         format!(
             "the model does not read what its input `{}` holds: if it was exported with one tensor for two inputs, export it \
              again with two",
             graph.value(value).name
         )
     };
-    unread_inputs(graph, anatomy).into_iter().map(told).collect()
+    unread_inputs(graph, anatomy).into_iter().map(warning).collect()
 }
 
 /// Rewrites a model: compiles it, and writes the directory under a temporary name that becomes the final one at the
-/// end. The weights are linked where they can be.
+/// end. The weights are linked if possible.
 ///
 /// # Errors
 /// As [`compile`]; an output that is there already; anything from the file system.
@@ -263,7 +263,7 @@ pub fn rewrite(request: Request, after: impl FnMut(&'static str, &Module)) -> an
 /// As [`rewrite`], with a choice of what becomes of the weights, and of how another precision is measured.
 ///
 /// # Errors
-/// As [`rewrite`]; a directory to share with that is of another model; what keeps the precision from being measured.
+/// As [`rewrite`]; a directory to share with that belongs to another model; what keeps the precision from being measured.
 pub fn rewrite_with(
     request: Request,
     backbone: Backbone,
@@ -273,7 +273,7 @@ pub fn rewrite_with(
     let Request { model, options, training, output, force } = request;
     directory::check(model.files(), output, force)?;
     let (graph, anatomy) = open(&model)?;
-    // As long as everything else takes, where the model is large: at once, on the other cores.
+    // For a large model this takes as long as everything else: run it meanwhile, on the other cores.
     let hashing = Hashing::begin(&model, &graph);
     let mut warnings = odd_inputs(&graph, &anatomy);
     let opset = graph.opset();
@@ -285,7 +285,7 @@ pub fn rewrite_with(
     let folder = directory::begin(output)?;
     if tokens.ids.pad != MASKED_TOKEN && anatomy.masks_by_tokens() {
         bail!(
-            "`{model}` takes token {MASKED_TOKEN} for padding, and its configuration fills up with token {}: which is right?",
+            "`{model}` takes token {MASKED_TOKEN} for padding, but its configuration pads with token {}: check which is right",
             tokens.ids.pad
         );
     }
@@ -310,7 +310,8 @@ pub fn rewrite_with(
     }
     let raised = module.graph.opset();
     if raised != opset {
-        warnings.push(format!("the graphs are of opset {raised}, the model is of opset {opset}: dropout needs it"));
+        warnings
+            .push(format!("the graphs have opset {raised}, the model has opset {opset}: dropout needs the newer one"));
     }
     if let (Some(limit), Some(Quantised { within_limit: Some(false), .. })) =
         (module.options.backbone.limit(), &quantised)
@@ -333,7 +334,7 @@ pub fn rewrite_with(
     Ok(Written { manifest, timings, data, head, frozen: frozen_elements(&module), candidates, warnings })
 }
 
-/// A text has a token, and the token that ends it.
+/// A text has at least a token, and the token that ends it.
 ///
 /// # Errors
 /// A length that is fixed, in the model or by the options, and leaves no room for both.
@@ -347,7 +348,7 @@ fn check_lengths(anatomy: &Anatomy, sizes: &Sizes) -> anyhow::Result<()> {
         };
         if let Some(length) = fixed.filter(|length| *length < 2) {
             let error =
-                anyhow!("the length of the {} is fixed at {length} token, and a text has two at least", tower.kind);
+                anyhow!("the length of the {} is fixed at {length} token, but a text has at least two", tower.kind);
             let hint =
                 "export the model with free lengths, or longer ones: a text is a token and the token that ends it";
             return Err(Hinted::new(error, hint).into());
@@ -356,7 +357,7 @@ fn check_lengths(anatomy: &Anatomy, sizes: &Sizes) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The options with the precision that is the fastest, where that is asked for.
+/// The options with the fastest precision, if that is asked for.
 fn chosen(
     graph: &Graph,
     anatomy: &Anatomy,
@@ -396,7 +397,7 @@ fn chosen(
     Ok((options, candidates))
 }
 
-/// Whether a CUDA device has kernels for bf16. One that is not in this machine is taken for one that has, as all from Ampere on do.
+/// Whether a CUDA device has kernels for bf16. A device that is not in this machine is assumed to, as all from Ampere on do.
 fn has_bf16(index: u32) -> bool {
     let device = find(Device::Cuda(index)).and_then(|library| Runtime::load(&library)?.cuda(index));
     device.and_then(|device| device.has_bf16()).unwrap_or(true)
@@ -406,12 +407,12 @@ fn has_bf16(index: u32) -> bool {
 struct Quantising<'q> {
     measuring: &'q Measuring<'q>,
     given: &'q Given<'q>,
-    /// For what is in the way of being measured.
+    /// For what keeps it from being measured.
     folder: &'q Path,
 }
 
 impl Quantising<'_> {
-    /// True where it is yet to be measured which products take more bits: neither list is given.
+    /// True if it is yet to be measured which products take more bits: neither list is given.
     fn is_open(&self, options: &Options) -> bool {
         options.backbone.limit().is_some() && options.backbone.kept.is_none() && options.backbone.in_8_bits.is_none()
     }
@@ -432,7 +433,7 @@ impl Quantising<'_> {
         Ok(options)
     }
 
-    /// What the precision loses: as it was measured before, where nothing has changed since.
+    /// What the precision loses: as it was measured before, if nothing has changed since.
     fn outcome(&self, module: &Module, source: &[SourceFile]) -> anyhow::Result<Option<Quantised>> {
         if module.quantised.is_none() {
             return Ok(None);
@@ -466,12 +467,12 @@ impl Quantising<'_> {
     }
 
     fn runtime(&self) -> anyhow::Result<&'static Runtime> {
-        // The process has one library: the one that the device was asked with.
+        // The process has one library: the one that the device was queried with.
         let device = match find(self.measuring.device) {
             Ok(_) => self.measuring.device,
             Err(_) => Device::Cpu,
         };
-        let library = find(device).context("what the backbone loses by its precision cannot be measured")?;
+        let library = find(device).context("cannot measure what the backbone loses by its precision")?;
         Ok(Runtime::load(&library)?)
     }
 }
@@ -512,7 +513,7 @@ fn write(
     Ok((saved, written))
 }
 
-/// The BLAKE3 of a file, which is known where it is one of the source's.
+/// The BLAKE3 of a file, which is known if it is one of the source's.
 fn hash_of(file: &Path, source: &[SourceFile]) -> anyhow::Result<String> {
     let known = source.iter().find(|known| known.file.canonicalize().is_ok_and(|path| path == file));
     known.map_or_else(|| Ok(source_file(file, manifest::FilePart::Data)?.blake3), |known| Ok(known.blake3.clone()))
@@ -532,12 +533,12 @@ fn write_backbone(
     }
     let (of, in_data_files) = writer.left();
     let copying = |done| Copying { done, of, in_data_files };
-    let tell = |done| backbone.copying.filter(|_| of > 0).map_or((), |hear| hear(&copying(done)));
+    let notify = |done| backbone.copying.filter(|_| of > 0).map_or((), |hear| hear(&copying(done)));
     let mut hasher = blake3::Hasher::new();
-    tell(0);
+    notify(0);
     let (data, saved) = writer.copy(&mut |bytes| {
         hasher.update(bytes);
-        tell(hasher.count());
+        notify(hasher.count());
     })?;
     Ok((data, saved, hasher.finalize().to_hex().to_string()))
 }
@@ -547,15 +548,14 @@ fn share(writer: &mut DataWriter, directory: &Path, links: Links) -> anyhow::Res
     intact::record(directory)?;
     let graphs = GRAPHS.iter().map(|file| load(&directory.join(file))).collect::<Result<Vec<_>, _>>()?;
     if writer.is_incomplete() && writer.share(&graphs, links)? == 0 {
-        let error = anyhow!("they are none of the model's, or the file system cannot share them");
-        let hint =
-            "--link makes hard links where a file system has no reflinks; without --share the weights are copied";
+        let error = anyhow!("they are not the model's, or the file system cannot share them");
+        let hint = "--link makes hard links if a file system has no reflinks; without --share the weights are copied";
         return Err(if links == Links::Reflinks { Hinted::new(error, hint).into() } else { error });
     }
     Ok(())
 }
 
-/// Takes from the files of a folder the permissions that a file of the source does not give: weights are in all of them.
+/// Removes from the files of a folder the permissions that a file of the source does not give: weights are in all of them.
 fn narrow(folder: &Path, source: &[SourceFile], data: &[Saved]) -> std::io::Result<()> {
     let mode = |path: &Path| Ok::<u32, std::io::Error>(fs::metadata(path)?.permissions().mode());
     let mut mask = 0o777;
@@ -572,7 +572,7 @@ fn narrow(folder: &Path, source: &[SourceFile], data: &[Saved]) -> std::io::Resu
     Ok(())
 }
 
-/// True for a file whose bytes and permissions are those of a file of the user's.
+/// True for a file that shares its bytes and permissions with one of the user's.
 fn is_linked(path: &Path, data: &[Saved]) -> bool {
     data.iter().any(|saved| path.ends_with(&saved.name) && matches!(saved.means, Means::Linked(_)))
 }

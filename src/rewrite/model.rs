@@ -32,7 +32,7 @@ impl fmt::Display for SourceModel {
 }
 
 impl SourceModel {
-    /// The files that are meant by a file, several files, or a folder that holds a model.
+    /// The files of a model that is given as a file, several files, or a folder.
     ///
     /// # Errors
     /// A folder in which no model is found, or more than one; a file of another format.
@@ -57,7 +57,7 @@ impl SourceModel {
         &self.0
     }
 
-    /// The file beside which tokenizer and configuration lie.
+    /// The file beside which the tokenizer and the configuration are.
     pub fn first(&self) -> &Path {
         &self.0[0]
     }
@@ -65,7 +65,7 @@ impl SourceModel {
     /// Reads the model as one graph. One in bf16 computes in f32: the CPU has no kernels for bf16.
     ///
     /// # Errors
-    /// What is wrong with a file; files that are no encoder and decoder of one model.
+    /// What is wrong with a file; files that are not an encoder and a decoder of one model.
     pub fn read(&self) -> anyhow::Result<Graph> {
         let mut graph = match &self.0[..] {
             [file] => load(file)?,
@@ -77,7 +77,7 @@ impl SourceModel {
 }
 
 fn alone(file: &Path, what: &str) -> anyhow::Error {
-    let error = anyhow!("`{}` is {what}, and nothing else", file.display());
+    let error = anyhow!("`{}` is only {what}", file.display());
     Hinted::new(error, "pass the encoder's and the decoder's file, or the folder that holds both").into()
 }
 
@@ -99,7 +99,7 @@ pub(super) fn part(graph: &Graph, likeness: &Likeness) -> Part {
         };
         values.iter().filter(fits).copied().collect::<Vec<_>>()
     };
-    // Where fused operators hide the attention, an encoder's output is like other features, and a cache like nothing.
+    // If fused operators hide the attention, an encoder's output looks like other features, and a cache like nothing known.
     let given = |rank: usize, parts: [Use; 2]| {
         let used = |v: &ValueId| graph.inputs.iter().position(|i| i == v).and_then(|i| Some(likeness.inputs.get(i)?.1));
         let mut inputs = of_rank(&graph.inputs, rank);
@@ -139,7 +139,7 @@ fn tokens(graph: &Graph) -> Vec<ValueId> {
     graph.inputs.iter().filter(looked_up).copied().collect()
 }
 
-/// An encoder and a decoder as one graph. Of more files, a decoder's step that reads a cache is not needed.
+/// An encoder and a decoder as one graph. If there are more files, a decoder's step that reads a cache is not needed.
 fn joined(files: &[PathBuf]) -> anyhow::Result<Graph> {
     let (mut encoder, mut decoder) = (None, None);
     for file in files {
@@ -170,7 +170,11 @@ fn joined(files: &[PathBuf]) -> anyhow::Result<Graph> {
     wires.extend(shared_mask(&encoder, &decoder, hidden));
     name_inputs(&encoder, &mut decoder, &wires).map_err(anyhow::Error::msg)?;
     let both = || {
-        format!("`{}` and `{}` are no encoder and decoder of one model", encoder_file.display(), decoder_file.display())
+        format!(
+            "`{}` and `{}` are not an encoder and decoder of one model",
+            encoder_file.display(),
+            decoder_file.display()
+        )
     };
     join(encoder, &decoder, &wires).map_err(anyhow::Error::msg).with_context(both)
 }
@@ -180,11 +184,11 @@ fn shared_mask(encoder: &Graph, decoder: &Graph, hidden: ValueId) -> Option<(Val
     let length = decoder.shape(hidden)?.get(1)?.clone();
     let is_mask =
         |graph: &Graph, v: &ValueId| !tokens(graph).contains(v) && graph.shape(*v).is_some_and(|s| s.len() == 2);
-    // Where the decoder's tokens have that length too, it tells no mask of theirs from one of the encoder's.
-    let tells = !tokens(decoder).into_iter().any(|v| decoder.shape(v).is_some_and(|s| s.get(1) == Some(&length)));
+    // If the decoder's tokens have that length too, it does not distinguish their masks from the encoder's.
+    let distinct = !tokens(decoder).into_iter().any(|v| decoder.shape(v).is_some_and(|s| s.get(1) == Some(&length)));
     let over_hidden = |v: &ValueId| {
         let named = decoder.value(*v).name == "encoder_attention_mask";
-        let same = tells && decoder.shape(*v).is_some_and(|s| matches!(s[1], Dim::Var(_)) && s[1] == length);
+        let same = distinct && decoder.shape(*v).is_some_and(|s| matches!(s[1], Dim::Var(_)) && s[1] == length);
         is_mask(decoder, v) && (named || same)
     };
     let theirs: Vec<ValueId> = decoder.inputs.iter().copied().filter(over_hidden).collect();
@@ -195,7 +199,7 @@ fn shared_mask(encoder: &Graph, decoder: &Graph, hidden: ValueId) -> Option<(Val
     }
 }
 
-/// Inputs of the decoder whose names the encoder has too get `decoder_` before them.
+/// Inputs of the decoder whose names the encoder also has get the prefix `decoder_`.
 fn name_inputs(encoder: &Graph, decoder: &mut Graph, wires: &[(ValueId, ValueId)]) -> Result<(), String> {
     for input in decoder.inputs.clone() {
         let name = decoder.value(input).name.clone();

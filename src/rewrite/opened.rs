@@ -24,9 +24,9 @@ use crate::train::{BEST, Started};
 pub struct Execution {
     pub runtime: &'static Runtime,
     pub device: Device,
-    /// Of one operator.
+    /// Per operator.
     pub threads: usize,
-    /// Use weights where their file is mapped: less memory, but slower.
+    /// Read weights from their mapped file: less memory, but slower.
     pub mapped: bool,
     /// Compute products on CUDA in TF32.
     pub tf32: bool,
@@ -62,7 +62,7 @@ impl Opened {
     /// Reads the manifest, and what the graphs take.
     ///
     /// # Errors
-    /// A directory that is no rewritten model; an input of the model that no batch could fill.
+    /// A directory that is not a rewritten model; an input of the model that no batch could fill.
     pub fn new(directory: &Path) -> anyhow::Result<Opened> {
         let record = intact::record(directory)?;
         let graph = graph(directory, "eval.onnx")?;
@@ -76,13 +76,13 @@ impl Opened {
             let Some(summary) = record.inputs.iter().find(|i| i.name == *name) else {
                 let error = anyhow!("the model has an input `{name}`, and lstc does not know what to give it");
                 let hint =
-                    "it may have been exported with one tensor for two inputs; `lstc inspect` tells which it reads";
+                    "it may have been exported with one tensor for two inputs; `lstc inspect` shows which it reads";
                 return Err(Hinted::new(error, hint).into());
             };
             let dtype = graph.value(*value).dtype.filter(|d| fills(*d));
             let dims = graph.shape(*value).and_then(|s| <[Dim; 2]>::try_from(s).ok());
             let (Some(dtype), Some(dims)) = (dtype, dims) else {
-                bail!("the model's input `{name}` is no [batch, length] tensor of a type that lstc fills");
+                bail!("the model's input `{name}` is not a [batch, length] tensor of a type that lstc fills");
             };
             inputs.push(Input { summary: summary.clone(), dtype, dims });
         }
@@ -108,15 +108,15 @@ impl Opened {
         Ok(parts(&graph, &taps))
     }
 
-    /// The backbone that makes the taps of a graph of the directory, and nothing but taps: what a cache can stand for.
+    /// The backbone that makes the taps of a graph of the directory, and only taps: what a cache can replace.
     ///
     /// # Errors
-    /// As [`Opened::parts`]; a model whose masks hang on its hidden states.
+    /// As [`Opened::parts`]; a model whose masks depend on its hidden states.
     pub fn tapped(&self, file: &str) -> anyhow::Result<Graph> {
         let Parts { backbone, entangled, .. } = self.parts(file)?;
         entangled.map_or(Ok(backbone), |reason| {
             let hint =
-                "a model that no optimiser has changed has them apart; without a cache, this one trains as it is";
+                "export the model without an optimiser, or train without a cache, which works for this one as it is";
             Err(Hinted::new(anyhow!("the taps of this model cannot be kept: {reason}"), hint).into())
         })
     }
@@ -126,7 +126,7 @@ impl Opened {
         self.record.parameters.iter().map(|p| p.shape.iter().product::<usize>()).sum()
     }
 
-    /// What to say of a file that lacks a value that every rewrite has.
+    /// The error for a file that lacks a value that every rewrite has.
     pub fn lacks(&self, file: &str, value: &str) -> anyhow::Error {
         anyhow!("`{}` has no value `{value}`: rewrite the model again", self.directory.join(file).display())
     }
@@ -134,7 +134,7 @@ impl Opened {
     /// A session over a graph of the directory, changed or not, beside its data.
     ///
     /// # Errors
-    /// From ONNX Runtime; a node that a device leaves to the CPU, but for the arithmetic of sizes.
+    /// From ONNX Runtime; a node that a device leaves to the CPU, except for the arithmetic of sizes.
     pub fn session(&self, graph: &Graph, execution: &Execution) -> anyhow::Result<Session> {
         let builder = execution.runtime.session().device(execution.device).threads(execution.threads);
         let graph = runnable(graph, execution.runtime, execution.device)?;
@@ -145,7 +145,7 @@ impl Opened {
         Ok(session)
     }
 
-    /// As [`Opened::session`]; where a graph cannot be captured, one whose runs are as they are, and why.
+    /// As [`Opened::session`]; if a graph cannot be captured, a session that runs it normally, and why.
     ///
     /// # Errors
     /// As [`Opened::session`].
@@ -169,20 +169,20 @@ impl Opened {
     /// The side network as the rewrite initialised it.
     ///
     /// # Errors
-    /// A file that is missing, damaged, of another rewrite or of another program.
+    /// A file that is missing or damaged, or that belongs to another rewrite or another program.
     pub fn initial(&self) -> anyhow::Result<Side> {
         let path = self.directory.join(SIDE);
         let (side, seal) = self.side(&path)?;
         if seal == Seal::Foreign {
             let error = anyhow!("`{}` is not what lstc wrote there: it has no checksum", path.display());
             let hint =
-                "`lstc import` makes a side network from elsewhere the initial one; `lstc rewrite` again makes another";
+                "`lstc import` makes a side network from elsewhere the initial one; `lstc rewrite` makes a new one";
             return Err(Hinted::new(error, hint).into());
         }
         Ok(side)
     }
 
-    /// The side network in a file, and whether its values could be checked; what else is in it is left out.
+    /// The side network in a file, and whether its values could be checked; anything else in the file is ignored.
     ///
     /// # Errors
     /// A file that is missing or damaged; a parameter that it lacks, or has in another shape.
@@ -217,24 +217,24 @@ impl Opened {
     /// Whether as many examples can be run at once as were asked for.
     ///
     /// # Errors
-    /// Another number than the model fixes.
+    /// A number other than the one that the model fixes.
     pub fn check_batch_size(&self, asked: Option<usize>) -> anyhow::Result<()> {
         match (asked, self.fixed().batch) {
             (Some(asked), Some(fixed)) if asked != fixed => {
                 let error = anyhow!("the model's batch is fixed at {fixed}: --batch-size cannot be {asked}");
-                let hint = "leave --batch-size out, or rewrite a model whose batch is free, without --batch";
+                let hint = "omit --batch-size, or rewrite a model whose batch is free, without --batch";
                 Err(Hinted::new(error, hint).into())
             }
             _ => Ok(()),
         }
     }
 
-    /// The tower whose tokens are given out.
+    /// The tower whose tokens are the output.
     fn last(&self) -> TowerKind {
         self.record.inputs.iter().map(|i| i.tower).max().unwrap_or(TowerKind::Decoder)
     }
 
-    /// The attentions that read the padding of a source, in words; `None` where padding is hidden from all.
+    /// The attentions that read the padding of a source, in words; `None` if padding is hidden from all.
     pub fn reads_padding(&self) -> Option<String> {
         let last = self.last();
         let mut masks = self.inputs.iter().filter(|i| i.summary.tower != last && i.summary.role == InputRole::Mask);
@@ -260,7 +260,7 @@ impl Opened {
     }
 }
 
-/// A graph as a device has kernels for it.
+/// A graph in the form that a device has kernels for.
 ///
 /// # Errors
 /// A device that cannot be used.
@@ -281,7 +281,7 @@ fn has(graph: &Graph, dtype: DType) -> bool {
     graph.value_ids().any(|v| graph.value(v).dtype == Some(dtype))
 }
 
-/// A graph as the CPU has kernels for it: none of them computes in bf16.
+/// A graph in the form that the CPU has kernels for: none of them computes in bf16.
 pub fn on_cpu(graph: &Graph) -> Cow<'_, Graph> {
     if !has(graph, DType::BF16) {
         return Cow::Borrowed(graph);
@@ -323,7 +323,7 @@ fn cast(array: &Array2<i64>, dtype: DType) -> Tensor {
     }
 }
 
-/// How the run was started whose folder this is, or whose side network's file.
+/// How a run was started, by its folder or its side network's file.
 pub fn run_of(path: &Path) -> Option<Started> {
     let folder = if path.is_dir() { path } else { path.parent()? };
     Started::read(folder).ok()
@@ -333,13 +333,13 @@ pub fn run_of(path: &Path) -> Option<Started> {
 /// directory's own run.
 ///
 /// # Errors
-/// None is given and the directory has no run; a folder that holds none.
+/// None is given and the directory has no run; a folder without a side network.
 pub fn side_file(directory: &Path, given: Option<&Path>) -> anyhow::Result<PathBuf> {
     match given {
         Some(path) if path.is_dir() => {
             let best = path.join(BEST);
             if !best.exists() {
-                bail!("`{}` is no folder of a run: it holds no {BEST}", path.display());
+                bail!("`{}` is not the folder of a run: it does not hold {BEST}", path.display());
             }
             Ok(best)
         }

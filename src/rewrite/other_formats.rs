@@ -11,20 +11,20 @@ use crate::report::{Hinted, word};
 /// A format of models.
 struct Format {
     name: &'static str,
-    /// Where in a file which bytes stand. Empty where the name alone shows it.
+    /// The offset and value of the bytes that identify it. Empty if the name alone shows it.
     magic: (usize, &'static [u8]),
     /// How the names of its files end.
     suffixes: &'static [&'static str],
     way: Way,
 }
 
-/// How ONNX is had of it.
+/// How to get ONNX from it.
 enum Way {
-    /// Of the Hugging Face folder that it lies in.
+    /// From the Hugging Face folder that it is in.
     Optimum,
     /// By a command, in which `{}` is the folder.
     Command(&'static str),
-    /// Only of what it was made from.
+    /// Only from what it was made from.
     Original,
 }
 
@@ -72,7 +72,7 @@ pub fn check(file: &Path) -> anyhow::Result<()> {
         return Ok(());
     }
     let mut start = [0; 16];
-    // What cannot be read is told by what reads all of it.
+    // A file that cannot be read is reported when it is read in full.
     let Ok(read) = regular::open(file).and_then(|mut file| file.read(&mut start)) else { return Ok(()) };
     let begins = |format: &&Format| {
         let (offset, magic) = format.magic;

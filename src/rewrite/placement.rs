@@ -1,7 +1,7 @@
 //! Whether a device runs what it was asked to run.
 //!
-//! ONNX Runtime gives a node for which a provider has no kernel to the CPU, and copies its operands there and its results back, in
-//! every run, without a word.
+//! If a provider has no kernel for a node, ONNX Runtime runs it on the CPU, and silently copies its operands there and its results
+//! back in every run.
 
 use anyhow::anyhow;
 use lstc_graph::{DType, Graph};
@@ -9,7 +9,7 @@ use lstc_graph::{DType, Graph};
 use crate::report::Hinted;
 use crate::runtime::{Device, Placed, Session};
 
-/// Operators with which sizes are reckoned, for nodes of ONNX Runtime's own making.
+/// Operators that compute sizes, for nodes that ONNX Runtime adds itself.
 const OF_SIZES: [&str; 14] = [
     "Add",
     "Cast",
@@ -27,13 +27,13 @@ const OF_SIZES: [&str; 14] = [
     "Unsqueeze",
 ];
 
-/// Nodes that are listed in a refusal, at most.
+/// The most nodes that a refusal lists.
 const MOST_LISTED: usize = 4;
 
-/// Makes sure that the CPU has nothing of a session on a device but the arithmetic of sizes.
+/// Makes sure that of a session on a device, the CPU runs only the arithmetic of sizes.
 ///
 /// # Errors
-/// The operators that it has besides, with the first of their nodes.
+/// The other operators that it runs, with the first of their nodes.
 pub fn check(graph: &Graph, session: &Session, device: Device) -> anyhow::Result<()> {
     let left: Vec<Placed> = session.left_to_cpu()?.into_iter().filter(|node| !is_of_sizes(graph, node)).collect();
     let Some(first) = left.first() else { return Ok(()) };
@@ -80,7 +80,7 @@ fn types(graph: &Graph, placed: &Placed) -> String {
     if types.is_empty() { String::new() } else { format!(" of {}", types.join(", ")) }
 }
 
-/// True for a node that gives integers or truth values, in one row at most.
+/// True for a node that gives integers or booleans, in one row at most.
 fn is_of_sizes(graph: &Graph, placed: &Placed) -> bool {
     let Some(id) = graph.node_ids().find(|id| graph.node(*id).name == placed.name) else {
         return OF_SIZES.contains(&placed.operator.as_str());

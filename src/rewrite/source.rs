@@ -12,7 +12,7 @@ use super::SourceModel;
 use super::manifest::{FilePart, SourceFile};
 use crate::hash::blake3;
 
-/// The model's files and the data files that its weights lie in.
+/// The model's files and the data files that hold its weights.
 fn source_paths(model: &SourceModel, graph: &Graph) -> Vec<PathBuf> {
     let mut paths = model.files().to_vec();
     for place in graph.value_ids().filter_map(|v| graph.weight(v)?.place()) {
@@ -29,21 +29,21 @@ fn source_paths(model: &SourceModel, graph: &Graph) -> Vec<PathBuf> {
 /// A file that cannot be read.
 pub fn source_file(path: &Path, part: FilePart) -> anyhow::Result<SourceFile> {
     let hashed = hashed(path, part, &AtomicBool::new(false))?;
-    Ok(hashed.expect("nobody stops it"))
+    Ok(hashed.expect("nothing stops it"))
 }
 
-/// As [`source_file`]; none where it was stopped.
+/// As [`source_file`]; none if it was stopped.
 fn hashed(path: &Path, part: FilePart, stop: &AtomicBool) -> anyhow::Result<Option<SourceFile>> {
     let context = || format!("cannot read `{}`", path.display());
     let mut file = regular::open(path).with_context(context)?;
     let Some(blake3) = blake3(&mut file, stop).with_context(context)? else { return Ok(None) };
     let bytes = file.metadata().with_context(context)?.len();
-    // Not the file that a link leads to: external data lies beside the name.
+    // Not the file that a link leads to: external data is beside the name.
     let path = std::path::absolute(path).with_context(context)?;
     Ok(Some(SourceFile { file: path, part, blake3, bytes }))
 }
 
-/// Hashes a model's files while other work goes on. It stops where nobody waits for it any more.
+/// Hashes a model's files while other work continues. It stops when nothing waits for it any longer.
 pub(super) struct Hashing {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<anyhow::Result<Vec<SourceFile>>>>,
@@ -77,7 +77,7 @@ impl Drop for Hashing {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // Its outcome is nobody's any more.
+            // Its result is no longer needed.
             let _ = thread.join();
         }
     }

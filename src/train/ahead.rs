@@ -1,7 +1,7 @@
-//! The taps of a run's batches in their order, made in the step that reads them, or ahead of it in a thread of their own.
+//! The taps of a run's batches in order, made in the step that reads them, or ahead of it in a thread of their own.
 //!
-//! No gradient enters the backbone, so it may read a batch while the side network still learns from the one before. What is
-//! computed is the same: on the CPU, losses are so bit for bit. At most the taps of one batch are made in advance.
+//! No gradient enters the backbone, so it can read a batch while the side network still learns from the previous one. The
+//! result is the same: on the CPU, losses agree bit for bit. The taps of at most one batch are made in advance.
 
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, SendError, sync_channel};
@@ -14,17 +14,17 @@ use super::source::TapSource;
 use crate::data::{Batch, Batches, Corpus};
 use crate::rewrite::opened::Opened;
 
-/// The taps of a batch, and what there is to warn of.
+/// The taps of a batch, and the warnings that came up.
 type Made = anyhow::Result<(Taps, Vec<String>)>;
 
-/// Whence a run takes its taps.
+/// Where a run takes its taps from.
 pub(super) enum Upcoming<'s, 'o> {
     Here(&'s mut TapSource<'o>),
     Ahead { made: Receiver<Made>, warnings: Vec<String> },
 }
 
 impl<'s, 'o> Upcoming<'s, 'o> {
-    /// Begins to make the taps of these of an epoch's batches. The thread ends with them, or when nobody waits for more.
+    /// Begins to make the taps of these batches of an epoch. The thread ends after the last one, or when its reader is gone.
     pub(super) fn ahead<'scope>(
         scope: &'scope Scope<'scope, '_>,
         source: &'scope mut TapSource<'o>,
@@ -34,7 +34,7 @@ impl<'s, 'o> Upcoming<'s, 'o> {
     where
         'o: 'scope,
     {
-        // Nothing waits in the channel: what is made is in the hands of the one thread or the other.
+        // The channel holds nothing: taps belong to one thread or the other.
         let (send, made) = sync_channel::<Made>(0);
         let make = move || {
             for at in range.clone() {
@@ -57,7 +57,7 @@ impl<'s, 'o> Upcoming<'s, 'o> {
         std::thread::Builder::new()
             .name("taps".to_owned())
             .spawn_scoped(scope, make)
-            .context("cannot start the thread that reads ahead: `--overlap off` goes without")?;
+            .context("cannot start the thread that reads ahead: `--overlap off` does without it")?;
         Ok(Upcoming::Ahead { made, warnings: Vec::new() })
     }
 
@@ -69,7 +69,7 @@ impl<'s, 'o> Upcoming<'s, 'o> {
         match self {
             Upcoming::Here(source) => source.taps(corpus, rows, batch),
             Upcoming::Ahead { made, warnings } => {
-                let made = made.recv().map_err(|_| anyhow!("the thread that reads ahead has ended"))?;
+                let made = made.recv().map_err(|_| anyhow!("the thread that reads ahead ended unexpectedly"))?;
                 let (taps, more) = made?;
                 warnings.extend(more);
                 Ok(taps)
@@ -88,7 +88,7 @@ impl<'s, 'o> Upcoming<'s, 'o> {
     pub(super) fn plain(&self) -> Option<&str> {
         match self {
             Upcoming::Here(source) => source.plain(),
-            // On the CPU alone.
+            // Only on the CPU.
             Upcoming::Ahead { .. } => None,
         }
     }

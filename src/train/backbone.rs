@@ -1,4 +1,4 @@
-//! The frozen backbone on a device: from batches to what the side network reads of them.
+//! The frozen backbone on a device: from batches to what the side network reads.
 
 use lstc_graph::Graph;
 
@@ -8,16 +8,16 @@ use crate::memory::{Numbers, Sizes};
 use crate::rewrite::opened::{Execution, Opened};
 use crate::runtime::{self, Binding, Kept, Places, Resident, Session, Tensor};
 
-/// What the side network reads of one batch: the taps, `[batch, length, width]` each, by their names in the graphs.
+/// What the side network reads for one batch: the taps, `[batch, length, width]` each, by their names in the graphs.
 #[derive(Debug)]
 pub struct Taps(pub Vec<Kept>);
 
-/// The backbone. Its session opens when it is first needed: a run whose taps are all kept has no use for its weights.
+/// The backbone. Its session opens when it is first needed: a run whose taps are all cached never needs its weights.
 pub struct Backbone<'o> {
     opened: &'o Opened,
     graph: Graph,
     execution: Execution,
-    /// Where batches and taps lie on a device.
+    /// Where batches and taps are on a device.
     places: Places,
     session: Option<Session>,
     captures: Captures,
@@ -37,7 +37,7 @@ impl<'o> Backbone<'o> {
         &self.graph
     }
 
-    /// Its values lie where those of another session do, which reads them there.
+    /// Its values are where another session reads them.
     pub fn shares(&mut self, places: &Places) {
         self.places = places.clone();
     }
@@ -47,7 +47,7 @@ impl<'o> Backbone<'o> {
         self.plain.as_deref().or(self.captures.failed())
     }
 
-    /// Opens the session, if it is not open.
+    /// Opens the session, if it is not open yet.
     ///
     /// # Errors
     /// From ONNX Runtime.
@@ -57,7 +57,7 @@ impl<'o> Backbone<'o> {
             if !self.places.are_for(&session) {
                 self.places = session.places();
             }
-            // Its weights may lie where a captured graph had values of its own at work.
+            // Its weights may lie where a captured graph had values of its own.
             self.places.void();
             (self.session, self.plain) = (Some(session), plain);
         }
@@ -93,11 +93,11 @@ impl<'o> Backbone<'o> {
             self.plain =
                 Some("the shapes of the side network's inputs cannot be derived from the batch's shape".to_owned());
         }
-        // First, since a place may grow.
+        // Before anything else, since a place may grow.
         let binding = self.fed(batch)?;
         let (shape, moves) = (Shape::of_backbone(batch), self.places.moves());
         let way = if captures { self.captures.way(shape, moves) } else { Way::Plain };
-        // Nothing is written in place: the passes of a first run all give the same.
+        // Nothing is written in place: all passes of a first run give the same result.
         match way {
             Way::Plain => self.run(binding, &shapes, None),
             Way::Again(graph) => self.run(binding, &shapes, Some(graph)),
@@ -141,7 +141,7 @@ impl<'o> Backbone<'o> {
         Ok(())
     }
 
-    /// The shapes of the taps of a batch, as far as its sizes tell.
+    /// The shapes of the taps of a batch, as far as its sizes determine them.
     fn shapes(&self, batch: &Batch) -> Vec<Option<Vec<usize>>> {
         let (rows, source) = batch.source.dim();
         let sizes = Sizes { batch: rows, source_length: source, target_length: batch.target_in.ncols() };

@@ -1,6 +1,6 @@
 //! The sizes of batches on a device: few, so that a step of each can be captured once and replayed.
 //!
-//! A batch is filled up to the sizes of its bucket with padding, which counts for nothing: source tokens to a multiple of 32, target
+//! A batch is filled up to the sizes of its bucket with padding, which has no effect: source tokens to a multiple of 32, target
 //! tokens to a power of two, examples to those of a full batch, rows whose labels count to a power of two.
 
 use crate::data::{Batch, Corpus, Fixed};
@@ -17,7 +17,7 @@ pub struct Buckets {
     fixed: Fixed,
     /// Examples of a full batch, where batches are filled up.
     full: Option<usize>,
-    /// The longest source and target that may be.
+    /// The longest possible source and target.
     longest: (usize, usize),
     pads_source: bool,
     pads_target: bool,
@@ -42,7 +42,7 @@ impl Buckets {
         }
     }
 
-    /// The sizes of the largest batch that may be.
+    /// The sizes of the largest possible batch.
     pub fn largest(&self, corpus: &Corpus, batch_size: usize) -> Sizes {
         let (source, target) = corpus.longest();
         let padded = if self.pads_source { self.padded_source(source) } else { source };
@@ -72,7 +72,7 @@ impl Buckets {
     }
 }
 
-/// How many rows are listed of a batch: those whose labels count, filled up to a power of two as far as there are any.
+/// How many rows of a batch are listed: those whose labels count, filled up to a power of two as far as there are any.
 pub fn listed(batch: &Batch) -> usize {
     batch.counted.next_power_of_two().min(batch.labels.len())
 }

@@ -7,13 +7,13 @@ use crate::data::Batch;
 use crate::runtime::Error;
 use crate::train::buckets::listed;
 
-/// Graphs that a session captures at most: each keeps memory of the device. Other sizes run as they are.
+/// The most graphs that a session captures at a time: each keeps device memory. Other sizes run uncaptured.
 const MOST: usize = 16;
 
-/// Graphs that a session captures in all, those that are void included: ONNX Runtime keeps them.
+/// Graphs that a session captures in all, void ones included: ONNX Runtime keeps them.
 const MOST_EVER: u32 = 64;
 
-/// Captures that may fail.
+/// The number of captures that are allowed to fail.
 const TRIES: usize = 3;
 
 /// The sizes of a batch that decide what a step does.
@@ -32,11 +32,11 @@ impl Shape {
         Shape([rows, source, batch.target_in.ncols(), 0])
     }
 
-    /// Of runs that are always of the same sizes.
+    /// For runs whose sizes never change.
     pub const ONE: Shape = Shape([0; 4]);
 }
 
-/// How a run goes.
+/// How a run is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// Node by node.
@@ -51,7 +51,7 @@ pub enum Way {
 #[derive(Debug, Default)]
 pub struct Captures {
     graphs: HashMap<Shape, u32>,
-    /// What was captured under lower numbers is void.
+    /// Captures under lower numbers are void.
     moves: u64,
     next: u32,
     failures: usize,
@@ -66,12 +66,12 @@ fn brief(message: &str) -> &str {
 }
 
 impl Captures {
-    /// How a run of these sizes goes, after the places of its values have moved so many times.
+    /// How a run of these sizes is made, after the places of its values have moved so many times.
     pub fn way(&mut self, shape: Shape, moves: u64) -> Way {
         self.way_where(shape, moves, true)
     }
 
-    /// As [`Captures::way`], where a capture may begin or not.
+    /// As [`Captures::way`], with whether a capture may begin.
     pub fn way_where(&mut self, shape: Shape, moves: u64, may_begin: bool) -> Way {
         if moves != self.moves {
             self.graphs.clear();
@@ -93,7 +93,7 @@ impl Captures {
         Way::First(graph)
     }
 
-    /// What was to be captured last could not be, as when the device's memory had to grow meanwhile. It is tried again with the next run of
+    /// The last capture failed, as when the device's memory had to grow meanwhile. It is tried again with the next run of
     /// these sizes; after [`TRIES`] failures nothing more is captured.
     pub fn give_up(&mut self, graph: u32, error: &Error) {
         self.graphs.retain(|_, captured| *captured != graph);
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_failure_the_reason_is_told() {
+    fn the_reason_for_a_failure_is_reported() {
         let message = "/onnxruntime_src/cuda_call.cc:154 std::conditional_t<...> CUDA failure 901: operation failed due to a \
                        previous error during capture ; GPU=0 ; hostname=vm ; file=cuda_graph.cc ; line=61";
         assert_eq!(brief(message), "CUDA failure 901: operation failed due to a previous error during capture");
@@ -154,7 +154,7 @@ mod tests {
         let mut captures = Captures::default();
         let ways: Vec<Way> = (0..=MOST).map(|length| captures.way(Shape([1, length, 1, 1]), 0)).collect();
         assert_eq!((ways[MOST - 1], ways[MOST]), (Way::First(MOST as u32 - 1), Way::Plain));
-        assert!(captures.failed().is_some(), "the reason is there to be told");
+        assert!(captures.failed().is_some(), "the reason can be reported");
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! Checkpoints: where a run stands, in one safetensors file that appears whole.
+//! Checkpoints: where a run stands, in one safetensors file that is written atomically.
 //!
 //! The tensors are the parameters under their names, so that the file is a side network too, and their moments; the
-//! file's metadata says the rest. What a resumed run begins from is checked whole: its checksum, and each tensor by name and shape.
+//! file's metadata says the rest. What a resumed run begins from is fully checked: its checksum, and each tensor by name and shape.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -33,7 +33,7 @@ pub struct Progress {
     pub best: Option<Best>,
     /// BLAKE3 of what train.yaml says: how the run was started.
     pub started: String,
-    /// What the run is of: one that is resumed must be of the same.
+    /// What the run's numbers depend on: a resumed run must agree.
     pub identity: Identity,
 }
 
@@ -48,7 +48,7 @@ pub struct Best {
 }
 
 impl Best {
-    /// Whether this is better than another: by accuracy where there is one, and then by loss.
+    /// Whether this is better than another: by accuracy if there is one, and then by loss.
     pub fn beats(&self, other: &Best) -> bool {
         match (self.accuracy, other.accuracy) {
             (Some(a), Some(b)) if a != b => a > b,
@@ -65,7 +65,7 @@ pub struct Identity {
     pub model: String,
     pub data: String,
     pub eval: Option<String>,
-    /// The share of the training file that is evaluated on, where it is one.
+    /// The share of the training file that is evaluated on, if any.
     #[serde(default)]
     pub eval_fraction: Option<f64>,
     pub epochs: u64,
@@ -78,7 +78,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// What another run has otherwise, in words.
+    /// What differs in another run, in words.
     pub fn differences(&self, other: &Identity) -> Vec<String> {
         let fields = |identity: &Identity| match serde_json::to_value(identity) {
             Ok(serde_json::Value::Object(fields)) => fields,
@@ -90,7 +90,7 @@ impl Identity {
         let differs = mine.iter().filter(|(name, value)| theirs.get(*name) != Some(value) && !follows(name));
         differs
             .map(|(name, value)| match (name.as_str(), theirs.get(name)) {
-                ("model", _) => "the model was rewritten since".to_owned(),
+                ("model", _) => "the model has been rewritten since".to_owned(),
                 ("data", _) => "the training data, the tokenizer or how they are read has changed".to_owned(),
                 ("eval", _) => "the evaluation data, the tokenizer or how they are read has changed".to_owned(),
                 (_, Some(theirs)) => format!("{name} was {value} and is now {theirs}"),
@@ -100,18 +100,18 @@ impl Identity {
     }
 }
 
-/// Writes a checkpoint in the place of the one before.
+/// Replaces the previous checkpoint.
 ///
 /// # Errors
-/// From the file system; the one before is then as it was.
+/// From the file system; the previous one is then unchanged.
 pub fn save(path: &Path, state: &[(String, DeviceTensor)], progress: &Progress) -> anyhow::Result<()> {
     side::save_on_device(path, state, &[(KEY, serde_json::to_string(progress)?)])
 }
 
 /// Reads the checkpoint of a run of a rewritten model.
 ///
-/// A checkpoint without a checksum is refused, though earlier versions wrote such: of their numbers nothing says whether they
-/// are what was saved, and what a damaged moment does to a run shows nowhere.
+/// A checkpoint without a checksum is refused, although earlier versions wrote them: nothing shows whether its numbers are
+/// those that were saved, and the effect of a damaged moment on a run would go unnoticed.
 ///
 /// # Errors
 /// A file that is missing, damaged or not a checkpoint; every tensor that is missing, has another shape, holds numbers that are
@@ -146,7 +146,7 @@ fn read(path: &Path, record: &Record) -> anyhow::Result<(Side, Progress)> {
     Err(anyhow!("`{name}` does not fit the rewritten model\n  {}", misfits.join("\n  ")))
 }
 
-/// What a checkpoint's tensors have otherwise than the parameters and moments of a rewritten model, in words.
+/// How a checkpoint's tensors differ from the parameters and moments of a rewritten model, in words.
 fn misfits(state: &Side, record: &Record) -> Vec<String> {
     let moments = record.moments.iter().flat_map(|m| m.tensors().map(|name| (name, m.shape.as_slice())));
     let parameters = record.shapes().map(|(name, shape)| (name.to_owned(), shape));

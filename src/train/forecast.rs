@@ -1,4 +1,4 @@
-//! What a step of a run is predicted to need, before anything of it is allocated.
+//! What a step of a run is predicted to need, before any of it is allocated.
 
 use lstc_graph::count;
 use lstc_passes::Parts;
@@ -12,10 +12,10 @@ use crate::report::Bytes;
 use crate::rewrite::opened::Opened;
 use crate::runtime::{Cuda, Device, Runtime, available_memory};
 
-/// What a device's arena begins with at least: of small pieces, a capture, during which none can be added, may find too few.
+/// The least that a device's arena begins with: with small pieces, a capture, during which none can be added, may run short.
 const LEAST: u64 = 16 << 20;
 
-/// The memory of a step on the largest batch that a run may meet.
+/// The memory of a step on the largest batch of a run.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Forecast {
     #[serde(flatten)]
@@ -27,7 +27,7 @@ pub struct Forecast {
     /// Bytes of the arena that are asked for in one piece.
     #[serde(skip)]
     pub reserved: u64,
-    /// Bytes that the machine or the device has left for it, where that is known.
+    /// Bytes that the machine or the device has left for it, if that is known.
     pub available: Option<u64>,
 }
 
@@ -63,14 +63,14 @@ impl Forecast {
                 (step.cost_on_device(&numbers, extras), free.ok())
             }
         };
-        // Address space is free, and what a batch needs beyond it would lie in pieces of its own. On a device, taps have places of their own.
+        // Address space is free, and what a batch needs beyond it would take further pieces. On a device, taps have places of their own.
         let placed = if device == Device::Cpu { 0 } else { step.taps(&numbers) };
         let values = cost.activations.saturating_sub(placed);
         let reserved = values.saturating_add(values / 4);
         Forecast { sizes, device, bytes: cost.total, reserved, available }
     }
 
-    /// What the arena is asked for first, in one piece: on a device no more than it has left, a tenth of it aside.
+    /// What the arena is asked for first, in one piece: on a device at most nine tenths of what it has left.
     pub(super) fn first_piece(&self) -> u64 {
         match (self.device, self.available) {
             (Device::Cuda(_), free) => self.reserved.max(LEAST).min(free.unwrap_or(u64::MAX) / 10 * 9),
@@ -78,7 +78,7 @@ impl Forecast {
         }
     }
 
-    /// A warning, where the machine has less.
+    /// A warning, if the machine has less.
     pub fn warning(&self) -> Option<String> {
         let Forecast { sizes: Sizes { batch, source_length, target_length }, device, bytes, available, .. } = *self;
         let available = available.filter(|available| *available < bytes)?;
@@ -103,7 +103,7 @@ mod tests {
             |available| Forecast { sizes, device: Device::Cpu, bytes: 3 << 30, reserved: 0, available }.warning();
         assert_eq!([warning(None), warning(Some(3 << 30))], [None, None]);
         let warning = warning(Some(2 << 30)).expect("a warning");
-        let told = ["8 examples, 512 tokens in and 4 out", "3.0 GiB", "only 2.0 GiB is free"];
-        assert!(told.iter().all(|part| warning.contains(part)), "{warning}");
+        let parts = ["8 examples, 512 tokens in and 4 out", "3.0 GiB", "only 2.0 GiB is free"];
+        assert!(parts.iter().all(|part| warning.contains(part)), "{warning}");
     }
 }

@@ -1,4 +1,4 @@
-//! The metrics of a run, one JSON object a line.
+//! The metrics of a run, one JSON object per line.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -30,8 +30,8 @@ pub struct StepLine {
     pub memory: u64,
     /// Its peak, in bytes.
     pub peak_memory: u64,
-    /// How far each gate is open, by its parameter: at the first step, some times in an epoch on the CPU, and
-    /// where the run is saved or an epoch ends.
+    /// How far each gate is open, by its parameter: at the first step, a few times per epoch on the CPU, and whenever
+    /// the run is saved or an epoch ends.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub gates: BTreeMap<String, f64>,
 }
@@ -55,8 +55,8 @@ pub struct Log {
 }
 
 impl Log {
-    /// Opens the log of a run that stands at `step` and has closed so many epochs: lines of what a resumed run makes again,
-    /// and a last line that was not finished, are taken out. A link in its place is not followed.
+    /// Opens the log of a run that stands at `step` and has closed so many epochs: lines that a resumed run will write again,
+    /// and an unfinished last line, are removed. A link in its place is not followed.
     ///
     /// # Errors
     /// From the file system; a line before the last that is damaged.
@@ -100,7 +100,7 @@ fn keep(old: File, step: u64, epochs: u64, new: &mut impl Write) -> anyhow::Resu
             }
             Err(error) if lines.peek().is_some() => {
                 let error = anyhow!(error).context(format!("line {} of the log is damaged", at + 1));
-                return Err(Hinted::new(error, "move it away: a resumed run then begins another log").into());
+                return Err(Hinted::new(error, "move it away: the resumed run then starts a new log").into());
             }
             _ => {}
         }

@@ -1,4 +1,4 @@
-//! Training: epochs of batches through the training graph, with a checkpoint to go on from at any time.
+//! Training: epochs of batches through the training graph, with a checkpoint to continue from at any time.
 //!
 //! The folder of a run holds `checkpoint.safetensors` (where it stands), `best.safetensors` (the side network of the best
 //! evaluation), `metrics.jsonl`, and `train.yaml` (how it was started).
@@ -6,7 +6,7 @@
 //! **Invariant:** on the CPU a run that was stopped, or killed, and resumed gives the same losses, bit for bit, as one that
 //! was not. The order of the examples depends on seed and epoch alone, and kernels are the deterministic ones.
 //!
-//! **Invariant:** a state with a number in it that is not finite is never saved.
+//! **Invariant:** a state with a number that is not finite is never saved.
 
 mod ahead;
 mod backbone;
@@ -51,7 +51,7 @@ use run::Run;
 /// The side network of a run's best evaluation.
 pub const BEST: &str = "best.safetensors";
 
-/// How a run was started: what `--resume` goes by.
+/// How a run was started: what `--resume` follows.
 pub const STARTED: &str = "train.yaml";
 
 /// A run, as its own file records it.
@@ -66,7 +66,7 @@ impl Started {
     /// What a run's folder records.
     ///
     /// # Errors
-    /// A folder without a run, or with a record that is damaged.
+    /// A folder without a run, or with a damaged record.
     pub fn read(out: &Path) -> anyhow::Result<Started> {
         let path = out.join(STARTED);
         let text = regular::read_text(&path, Config::LIMIT)
@@ -105,7 +105,7 @@ pub fn is_own(name: &str) -> bool {
     [CHECKPOINT, BEST, METRICS, STARTED].contains(&name)
 }
 
-/// True for what a run that came to nothing left in its folder: how it was started, as it was written.
+/// True for what a run that failed to start left in its folder: how it was started, as it was written.
 pub fn is_left(folder: &Path, name: &OsStr) -> bool {
     let as_written = || Started::read(folder).and_then(|started| started.text()).ok();
     let text = || fs::read_to_string(folder.join(name)).ok();
@@ -115,11 +115,11 @@ pub fn is_left(folder: &Path, name: &OsStr) -> bool {
 /// Whether a run may begin in a folder.
 ///
 /// # Errors
-/// A run, or a file that one would replace.
+/// A run, or a file that a run would replace.
 fn check_vacant(out: &Path) -> anyhow::Result<()> {
     if out.join(CHECKPOINT).exists() {
         let error = anyhow!("there is a run in `{}` already", out.display());
-        let hint = "--resume continues it; --out DIR starts another; with --from, DIR is the folder of the new run";
+        let hint = "--resume continues it; --out DIR starts another in the folder DIR, also with --from";
         return Err(Hinted::new(error, hint).into());
     }
     let is_there = |name: &&str| fs::symlink_metadata(out.join(name)).is_ok() && !is_left(out, OsStr::new(name));
@@ -130,13 +130,13 @@ fn check_vacant(out: &Path) -> anyhow::Result<()> {
     Err(Hinted::new(error, "move it elsewhere, or begin the run in another folder with --out DIR").into())
 }
 
-/// What is to be trained, and how.
+/// What to train, and how.
 pub struct Request<'r> {
     pub directory: &'r Path,
     pub train: TrainOptions,
     pub reading: Reading,
     pub runtime: &'static Runtime,
-    /// Go on from the run's checkpoint.
+    /// Continue from the run's checkpoint.
     pub resume: bool,
 }
 
@@ -147,7 +147,7 @@ impl Request<'_> {
     }
 }
 
-/// What a run tells on its way.
+/// What a run reports on its way.
 pub enum Event<'e> {
     /// A file is being read: bytes so far, and of how many.
     Reading {
@@ -170,28 +170,28 @@ pub enum Event<'e> {
     Evaluated {
         line: &'e EvalLine,
         is_best: bool,
-        /// What a guess without the input reaches on the same examples, where targets are labels.
+        /// What a guess without the input reaches on the same examples, if targets are labels.
         guess: Option<Guess>,
     },
-    /// Something that the user should know, and that does not stop the run.
+    /// Something that the user should know, but that does not stop the run.
     Warning(&'e str),
 }
 
-/// What lies before a run.
+/// What a run is about to do.
 #[derive(Clone, Debug, Serialize)]
 pub struct Plan {
     pub examples: usize,
     pub eval_examples: Option<usize>,
     /// Whether these were held out of the training data.
     pub holds_out: bool,
-    /// Bad rows that are left out, with why the first of them are.
+    /// Bad rows that are left out, with the reasons for the first few.
     pub skipped: usize,
     pub skipped_first: Vec<String>,
     /// Inputs and targets that are longer than their limits.
     pub truncated: (usize, usize),
-    /// Known labels, where targets are labels.
+    /// Known labels, if targets are labels.
     pub labels: usize,
-    /// What a guess without the input reaches on the training data, where targets are labels.
+    /// What a guess without the input reaches on the training data, if targets are labels.
     pub guess: Option<Guess>,
     pub epochs: u64,
     pub steps: u64,
@@ -205,7 +205,7 @@ pub struct Plan {
     pub cache: Option<Holding>,
 }
 
-/// What a run came to.
+/// The outcome of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
     pub out: PathBuf,
@@ -214,13 +214,13 @@ pub struct Summary {
     /// Of the last step.
     pub loss: Option<f64>,
     pub best: Option<Best>,
-    /// Median of a step, in seconds, and tokens a second over all steps made now.
+    /// Median of a step, in seconds, and tokens per second over all steps of this process.
     pub step_seconds: f64,
     pub tokens_per_second: f64,
     pub seconds: f64,
     /// The most memory that was resident at once, in bytes; on a device, the most of its memory that was in use.
     pub peak_memory: u64,
-    /// What a step was predicted to take.
+    /// The memory that a step was predicted to take.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub predicted: Option<Forecast>,
     /// What the cache holds after the run.
@@ -228,7 +228,7 @@ pub struct Summary {
     pub cache: Option<Holding>,
     /// The user asked to stop before the end.
     pub interrupted: bool,
-    /// So many evaluations without a better one ended the run.
+    /// So many evaluations without an improvement ended the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub out_of_patience: Option<u64>,
 }
@@ -238,7 +238,7 @@ pub struct Summary {
 /// # Errors
 /// Options, data or a checkpoint that do not fit; a loss or gradient that is not finite, with the step and the rows; a
 /// device that cannot be used.
-pub fn train(request: &Request, mut tell: impl FnMut(Event)) -> anyhow::Result<Summary> {
+pub fn train(request: &Request, mut notify: impl FnMut(Event)) -> anyhow::Result<Summary> {
     let problems = request.train.problems();
     if !problems.is_empty() {
         bail!("invalid training options\n  {}", problems.join("\n  "));
@@ -248,31 +248,31 @@ pub fn train(request: &Request, mut tell: impl FnMut(Event)) -> anyhow::Result<S
     if !request.resume {
         check_vacant(&out)?;
     }
-    // One that a run leaves empty goes again.
+    // If the run leaves it empty, it is removed again.
     let _made = scratch::make(&out).with_context(|| format!("cannot create `{}`", out.display()))?;
     let lock = lock(&out)?;
     scratch::sweep(&out);
     if let Some(readers) = opened.reads_padding() {
-        tell(Event::Warning(&format!(
-            "{readers} reads padding: losses depend on which examples share a batch; a model exported with the source's \
-             attention_mask in every attention over it does not"
+        notify(Event::Warning(&format!(
+            "{readers} reads padding: losses depend on which examples share a batch; to avoid this, export the model with the \
+             source's attention_mask in every attention over it"
         )));
     }
-    let run = Run::new(request, &opened, out, &mut tell)?;
+    let run = Run::new(request, &opened, out, &mut notify)?;
     let cache = run.cache()?;
-    let (state, progress) = run.begin(&mut tell)?;
-    let summary = run.go(state, progress, cache, tell);
+    let (state, progress) = run.begin(&mut notify)?;
+    let summary = run.go(state, progress, cache, notify);
     drop(lock);
     summary
 }
 
-/// Keeps a run's folder for this process, as long as what is returned lives.
+/// Reserves a run's folder for this process, as long as the returned lock lives.
 fn lock(out: &Path) -> anyhow::Result<File> {
     let context = || format!("cannot lock `{}`", out.display());
     let folder = File::open(out).with_context(context)?;
     match folder.try_lock() {
         Ok(()) => Ok(folder),
-        Err(TryLockError::WouldBlock) => bail!("another process trains in `{}`", out.display()),
+        Err(TryLockError::WouldBlock) => bail!("another process is training in `{}`", out.display()),
         Err(TryLockError::Error(error)) => Err(error).with_context(context),
     }
 }
@@ -281,7 +281,7 @@ fn lock(out: &Path) -> anyhow::Result<File> {
 pub struct Data {
     pub train: Corpus,
     pub eval: Option<Corpus>,
-    /// The known labels; empty where targets are not labels.
+    /// The known labels; empty if targets are not labels.
     pub labels: Vec<Label>,
 }
 
@@ -295,13 +295,13 @@ impl Data {
         started: &Started,
         tokenizer: Option<&Tokenizer>,
         scratch: &Path,
-        tell: &mut impl FnMut(Event),
+        notify: &mut impl FnMut(Event),
     ) -> anyhow::Result<Data> {
         let options = &started.train;
         let data = options.data.as_deref().ok_or_else(|| {
             Hinted::new(anyhow!("no training data is given"), "--train FILE, or `train: {data: FILE}` in lst.yaml")
         })?;
-        let mut read = |file: &Path| read_corpus(opened, &started.data, tokenizer, file, scratch, tell);
+        let mut read = |file: &Path| read_corpus(opened, &started.data, tokenizer, file, scratch, notify);
         let train = read(data)?;
         let eval = options.eval.as_deref().map(&mut read).transpose()?;
         let corpora: Vec<&Corpus> = [Some(&train), eval.as_ref()].into_iter().flatten().collect();
@@ -323,10 +323,10 @@ pub fn read_corpus(
     tokenizer: Option<&Tokenizer>,
     file: &Path,
     scratch: &Path,
-    tell: &mut impl FnMut(Event),
+    notify: &mut impl FnMut(Event),
 ) -> anyhow::Result<Corpus> {
     let vocabulary = u32::try_from(opened.record.model.vocabulary).unwrap_or(u32::MAX);
-    let mut progress = |done, of| tell(Event::Reading { file, done, of });
+    let mut progress = |done, of| notify(Event::Reading { file, done, of });
     let reading = reading.within(&opened.fixed());
     let corpus = Corpus::read(file, &reading, tokenizer, opened.record.tokens, scratch, vocabulary, &mut progress)?;
     if let Some(readers) = opened.reads_padding().filter(|_| corpus.hides_source()) {
@@ -336,7 +336,7 @@ pub fn read_corpus(
         return Err(Hinted::new(error, hint).into());
     }
     if let Some(note) = corpus.note() {
-        tell(Event::Warning(&format!("`{}`: {note}", file.display())));
+        notify(Event::Warning(&format!("`{}`: {note}", file.display())));
     }
     Ok(corpus)
 }

@@ -1,4 +1,4 @@
-//! What can be chosen about a training run. This is also the layout of the `train` section of the configuration file.
+//! The options of a training run. This is also the layout of the `train` section of the configuration file.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -21,52 +21,52 @@ pub struct TrainOptions {
     /// Instead of a file to evaluate on: the share of the training data that is held out for it, by `seed`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_fraction: Option<f64>,
-    /// Stop after so many evaluations without a better one.
+    /// Stop after so many evaluations without an improvement.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub patience: Option<u64>,
-    /// The side network to begin with, or the folder of the run whose best it is; the rewrite's own where there is none.
+    /// The side network to begin with, or the folder of the run whose best it is; the rewrite's own if none is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<PathBuf>,
-    /// The rewritten directory's own where there is none.
+    /// The rewritten directory's own if none is given.
     pub tokenizer: Option<PathBuf>,
     pub epochs: u64,
-    /// Examples that are run at once.
+    /// Examples in a batch.
     pub batch_size: usize,
-    /// Batches whose gradients make one step.
+    /// Batches whose gradients are combined into one step.
     pub accumulate: usize,
     /// The highest learning rate.
     pub lr: f64,
     pub schedule: Schedule,
-    /// Steps in which the learning rate rises to `lr`; a tenth of all steps, but at most 500, where there is no number.
+    /// Steps over which the learning rate rises to `lr`; by default a tenth of all steps, but at most 500.
     pub warmup_steps: Option<u64>,
-    /// Of the order of the examples, and of what is held out; the rewrite's where there is no number.
+    /// For the order of the examples, and for what is held out; the rewrite's by default.
     pub seed: Option<u64>,
-    /// Of one operator; as many as there are cores where there is no number.
+    /// Per operator; by default one per core.
     pub threads: Option<usize>,
     pub device: Device,
     /// Compute the backbone's products on CUDA in TF32: several times faster, with 10 bits of the operands' mantissas.
     pub tf32: bool,
-    /// Use weights where their file is mapped: less memory, but slower.
+    /// Read weights from their mapped file: less memory, but slower.
     pub map_weights: bool,
-    /// Whether the backbone reads the next batch while the side network learns from the one before.
+    /// Whether the backbone reads the next batch while the side network learns from the previous one.
     pub overlap: Overlap,
-    /// How taps lie in memory from the forward pass to the backward pass.
+    /// How taps are held in memory from the forward pass to the backward pass.
     pub tap_dtype: TapDtype,
     /// On CUDA: whether steps are captured as CUDA graphs, and replayed.
     pub cuda_graphs: CudaGraphs,
-    /// On CUDA: steps after which losses are read. The host waits for the device no more often.
+    /// On CUDA: steps between reads of the losses. The host waits for the device no more often.
     pub log_every: u64,
-    /// Steps between checkpoints; there is one after each epoch too.
+    /// Steps between checkpoints; each epoch also ends with one.
     pub save_every: u64,
-    /// Where checkpoints and metrics go; `run` in the rewritten directory where there is none.
+    /// Where checkpoints and metrics go; `run` in the rewritten directory by default.
     pub out: Option<PathBuf>,
-    /// Folder in which taps are kept, where they are.
+    /// Folder in which taps are kept, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<PathBuf>,
-    /// What the cache may take of the disk; what is free but a margin where there is no number.
+    /// How much disk space the cache may take; by default all that is free but a margin.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_budget: Option<Size>,
-    /// The cache's own where it has one, else fp32.
+    /// The cache's own if it has one, else fp32.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_dtype: Option<Element>,
 }
@@ -140,12 +140,12 @@ impl TrainOptions {
         let threads = self.threads.unwrap_or(1);
         check(
             (1..=MOST_THREADS).contains(&threads),
-            format!("train.threads is {threads}: 1 to {MOST_THREADS} are possible"),
+            format!("train.threads is {threads}, but must be between 1 and {MOST_THREADS}"),
         );
-        check(!self.tf32 || self.device != Device::Cpu, "train.tf32 is for CUDA: train.device is cpu".to_owned());
+        check(!self.tf32 || self.device != Device::Cpu, "train.tf32 needs CUDA, but train.device is cpu".to_owned());
         check(
             self.tap_dtype == TapDtype::Fp32 || self.cache.is_none(),
-            "train.tap_dtype is for taps that no cache keeps: train.cache_dtype is how a cache keeps them".to_owned(),
+            "train.tap_dtype is for taps that are not cached: with train.cache, use train.cache_dtype".to_owned(),
         );
         check(self.log_every > 0, "train.log_every is 0, but must be at least 1".to_owned());
         check(
@@ -155,11 +155,11 @@ impl TrainOptions {
         );
         let captures = self.cuda_graphs != CudaGraphs::On || self.device != Device::Cpu;
         check(captures, "train.cuda_graphs is on, but train.device is cpu".to_owned());
-        check(self.save_every > 0, "train.save_every is 0: it is a number of steps".to_owned());
+        check(self.save_every > 0, "train.save_every is 0, but must be at least 1".to_owned());
         problems
     }
 
-    /// Whether the backbone reads ahead, here.
+    /// Whether the backbone reads ahead on this machine.
     pub fn overlaps(&self) -> bool {
         match (self.overlap, self.device) {
             (Overlap::Off, _) | (_, Device::Cuda(_)) => false,
@@ -178,7 +178,7 @@ impl TrainOptions {
         Execution { runtime, device, threads, mapped: self.map_weights, tf32: self.tf32, captures }
     }
 
-    /// The number of threads, here.
+    /// The number of threads on this machine.
     pub fn resolved_threads(&self) -> usize {
         self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
     }
@@ -188,7 +188,7 @@ impl TrainOptions {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Overlap {
-    /// Where there are cores for both: twice as many as `threads`.
+    /// If there are cores for both: twice as many as `threads`.
     #[default]
     Auto,
     On,
@@ -202,7 +202,7 @@ pub enum CudaGraphs {
     /// As far as they can be.
     #[default]
     Auto,
-    /// All of a step, or it is an error.
+    /// The whole step, or it is an error.
     On,
     Off,
 }
@@ -218,7 +218,7 @@ impl fmt::Display for CudaGraphs {
     }
 }
 
-/// How taps lie in memory.
+/// How taps are held in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum TapDtype {
@@ -232,7 +232,7 @@ pub enum TapDtype {
 }
 
 impl TapDtype {
-    /// What the graphs are to make of the taps.
+    /// How the graphs are to store the taps.
     pub fn narrow(self) -> Option<Narrow> {
         match self {
             TapDtype::Fp32 => None,
@@ -264,7 +264,7 @@ pub struct LearningRate {
     total: u64,
 }
 
-/// The share of all steps that warm up, and the most steps, where the user gives no number.
+/// The share of all steps that warm up, and the most steps, unless the user gives a number.
 const WARMUP: (u64, u64) = (10, 500);
 
 impl LearningRate {

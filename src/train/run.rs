@@ -36,7 +36,7 @@ use crate::runtime::{Device, Resident};
 use crate::side::Side;
 use pace::Clock;
 
-/// How often in an epoch the log says how far the gates are open, where that takes no waiting.
+/// How often per epoch the log says how far the gates are open, if that takes no waiting.
 const GATES_AN_EPOCH: u64 = 20;
 
 /// Data, model and schedule of a run.
@@ -60,12 +60,12 @@ impl<'r> Run<'r> {
         request: &'r Request,
         opened: &'r Opened,
         out: PathBuf,
-        tell: &mut impl FnMut(Event),
+        notify: &mut impl FnMut(Event),
     ) -> anyhow::Result<Run<'r>> {
         let options = &request.train;
         let tokenizer = opened.tokenizer(options.tokenizer.as_deref())?;
         let started = Started { train: options.clone(), data: request.reading.clone() };
-        let data = Data::read(opened, &started, tokenizer.as_ref(), &out, tell)?;
+        let data = Data::read(opened, &started, tokenizer.as_ref(), &out, notify)?;
         let Data { train: corpus, eval, labels } = data;
         let batch_size = opened.fixed().batch.unwrap_or(options.batch_size);
         let asked = Some(options.batch_size).filter(|asked| *asked != TrainOptions::default().batch_size);
@@ -110,17 +110,16 @@ impl<'r> Run<'r> {
     }
 
     /// The state to begin with: the checkpoint's, or the side network as the rewrite initialised it.
-    pub(super) fn begin(&self, tell: &mut impl FnMut(Event)) -> anyhow::Result<(Side, Progress)> {
+    pub(super) fn begin(&self, notify: &mut impl FnMut(Event)) -> anyhow::Result<(Side, Progress)> {
         let path = self.out.join(CHECKPOINT);
         if self.request.resume {
             if !path.exists() {
-                bail!("there is no checkpoint in `{}` to go on from", self.out.display());
+                bail!("there is no checkpoint in `{}` to continue from", self.out.display());
             }
             let (state, progress) = checkpoint::load(&path, &self.opened.record)?;
             if progress.started != Started::hash(&self.out)? {
-                let error = anyhow!("`{}` was changed since the run began", self.out.join(STARTED).display());
-                let hint =
-                    "put back what it was: --resume takes flags where something is to be changed, such as --train";
+                let error = anyhow!("`{}` has changed since the run began", self.out.join(STARTED).display());
+                let hint = "put back what was there; to change something, such as --train, pass flags with --resume";
                 return Err(Hinted::new(error, hint).into());
             }
             let differences = progress.identity.differences(&self.identity);
@@ -141,13 +140,13 @@ impl<'r> Run<'r> {
         let file = side_file(&self.opened.directory, Some(from))?;
         let (begins, seal) = self.opened.side(&file)?;
         if let Some(note) = seal.note(&file) {
-            tell(Event::Warning(&note));
+            notify(Event::Warning(&note));
         }
         Ok((begins, progress))
     }
 
-    /// Records how the run was started, with what its figures come about: the threads, the seed, and how its cache keeps taps. And the
-    /// state that it begins with: both, or neither.
+    /// Records how the run was started, with all that its figures depend on (the threads, the seed, how its cache keeps taps), and
+    /// the state that it begins with: both, or neither.
     fn record(&self, stepper: &Stepper, progress: &mut Progress, cache: Option<&Cache>) -> anyhow::Result<()> {
         let (threads, cache_dtype) = (Some(self.execution.threads), cache.map(Cache::element));
         let seed = Some(self.identity.seed);
@@ -157,24 +156,24 @@ impl<'r> Run<'r> {
         self.save(stepper, progress).inspect_err(|_| drop(fs::remove_file(self.out.join(STARTED))))
     }
 
-    /// How to train on where a run has come to its end.
+    /// How to train further after a run has ended.
     fn further(&self) -> String {
         let path = |path: &Path| report::word(&path.to_string_lossy());
         let (directory, run) = (path(&self.opened.directory), path(&self.out));
         format!(
-            "the run is finished, and its learning rate has come to its end; to train on from its best side network, in a run of \
-             its own: `lstc train {directory} --from {run} --epochs N --out DIR`"
+            "the run is finished, and its learning rate has reached its end; to train further from its best side network, in a new \
+             run: `lstc train {directory} --from {run} --epochs N --out DIR`"
         )
     }
 
-    /// So many evaluations without a better one, where that is as many as the run has patience for.
+    /// So many evaluations without an improvement, if the run's patience is exhausted.
     fn out_of_patience(&self, progress: &Progress) -> Option<u64> {
         let patience = self.request.train.patience?;
         let waited = progress.epochs.saturating_sub(progress.best?.epoch);
         (waited >= patience).then_some(waited)
     }
 
-    /// The cache of the run's taps, where it has one.
+    /// The cache of the run's taps, if it has one.
     pub(super) fn cache(&self) -> anyhow::Result<Option<Cache>> {
         let options = &self.request.train;
         let Some(folder) = &options.cache else { return Ok(None) };
@@ -194,45 +193,45 @@ impl<'r> Run<'r> {
         state: Side,
         mut progress: Progress,
         cache: Option<Cache>,
-        mut tell: impl FnMut(Event),
+        mut notify: impl FnMut(Event),
     ) -> anyhow::Result<Summary> {
         let options = &self.request.train;
         let (accumulates, overlaps) = (options.accumulate > 1, options.overlaps());
         let runs = self.runs(progress.step);
         let mut parts = self.opened.parts(Stepper::graph(accumulates))?;
         if let Some(narrow) = options.tap_dtype.narrow() {
-            let refused = |reason| anyhow!("the taps of this model cannot lie in fewer bits: {reason}");
+            let refused = |reason| anyhow!("the taps of this model cannot be held in fewer bits: {reason}");
             parts.narrow(narrow).map_err(refused)?;
         }
         let is_whole = cache.as_ref().is_some_and(Cache::is_whole);
         let runtime = self.execution.runtime;
         let forecast = Forecast::new(self.opened, &parts, options, &self.corpus, is_whole, &self.buckets, runtime);
         if let Some(warning) = forecast.warning() {
-            tell(Event::Warning(&warning));
+            notify(Event::Warning(&warning));
         }
         if options.device != Device::Cpu && integer_products(&parts.backbone) > 0 {
-            tell(Event::Warning(INTEGERS_ON_CUDA));
+            notify(Event::Warning(INTEGERS_ON_CUDA));
         }
         let (mut stepper, backbone) = Stepper::of(self.opened, parts, &self.execution, &state, accumulates, runs)?;
         if options.device != Device::Cpu {
             let reserved = backbone.reserve(forecast.sizes).and_then(|()| stepper.reserve_places(forecast.sizes));
             reserved.map_err(|error| self.explained(error, progress.step + 1, &[], None))?;
         }
-        // Where there is no room in one piece, the arena grows as it must.
+        // If there is no room in one piece, the arena grows as it must.
         drop(stepper.reserve(forecast.first_piece()));
         drop(state);
         if !self.request.resume {
             self.record(&stepper, &mut progress, cache.as_ref())?;
         }
         let mut source = TapSource::new(self.opened, backbone, cache, stepper.host_memory()?)?;
-        tell(Event::Begins(&Plan { forecast: Some(forecast), cache: source.holding(), ..self.plan(progress.step) }));
+        notify(Event::Begins(&Plan { forecast: Some(forecast), cache: source.holding(), ..self.plan(progress.step) }));
         let mut log = Log::open(&self.out, progress.step, progress.epochs)?;
         let mut interrupted = false;
         let mut begun =
             Begun { clock: Clock::default(), started: 0, steps: VecDeque::new(), loss: None, largest: None };
-        let mut is_told = !self.execution.captures;
+        let mut is_reported = !self.execution.captures;
         if self.request.resume && progress.epochs >= options.epochs {
-            tell(Event::Warning(&self.further()));
+            notify(Event::Warning(&self.further()));
         }
         for epoch in progress.epochs..options.epochs {
             if self.out_of_patience(&progress).is_some() {
@@ -252,10 +251,10 @@ impl<'r> Run<'r> {
                 while progress.step < end && !interrupted {
                     self.step((&mut stepper, &mut taps, &mut begun), &batches, epoch, progress.step + 1)?;
                     progress.step += 1;
-                    if !is_told {
-                        is_told = self.tell_plain(stepper.plain().or_else(|| taps.plain()), &mut tell)?;
+                    if !is_reported {
+                        is_reported = self.warn_uncaptured(stepper.plain().or_else(|| taps.plain()), &mut notify)?;
                     }
-                    taps.take_warnings().iter().for_each(|warning| tell(Event::Warning(warning)));
+                    taps.take_warnings().iter().for_each(|warning| notify(Event::Warning(warning)));
                     interrupted = interrupt::asked();
                     // The last step of an epoch is saved with its evaluation.
                     let saves =
@@ -264,7 +263,7 @@ impl<'r> Run<'r> {
                     for line in self.settled(&stepper, &mut begun, waits)? {
                         log.write(&line)?;
                         let left = begun.clock.left(self.total - line.step, options.epochs - progress.epochs);
-                        tell(Event::Step { line: &line, of: self.total, left });
+                        notify(Event::Step { line: &line, of: self.total, left });
                     }
                     if saves {
                         self.save(&stepper, &progress)?;
@@ -274,13 +273,13 @@ impl<'r> Run<'r> {
                 }
                 anyhow::Ok(())
             });
-            source.take_warnings().iter().for_each(|warning| tell(Event::Warning(warning)));
+            source.take_warnings().iter().for_each(|warning| notify(Event::Warning(warning)));
             steps?;
             if interrupted {
                 break;
             }
             let closing = Instant::now();
-            self.close_epoch(&stepper, &mut progress, epoch, &mut log, &mut tell)?;
+            self.close_epoch(&stepper, &mut progress, epoch, &mut log, &mut notify)?;
             begun.clock.evaluation = closing.elapsed().as_secs_f64();
             begun.clock.mark = Instant::now();
             interrupted = interrupt::asked() && progress.epochs < options.epochs;
@@ -366,14 +365,14 @@ impl<'r> Run<'r> {
         Ok(())
     }
 
-    /// What the steps that were started have measured, each checked that it may be built on: all on the CPU, or where the caller `waits`
-    /// for them; on a device every `log_every` steps, but for the last half of these, which it has at work.
+    /// What the started steps have measured, each checked to be finite: all on the CPU, or if the caller `waits` for them;
+    /// on a device every `log_every` steps, except for the last half of these, which are still running.
     fn settled(&self, stepper: &Stepper, begun: &mut Begun, waits: bool) -> anyhow::Result<Vec<StepLine>> {
         let (every, on_device) = (self.request.train.log_every, self.execution.device != Device::Cpu);
         let are_due = begun.steps.back().is_some_and(|last| last.step.is_multiple_of(every));
         let open = match (on_device && !waits, are_due) {
             (false, _) => 0,
-            // What the device has at work goes on while the lines before are written.
+            // The device keeps working while the earlier lines are written.
             (true, true) => usize::try_from(every / 2).unwrap_or(0),
             (true, false) => return Ok(Vec::new()),
         };
@@ -433,14 +432,14 @@ impl<'r> Run<'r> {
             .collect()
     }
 
-    /// Tells why steps are not captured, where there is a reason; that is an error where captures were asked for.
-    fn tell_plain(&self, reason: Option<&str>, tell: &mut impl FnMut(Event)) -> anyhow::Result<bool> {
+    /// Reports why steps are not captured, if there is a reason; that is an error if captures were asked for.
+    fn warn_uncaptured(&self, reason: Option<&str>, notify: &mut impl FnMut(Event)) -> anyhow::Result<bool> {
         let Some(reason) = reason else { return Ok(false) };
         if self.request.train.cuda_graphs == CudaGraphs::On {
             let error = anyhow!("the steps of this model cannot be captured as CUDA graphs: {reason}");
             return Err(Hinted::new(error, "--cuda-graphs auto captures what can be captured").into());
         }
-        tell(Event::Warning(&format!("not every part of a step is captured as a CUDA graph: {reason}")));
+        notify(Event::Warning(&format!("not every part of a step is captured as a CUDA graph: {reason}")));
         Ok(true)
     }
 }
@@ -451,7 +450,7 @@ fn sizes(batch: &Batch) -> [usize; 3] {
     [rows, source, batch.target_in.dim().1]
 }
 
-/// What has been started of a run.
+/// What a run has started.
 struct Begun {
     clock: Clock,
     /// Steps that were started since the last figures were known.

@@ -1,4 +1,4 @@
-//! Where the taps of a run come from: the backbone, or what a cache keeps of it.
+//! Where the taps of a run come from: the backbone, or a cache of its taps.
 
 use super::backbone::{Backbone, Taps};
 use crate::cache::{Cache, Holding, Tap};
@@ -6,7 +6,7 @@ use crate::data::{Batch, Corpus};
 use crate::rewrite::opened::Opened;
 use crate::runtime::{HostMemory, Kept, Tensor};
 
-/// The backbone, with a cache before it or without.
+/// The backbone, with or without a cache in front of it.
 pub(super) struct TapSource<'o> {
     opened: &'o Opened,
     backbone: Backbone<'o>,
@@ -14,13 +14,13 @@ pub(super) struct TapSource<'o> {
     memory: HostMemory,
     /// Of the taps in the graphs.
     names: Vec<String>,
-    /// Warnings that nobody has heard.
+    /// Warnings not reported yet.
     unreported: Vec<String>,
 }
 
 impl<'o> TapSource<'o> {
     /// # Errors
-    /// From ONNX Runtime, where the backbone is needed.
+    /// From ONNX Runtime, if the backbone is needed.
     pub(super) fn new(
         opened: &'o Opened,
         mut backbone: Backbone<'o>,
@@ -38,7 +38,7 @@ impl<'o> TapSource<'o> {
     /// The taps of a batch of these rows.
     ///
     /// # Errors
-    /// From ONNX Runtime; from the file system, where the cache cannot be read.
+    /// From ONNX Runtime; from the file system, if the cache cannot be read.
     pub(super) fn taps(&mut self, corpus: &Corpus, rows: &[u32], batch: &Batch) -> anyhow::Result<Taps> {
         let TapSource { opened, backbone, cache, memory, names, .. } = self;
         let Some(cache) = cache else { return backbone.taps(batch) };
@@ -63,7 +63,7 @@ impl<'o> TapSource<'o> {
         }
     }
 
-    /// What the cache holds, where there is one.
+    /// What the cache holds, if there is one.
     pub(super) fn holding(&self) -> Option<Holding> {
         self.cache.as_ref().map(Cache::holding)
     }
@@ -75,7 +75,7 @@ impl<'o> TapSource<'o> {
         warnings
     }
 
-    /// Takes back warnings that nobody has heard.
+    /// Takes back warnings that were not reported.
     pub(super) fn give_back(&mut self, warnings: Vec<String>) {
         self.unreported.extend(warnings);
     }

@@ -1,5 +1,5 @@
-//! Optimizer steps of the side network on a device. Parameters and optimizer state stay there, and are written where they
-//! lie.
+//! Optimizer steps of the side network on a device. Parameters and optimizer state stay there, and are updated in
+//! place.
 
 use anyhow::{Context, anyhow, bail};
 use lstc_graph::{Attribute, Builder, DType, Dim, Graph, Origin, Role, ValueId};
@@ -75,7 +75,7 @@ struct Accumulated {
     apply: Bound,
 }
 
-/// A session with everything bound to it that stays.
+/// A session with everything bound to it that stays bound.
 struct Bound {
     session: Session,
     binding: Binding,
@@ -122,7 +122,7 @@ impl Bound {
         Ok(())
     }
 
-    /// Lets go of the taps. What the host's memory has of them is needed elsewhere; on a device they lie in their places.
+    /// Releases the taps. Those in the host's memory are needed elsewhere; on a device they stay in their places.
     fn let_go(&mut self) -> anyhow::Result<()> {
         // A binding keeps what is bound: one number in a tap's place, until the next is bound.
         for name in std::mem::take(&mut self.taps) {
@@ -179,7 +179,7 @@ impl Bound {
 }
 
 impl<'o> Stepper<'o> {
-    /// The graph that steps are made by.
+    /// The graph that computes a step.
     pub fn graph(accumulates: bool) -> &'static str {
         if accumulates { "grad.onnx" } else { "train.onnx" }
     }
@@ -188,7 +188,7 @@ impl<'o> Stepper<'o> {
     /// `runs` is the number of batches that were run before, which decides what dropout drops.
     ///
     /// # Errors
-    /// A graph that is damaged or is not lstc's; no memory; a device that cannot be used.
+    /// A graph that is damaged or that lstc did not write; no memory; a device that cannot be used.
     pub fn open(
         opened: &'o Opened,
         execution: &Execution,
@@ -221,8 +221,8 @@ impl<'o> Stepper<'o> {
         let drops = side.node_ids().any(|id| side.node(id).is("Dropout"));
         let mut plain = (execution.captures && drops).then(|| "a replay might reuse the same dropout masks".to_owned());
         // The LM head is the only constant matrix here, and two products read it: a copy for each in the kernels' own layout
-        // would be the most memory of all, and no faster.
-        // Its products are small: what TF32 would save of them is less than what starting them takes.
+        // would take the most memory of all, and be no faster.
+        // Its products are small: TF32 would save less than it takes to start them.
         let unpacked = Execution { mapped: true, tf32: false, captures: execution.captures && !drops, ..*execution };
         let mut open = |graph: &Graph| {
             let (session, reason) = opened.captured(graph, &unpacked)?;
@@ -317,8 +317,8 @@ impl<'o> Stepper<'o> {
         Ok(())
     }
 
-    /// One optimizer step, number `step` from 1, of one batch or several, whose taps come one after the other. Several weigh
-    /// by their labels that count, so that they are worth one batch of them all. On a device the step goes on behind the return.
+    /// One optimizer step, number `step` from 1, of one or more batches, whose taps come one after the other. Each is weighted
+    /// by its labels that count, so that together they equal one batch. On a device the step continues after this returns.
     ///
     /// # Errors
     /// From ONNX Runtime; from `taps`.
@@ -334,7 +334,7 @@ impl<'o> Stepper<'o> {
         let schedule = [("lr", scalar(lr as f32)), ("step", ndarray::arr0(number).into())];
         match &mut self.way {
             How::Fused(train) => {
-                let [batch] = batches else { bail!("train.onnx takes one batch a step, not {}", batches.len()) };
+                let [batch] = batches else { bail!("train.onnx takes one batch per step, not {}", batches.len()) };
                 train.feed(&schedule)?;
                 train.give(opened, batch, taps(batch)?)?;
                 let moves = self.places.moves();
@@ -356,8 +356,8 @@ impl<'o> Stepper<'o> {
                     losses.extend(part.into_iter().map(|part| (weight, part)));
                     let keep = if index == 0 { 0.0 } else { 1.0 };
                     add.feed(&[("keep", scalar(keep)), ("weight", scalar(weight as f32))])?;
-                    // With the first batch alone, of which more passes than one make the same sum, may a capture begin. What
-                    // it reads are scalars, whose places never move.
+                    // A capture may begin only with the first batch, which gives the same sum in every pass. What it reads
+                    // besides are scalars, whose places never move.
                     add.run_captured(|c| c.way_where(Shape::ONE, 0, index == 0), &mut [])?;
                 }
                 apply.feed(&schedule)?;
@@ -376,7 +376,7 @@ impl<'o> Stepper<'o> {
         Ok(self.state_session().reserve(bytes)?)
     }
 
-    /// Makes room for what batches up to these sizes give the sessions, so that nothing of it moves to a larger place later.
+    /// Makes room for what batches up to these sizes give the sessions, so that none of it moves to a larger place later.
     ///
     /// # Errors
     /// No memory on the device.
@@ -388,7 +388,7 @@ impl<'o> Stepper<'o> {
         Ok(inputs.chain(labels).try_for_each(|(name, bytes)| self.places.reserve(name, bytes))?)
     }
 
-    /// Where taps may lie that come from elsewhere than the backbone.
+    /// Places for taps that do not come from the backbone.
     ///
     /// # Errors
     /// From ONNX Runtime.
@@ -444,7 +444,7 @@ fn moments(opened: &Opened) -> impl Iterator<Item = (String, &[usize])> {
     opened.record.moments.iter().flat_map(|m| m.tensors().map(|name| (name, m.shape.as_slice())))
 }
 
-/// Makes sure that the state may be written where it lies.
+/// Makes sure that the state may be updated in place.
 fn check_in_place(opened: &Opened, file: &str, graph: &Graph) -> anyhow::Result<()> {
     let find = |name: &str| graph.find(name).ok_or_else(|| opened.lacks(file, name));
     let mut pairs = Vec::new();

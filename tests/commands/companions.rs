@@ -100,7 +100,7 @@ fn special_tokens_come_from_all_that_lies_beside_the_model_or_above_it() {
         let has_tokenizer = files.iter().any(|(name, _)| name.ends_with("tokenizer.json"));
         assert_eq!(repository.path("tuned/tokenizer.json").exists(), has_tokenizer, "{files:?}");
         if files.len() == 1 && files[0].1.get("model_type").is_none() {
-            assert!(said.contains("T5 by convention: nothing beside the model says it"), "{said}");
+            assert!(said.contains("T5 by convention: nothing beside the model names it"), "{said}");
         }
     }
     let all = Repository::new(&[("config.json", config(None)), ("generation_config.json", generation(5))]);
@@ -147,8 +147,8 @@ fn files_that_contradict_each_other_are_named() {
 fn what_nobody_says_is_asked_for() {
     let repository = Repository::new(&[("onnx/tokenizer.json", tokenizer(Some(2)))]);
     insta::assert_snapshot!(repository.rewrite(&[]).expect_err("its start token is not known"), @r"
-    error: nothing beside the model says its decoder's start token, and its other special tokens are not those of T5
-    hint: say it with --decoder-start-token-id ID, or put the model's config.json beside it
+    error: nothing beside the model names its decoder's start token, and its other special tokens are not those of T5
+    hint: set it with --decoder-start-token-id ID, or put the model's config.json beside it
     ");
     let said = repository.rewrite(&["--decoder-start-token-id", "2"]).expect("all are known");
     assert_eq!(
@@ -157,7 +157,7 @@ fn what_nobody_says_is_asked_for() {
     );
     let beyond = repository.rewrite(&["--decoder-start-token-id", "1000"]).expect_err("the model has fewer tokens");
     assert!(
-        beyond.contains("the decoder's start token is 1000 (--decoder-start-token-id), and the model's LM head has")
+        beyond.contains("the decoder's start token is 1000 (--decoder-start-token-id), but the model's LM head has")
     );
 }
 
@@ -189,6 +189,6 @@ fn a_tokenizer_in_another_form_is_named_with_its_conversion() {
     let done = lstc(&["rewrite", text(&model), "-o", text(&output)]);
     assert_eq!(code(&done), 0, "{}", stderr(&done));
     let talk = stderr(&done);
-    assert!(talk.contains("spiece.model`, and lstc reads text with `tokenizer.json` only"), "{talk}");
+    assert!(talk.contains("spiece.model`, but lstc reads text only with `tokenizer.json`"), "{talk}");
     assert!(talk.contains("AutoTokenizer.from_pretrained") && talk.contains("save_pretrained"), "{talk}");
 }

@@ -109,8 +109,8 @@ fn several_models_in_a_folder_are_listed() {
       encoder_model_int8.onnx: an encoder
     hint: name the file of the model, or its encoder's and its decoder's, as in `FOLDER/encoder_model_fp16.onnx FOLDER/decoder_model_fp16.onnx`
     `FOLDER` holds several files, and it is not clear which of them are the model
-      a.onnx: a whole model, or none
-      b.onnx: a whole model, or none
+      a.onnx: a whole model, or not a model
+      b.onnx: a whole model, or not a model
     hint: name the file of the model, or its encoder's and its decoder's, as in `FOLDER/a.onnx`
     `FOLDER` holds several files, and it is not clear which of them are the model
       a.onnx: an encoder

@@ -72,7 +72,7 @@ fn tokens_that_the_model_does_not_have_leave_no_run() {
     fs::write(&data, "{\"input_ids\": [5, 96, 1], \"labels\": [7, 1]}\n").expect("the folder is there");
     let no = lstc(&["train", text(&directory), "--train", text(&data)]);
     let told = stderr(&no);
-    assert!(told.contains("field `input_ids` gives token 96, and the model's vocabulary has 96 tokens"), "{told}");
+    assert!(told.contains("field `input_ids` has token 96, but the model's vocabulary has 96 tokens"), "{told}");
     assert!(code(&no) == 2 && !directory.join("run").exists());
     let model = tuned.path("model.onnx");
     let again = lstc(&["rewrite", text(&model), "-o", text(&directory), "--force"]);

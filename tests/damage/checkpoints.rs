@@ -88,7 +88,7 @@ fn what_a_resumed_run_was_begun_with_is_not_edited() {
     succeeded(&tuned.train("run", &[]));
     let record = String::from_utf8(tuned.read("run/train.yaml")).expect("text");
     tuned.put("run/train.yaml", record.replace("tap_dtype: fp32", "tap_dtype: int8"));
-    refused(&tuned.resume("run"), &["train.yaml` was changed since the run began", "hint:"]);
+    refused(&tuned.resume("run"), &["train.yaml` has changed since the run began", "hint:"]);
     tuned.put("run/train.yaml", &record);
     succeeded(&tuned.resume("run"));
 }

@@ -267,7 +267,7 @@ fn bad_rows_of_token_ids_are_named() {
     ];
     insta::assert_snapshot!(bad.iter().map(|row| told(row)).collect::<String>(), @r"
     `a.jsonl`, line 2: no field `input_ids`; it has `label`, `text`
-    `a.jsonl`, line 2: field `input_ids` gives token 4096, and the model's vocabulary has 4096 tokens
+    `a.jsonl`, line 2: field `input_ids` has token 4096, but the model's vocabulary has 4096 tokens
     `a.jsonl`, line 2: field `labels` has 4294967301 at index 0, which is not a token id
     `a.jsonl`, line 2: field `input_ids` has -1 at index 1, which is not a token id
     `a.jsonl`, line 2: field `input_ids` is not an array of integers
@@ -285,8 +285,8 @@ fn bad_rows_of_a_table_are_named() {
     };
     let bad: [&[u8]; 6] = [b"a\n", b"a,b,c\n", b",b\n", b"a, \n", b"a,\xff\n", b"a,\"b\"c\nc,d\n"];
     insta::assert_snapshot!(bad.iter().map(|rows| told(rows)).collect::<String>(), @r"
-    `a.csv`, line 4: its number of fields is 1, not 2 as in the header
-    `a.csv`, line 4: its number of fields is 3, not 2 as in the header
+    `a.csv`, line 4: it has 1 field, but the header has 2
+    `a.csv`, line 4: it has 3 fields, but the header has 2
     `a.csv`, line 4: field `text` is empty
     `a.csv`, line 4: field `label` is empty
     `a.csv`, line 4: field `label` is not UTF-8; `iconv -f LATIN1 -t UTF-8` converts Latin-1
@@ -339,14 +339,14 @@ fn what_is_no_data_is_refused() {
     `a.parquet` is a Parquet file, which lstc does not read: it reads text in UTF-8
     hint: convert it:
       python -c "import sys, pandas; pandas.read_parquet(sys.argv[1]).to_json(sys.argv[2], orient='records', lines=True)" a.parquet a.jsonl
-    the extension of `a` does not say which form of data it holds
+    the extension of `a` does not say in which format its data is
     hint: lstc reads `.jsonl`, `.json` and `.ndjson` (one JSON object a line), `.csv` and `.tsv`; for files with other names, pass --data-format jsonl, csv or tsv
     `a.jsonl.gz` is compressed with gzip, which lstc does not read: it reads text in UTF-8
     hint: convert it:
       gzip -dc a.jsonl.gz > a.jsonl
     `a.jsonl` holds no rows
     `a.jsonl` holds no rows
-    cannot read `a.json`: it begins with a JSON array, where each line is to be an object of its own
+    cannot read `a.json`: it begins with a JSON array, but each line must be an object of its own
     hint: `jq -c '.[]'` turns an array into lines
     `a.csv` is empty
     `a.csv` holds no rows
@@ -377,7 +377,7 @@ fn a_folder_or_a_missing_file_is_an_error() {
         let error = Corpus::read(path, &Reading::default(), None, SPECIAL, folder.path(), 9, &mut |_, _| {});
         format!("{:#}", error.expect_err("nothing to read"))
     };
-    assert!(read(folder.path()).contains("is a folder, where a file of rows is expected"));
+    assert!(read(folder.path()).contains("is a folder, but a file of rows is expected"));
     assert!(read(&folder.path().join("none.csv")).contains("cannot read `"));
 }
 
@@ -393,7 +393,7 @@ fn a_row_that_is_too_long_is_passed_over() {
     let many = format!("text,label\n{}\na,b\n", ",".repeat(200_000));
     let (corpus, reasons) = file("a.csv", many).skipped(Reading::default());
     assert_eq!(lines(&corpus), [3]);
-    assert_eq!(reasons, ["`a.csv`, line 2: its number of fields is 200001, not 2 as in the header"]);
+    assert_eq!(reasons, ["`a.csv`, line 2: it has 200001 fields, but the header has 2"]);
 }
 
 #[test]

@@ -80,7 +80,7 @@ fn another_delimiter_is_named() {
     ];
     insta::assert_snapshot!(refusals.concat(), @r#"
     `a.csv` has no column `text`; it has `text;label`
-    hint: its columns are separated by `;`; this makes CSV of it:
+    hint: its columns are separated by `;`; this converts it to CSV:
       python -c "import csv, sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter=';'))" < a.csv > converted.csv
     `a.csv` has no column `text`; it has `text	label`
     hint: its columns are separated by tabs: --data-format tsv
@@ -139,7 +139,7 @@ fn a_folder_is_not_a_file_of_rows() {
         super::File { folder: tempfile::TempDir::new().expect("a folder"), path: path.clone() }
             .refusal(&Reading::default())
     };
-    assert!(refusal().contains("is a folder, where a file of rows is expected"));
+    assert!(refusal().contains("is a folder, but a file of rows is expected"));
     std::fs::write(path.join("dataset_info.json"), "{}").expect("the folder is there");
     assert!(refusal().contains("load_from_disk"));
 }

@@ -80,12 +80,12 @@ fn what_cannot_be_honoured_is_refused_by_name() {
     ];
     insta::assert_snapshot!(refused.iter().map(|row| told(row)).collect::<String>(), @r"
     `a.jsonl`, line 1: field `attention_mask` has 2 elements, and `input_ids` has 3
-    `a.jsonl`, line 1: field `attention_mask` has 2 at index 1, where 0 or 1 is expected
+    `a.jsonl`, line 1: field `attention_mask` has 2 at index 1, but 0 or 1 is expected
     `a.jsonl`, line 1: field `attention_mask` is not an array of integers
     `a.jsonl`, line 1: field `attention_mask` hides every token
     `a.jsonl`, line 1: field `token_type_ids` is not 0 at index 1, and the model has no token types
     `a.jsonl`, line 1: field `position_ids` is not supported
-    `a.jsonl`, line 1: field `decoder_input_ids` has token 8 at index 1, and `labels` has 9 before it: lstc gives the decoder the labels behind the start token
+    `a.jsonl`, line 1: field `decoder_input_ids` has token 8 at index 1, and `labels` has 9 before it: lstc gives the decoder the start token, then the labels
     `a.jsonl`, line 1: field `decoder_input_ids` begins with token 9, and the model's decoder with 0
     `a.jsonl`, line 1: field `decoder_input_ids` has 1 tokens, and 2 labels count
     `a.jsonl`, line 1: field `decoder_input_ids` is empty

@@ -17,7 +17,7 @@ use crate::rewrite::config::Config;
 use crate::rewrite::{Choice, Measuring};
 use crate::runtime::Device;
 
-/// The options as flags. One that is not given leaves the configuration's value.
+/// The options as flags. A flag that is not given leaves the configuration's value.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Method")]
 pub struct MethodFlags {
@@ -75,7 +75,7 @@ pub struct MethodFlags {
     ///
     /// aligned: a down-projection selects the features of the residual stream that the blocks were cut for, and the
     /// up-projection puts them back. uniform: U(-1/sqrt(n), 1/sqrt(n)) of n inputs. normal:0.01 is how the reference
-    /// implementation starts, which waits for hundreds of steps before it learns.
+    /// implementation starts, which takes hundreds of steps before it learns.
     #[arg(long, value_name = "START")]
     init_projections: Option<Projections>,
 
@@ -99,11 +99,11 @@ pub struct MethodFlags {
     tokens: TokenFlags,
 }
 
-/// Special tokens, where the files beside the model do not say them, or say something else.
+/// Special tokens, if the files beside the model do not name them, or name others.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Special tokens")]
 struct TokenFlags {
-    /// The token that fills rows up [default: what the files beside the model say]
+    /// The padding token [default: what the files beside the model say]
     #[arg(long, value_name = "ID")]
     pad_token_id: Option<u32>,
 
@@ -120,11 +120,11 @@ struct TokenFlags {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Static shapes")]
 struct ShapeFlags {
-    /// Fix the number of examples that are run at once [default: free]
+    /// Fix the number of examples in a batch [default: free]
     #[arg(long, value_name = "EXAMPLES", value_parser = at_least::<usize>(1))]
     batch: Option<usize>,
 
-    /// Fix the number of tokens of an input, to which shorter ones are padded [default: free]
+    /// Fix the number of tokens of an input; shorter inputs are padded [default: free]
     #[arg(long, value_name = "TOKENS", value_parser = at_least::<usize>(1))]
     source_length: Option<usize>,
 
@@ -140,27 +140,27 @@ struct BackboneFlags {
     /// What the backbone's products with constant matrices are computed in: source, fp32, fp16, bf16, int8, int4, or auto,
     /// the fastest on --device [default: source; with --device cuda, bf16 for an fp32 model on Ampere or later]
     ///
-    /// No gradient enters the backbone, so any of them trains. What it costs is measured on --sample, and told: the relative
-    /// error at every tap, the change of the backbone's own logits.
+    /// No gradient enters the backbone, so any of them trains. What it costs is measured on --sample, and reported: the
+    /// relative error at every tap, and the change of the backbone's own logits.
     ///
     /// int8: on a CPU; the fastest there with VNNI, and a quarter of the memory for weights. Activations are quantised as the
-    /// graph runs, over the range of a whole batch, so results depend a little on what else is in the batch.
-    /// int4: where memory is short: an eighth of it, or a quarter for products that need 8 bits, and slower than int8.
-    /// fp16, bf16: on CUDA; of T5, fp16 may overflow where bf16 does not. On a CPU both compute in f32.
-    /// fp32: where the model was exported in fp16 and the device is a CPU.
+    /// graph runs, over the range of a whole batch, so results depend slightly on what else is in the batch.
+    /// int4: for when memory is short: an eighth of it, or a quarter for products that need 8 bits, and slower than int8.
+    /// fp16, bf16: on CUDA; in T5, fp16 may overflow where bf16 does not. On a CPU both compute in f32.
+    /// fp32: for a model that was exported in fp16, on a CPU.
     #[arg(long, value_name = "TYPE")]
     backbone: Option<Wanted>,
 
-    /// Take more bits for products where the relative error of a tap would exceed this, as in 0.05; for which ones is
-    /// measured, and recorded [default: 0.03 for int4, 1 for others]
+    /// Use more bits for products if the relative error of a tap would exceed this, as in 0.05; which products is measured
+    /// and recorded [default: 0.03 for int4, 1 for others]
     ///
-    /// More bits are 8 in an int4 backbone, and the source's own type in others, and where 8 are not enough. From 1 on there is
-    /// no limit, and no product to choose.
+    /// More bits are 8 in an int4 backbone, and the source's own type in others and wherever 8 are not enough. 1 or more sets
+    /// no limit: no products are chosen.
     #[arg(long, value_name = "ERROR")]
     max_tap_error: Option<f64>,
 
     /// How the integers of int8 are written: signed, or unsigned for x86 without VNNI, where ONNX Runtime's kernels for
-    /// signed ones saturate; make it on the kind of machine that trains, or say so [default: by this machine]
+    /// signed ones saturate; rewrite on the kind of machine that trains, or set this [default: by this machine]
     #[arg(long, value_name = "FORM", value_parser = yaml::<Int8Weights>)]
     int8_weights: Option<Int8Weights>,
 
@@ -168,12 +168,12 @@ struct BackboneFlags {
     #[arg(long, value_name = "FILE")]
     sample: Option<PathBuf>,
 
-    /// The frozen LM head in 8 bits, in the product and in its gradient: memory for time. Of a T5-base at batch 8 and 8 target
-    /// tokens on a CPU it takes 130 MB less, and these two products take twice as long [default: false]
+    /// Keep the frozen LM head in 8 bits, in the product and in its gradient, which trades time for memory: for a T5-base at
+    /// batch 8 and 8 target tokens on a CPU, 130 MB less, and twice as long for these two products [default: false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     quantise_head: Option<bool>,
 
-    /// The device that the model is to be trained on: cpu, cuda or cuda:1. Only --backbone auto needs it in this machine
+    /// The device to train on: cpu, cuda or cuda:1. Only --backbone auto needs it in this machine
     #[arg(long, value_name = "DEVICE", default_value_t)]
     device: Device,
 }
@@ -182,8 +182,8 @@ struct BackboneFlags {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Memory")]
 struct MemoryFlags {
-    /// Recompute the side network's attention in the backward pass, instead of keeping its probabilities: what a step keeps
-    /// then grows with the texts' length, and not with its square. Goes without dropout [default: false]
+    /// Recompute the side network's attention in the backward pass instead of keeping its probabilities: what a step keeps
+    /// then grows with the length of the texts, not with its square. Not with dropout [default: false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     recompute_attention: Option<bool>,
 }
@@ -216,12 +216,12 @@ struct StepFlags {
     #[arg(long, value_name = "RATE", value_parser = single::parse)]
     weight_decay: Option<f32>,
 
-    /// Largest global norm of the gradients; 0 does not clip [default: 1]
+    /// Largest global norm of the gradients; 0 turns clipping off [default: 1]
     #[arg(long, value_name = "NORM", value_parser = single::parse)]
     clip: Option<f32>,
 }
 
-/// The precision that is asked for; `auto` is the one that is measured to be the fastest.
+/// The precision that is asked for; `auto` is the one measured to be the fastest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wanted {
     Known(Precision),
@@ -260,7 +260,7 @@ fn keep_blocks(text: &str) -> Result<KeepBlocks, String> {
         let tower = yaml::<TowerName>(tower.trim())?;
         let count = at_least(1)(count.trim())?;
         if counts.insert(tower, count).is_some() {
-            return Err(format!("{tower} is there twice"));
+            return Err(format!("{tower} is given twice"));
         }
     }
     Ok(KeepBlocks::ByTower(counts))
@@ -288,7 +288,7 @@ impl MethodFlags {
         set(&mut m.bias, &self.bias);
         set(&mut m.dropout, &self.dropout);
         set(&mut m.init, &self.init);
-        // Those of a configuration belong to its initialisation.
+        // The configuration's projections belong to its initialisation.
         let others = m.init_projections.filter(|_| self.init.is_none());
         m.init_projections = self.init_projections.or(others);
         set(&mut m.seed, &self.seed);
@@ -340,7 +340,7 @@ impl ShapeFlags {
 }
 
 impl BackboneFlags {
-    /// Which products are kept was measured for other choices, where a flag makes one.
+    /// Which products are kept was measured for other choices, if a flag makes one.
     fn apply(&self, options: &mut BackboneOptions) {
         let before = options.clone();
         if let Some(Wanted::Known(precision)) = self.backbone {

@@ -26,7 +26,7 @@ use summary::Summary;
 #[command(
     long_about = "\
 Compiles a T5 that was exported to ONNX into the graphs that train a ladder side network beside it. The model itself \
-is read, never changed; its weights are copied once, or share their blocks on the disk where the file system has reflinks.
+is read, never changed; its weights are copied once, or share their blocks on disk if the file system has reflinks.
 
 What is written to the output directory:
   train.onnx        one optimizer step: forward, backward, clipping, AdamW
@@ -36,7 +36,7 @@ What is written to the output directory:
   infer.onnx        logits
   backbone.data     the frozen weights
   side.safetensors  the trainable parameters, as initialised
-  lst.yaml          the manifest: what was made of what, and how",
+  lst.yaml          the manifest: what was made from what, and how",
     after_long_help = "\
 Examples:
   lstc rewrite t5.onnx -o tuned/
@@ -50,15 +50,15 @@ Examples:
   lstc rewrite --print-config > lst.yaml     every option with its default, to edit
   lstc rewrite t5.onnx --config lst.yaml -o tuned/
   lstc rewrite --from tuned/ -o again/                   the same once more
-  lstc rewrite --from tuned/ -o again/ -r 4 --seed 1     the same but for what flags say
+  lstc rewrite --from tuned/ -o again/ -r 4 --seed 1     the same, except for the flags
   lstc rewrite t5.onnx -o small/ -r 16 --link --share tuned/     another side network on the same weights"
 )]
 pub struct Rewrite {
-    /// The ONNX model: a file, an encoder's and a decoder's file, or a folder that holds them; with --config of a manifest,
-    /// the manifest's own where none is given
+    /// The ONNX model: a file, an encoder's and a decoder's file, or a folder that holds them [default: with --config, the
+    /// model that a manifest names]
     model: Vec<PathBuf>,
 
-    /// Rewrite again what this rewritten directory was made of, which must be unchanged; flags go before its options
+    /// Rewrite again what this rewritten directory was made from, which must be unchanged; flags override its options
     #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "config"])]
     from: Option<PathBuf>,
 
@@ -66,24 +66,24 @@ pub struct Rewrite {
     #[arg(short, long, value_name = "DIR")]
     output: Option<PathBuf>,
 
-    /// Options from a YAML file, or from the lst.yaml of an earlier rewrite; flags go before it
+    /// Options from a YAML file, or from the lst.yaml of an earlier rewrite; flags override it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// Print the complete configuration with a comment on every key, and stop
+    /// Print the complete configuration with a comment on every key, and exit
     #[arg(long)]
     print_config: bool,
 
-    /// Replace an earlier rewrite in the output's place, and the listings of --emit; a directory that holds anything else stays
+    /// Replace an earlier rewrite at the output path, and the listings of --emit; a directory that holds anything else is kept
     #[arg(long)]
     force: bool,
 
-    /// Make hard links to the model's data files instead of copies. They take no room, but each file then has two names: Python's
-    /// onnx refuses to open such a model, also the original one, and what changes one changes the other
+    /// Make hard links to the model's data files instead of copies. They take no space, but each file then has two names:
+    /// Python's onnx refuses to open such a model, the original included, and a change to one changes the other
     #[arg(long)]
     link: bool,
 
-    /// Take weights that would be copied from an earlier rewrite of the same model: as a reflink, or with --link as a hard link
+    /// Take weights that would be copied from an earlier rewrite of the same model, as reflinks, or with --link as hard links
     #[arg(long, value_name = "DIR")]
     share: Option<PathBuf>,
 
@@ -91,7 +91,7 @@ pub struct Rewrite {
     #[arg(long, help_heading = "Looking into the compiler")]
     timings: bool,
 
-    /// Stop after a pass, and write no model; a wrong name lists the passes
+    /// Stop after a pass, and write no model; an unknown name lists the passes
     #[arg(
         long,
         value_name = "PASS",
@@ -105,7 +105,7 @@ pub struct Rewrite {
     #[arg(long, value_name = "DIR", help_heading = "Looking into the compiler")]
     emit: Option<PathBuf>,
 
-    /// Form of the report on stdout
+    /// Format of the report on stdout
     #[arg(long, value_enum, default_value_t, help_heading = "Options")]
     format: Format,
 
@@ -173,7 +173,7 @@ impl Rewrite {
                 };
                 let measuring = self.method.measuring(&config, self.config.is_some() || self.from.is_some(), &progress);
                 let links = if self.link { Links::HardLinks } else { Links::Reflinks };
-                let copying = |copying: &Copying| tell_copy(&mut line.borrow_mut(), links, copying);
+                let copying = |copying: &Copying| show_copy(&mut line.borrow_mut(), links, copying);
                 let backbone = Backbone { links, shared: self.share.as_deref(), copying: Some(&copying) };
                 let written = rewrite_with(request, backbone, measuring, show);
                 line.borrow_mut().clear();
@@ -195,7 +195,7 @@ impl Rewrite {
 }
 
 impl Rewrite {
-    /// The options that flags go before.
+    /// The options that flags override.
     fn base(&self) -> anyhow::Result<Config> {
         match (&self.from, &self.config) {
             (Some(directory), _) => manifest::read(directory),
@@ -204,13 +204,13 @@ impl Rewrite {
         }
     }
 
-    /// Whether the recorded source is what it was: --from depends on it, and for a configuration it is good to know.
+    /// Whether the recorded source is unchanged: an error with --from, a warning with a configuration.
     fn check_source(&self, source: &[SourceFile]) -> anyhow::Result<()> {
         for recorded in source {
             let name = recorded.file.display();
             if self.from.is_some() && !recorded.file.exists() {
-                let error = anyhow!("the source `{name}` is not there any more");
-                let hint = "put it back, or give where it is now: `lstc rewrite MODEL --config DIR/lst.yaml -o AGAIN`";
+                let error = anyhow!("the source `{name}` is no longer there");
+                let hint = "put it back, or name where it is now: `lstc rewrite MODEL --config DIR/lst.yaml -o AGAIN`";
                 return Err(Hinted::new(error, hint).into());
             }
             if source_file(&recorded.file, recorded.part)?.blake3 == recorded.blake3 {
@@ -227,7 +227,7 @@ impl Rewrite {
         Ok(())
     }
 
-    /// Where to write. What is rewritten again stays.
+    /// Where to write. The directory that is rewritten again is kept.
     fn place(&self) -> anyhow::Result<&Path> {
         let Some(output) = &self.output else {
             return Err(Hinted::new(anyhow!("no output directory is given"), "add -o DIR, as in -o tuned/").into());
@@ -236,17 +236,17 @@ impl Rewrite {
             && let (Ok(there), Ok(here)) = (from.canonicalize(), output.canonicalize())
             && there == here
         {
-            let error = anyhow!("`{}` is what is rewritten again, and stays", from.display());
+            let error = anyhow!("`{}` is the directory to rewrite again, and is not replaced", from.display());
             return Err(Hinted::new(error, "write to another directory: -o DIR").into());
         }
         Ok(output)
     }
 
-    /// A rewrite initialises its side network, whatever that of the directory before was.
+    /// A rewrite initialises its side network, whatever the earlier directory's was.
     fn warn_of_import(&self, config: &Config) {
         if let (Some(from), Some(side)) = (&self.from, &config.side) {
             report::warning(format!(
-                "the side network of `{}` was imported, and the new one is not: `lstc import` with --side `{}` does it",
+                "the side network of `{}` was imported, and the new one is not: `lstc import` with --side `{}` imports it",
                 from.display(),
                 side.imported.display()
             ));
@@ -254,12 +254,12 @@ impl Rewrite {
     }
 }
 
-/// Shows how far a copy of the weights is, and says at its beginning why there is one.
-fn tell_copy(line: &mut ProgressLine, links: Links, Copying { done, of, in_data_files }: &Copying) {
+/// Shows how far a copy of the weights has come, and says at its start why one is made.
+fn show_copy(line: &mut ProgressLine, links: Links, Copying { done, of, in_data_files }: &Copying) {
     if *done == 0 && *in_data_files > 0 {
         let size = Bytes(*in_data_files);
         let why = match links {
-            Links::Reflinks => "there are no reflinks from their file system to the output's; --link makes hard links",
+            Links::Reflinks => "their file system has no reflinks to the output's; --link makes hard links",
             Links::HardLinks => "they cannot be linked from their file system to the output's",
         };
         report::note(format!("copying {size} of weights: {why}"));

@@ -1,4 +1,4 @@
-//! What `lstc rewrite` tells of what it wrote.
+//! What `lstc rewrite` reports of what it wrote.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::report;
 use crate::rewrite::manifest::{ChoiceSummary, FilePart, FoldedSummary};
-use crate::rewrite::precision::{Candidate, Quantised, Told};
+use crate::rewrite::precision::{Candidate, Lines, Quantised};
 use crate::rewrite::{Settled, Written};
 
 /// What was written, for the report.
@@ -69,7 +69,7 @@ impl Summary {
     }
 }
 
-/// A file of frozen weights, and how it came to be.
+/// A file of frozen weights, and how it was made.
 #[derive(Serialize)]
 struct DataSummary {
     file: String,
@@ -111,14 +111,14 @@ impl fmt::Display for Summary {
         }
         for candidate in &self.candidates {
             let Candidate { precision, seconds, reason } = candidate;
-            let told = seconds.map_or_else(
+            let outcome = seconds.map_or_else(
                 || reason.clone().unwrap_or_default(),
                 |seconds| format!("{:.1} ms for the first block", seconds * 1e3),
             );
-            writeln!(f, "  measured {precision}: {told}")?;
+            writeln!(f, "  measured {precision}: {outcome}")?;
         }
         if let Some(quantised) = &self.quantised {
-            write!(f, "{}", Told { backbone: &self.precision, quantised })?;
+            write!(f, "{}", Lines { backbone: &self.precision, quantised })?;
         }
         if let Some((before, after)) = self.head {
             let [before, after] = [before, after].map(report::Bytes);

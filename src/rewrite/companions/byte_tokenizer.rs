@@ -1,4 +1,4 @@
-//! ByT5's tokenizer as a `tokenizer.json`: its ids are bytes, so no file of its own lies beside a model.
+//! ByT5's tokenizer as a `tokenizer.json`: its ids are bytes, so a model comes without a tokenizer file.
 //!
 //! ```text
 //! 0 <pad>   1 </s>   2 <unk>   3 + byte   259 + i: <extra_id_i>

@@ -1,7 +1,7 @@
-//! What lies beside a model: its tokenizer, and the configuration that names its special tokens.
+//! What is beside a model: its tokenizer, and the configuration that names its special tokens.
 //!
 //! A file is looked for in the model's folder. Repositories keep their exports in a folder of their own, `onnx/`, so the
-//! folder above it counts too, where its configuration is this model's.
+//! folder above it counts too, if its configuration is this model's.
 
 mod byte_tokenizer;
 mod special;
@@ -48,11 +48,11 @@ pub struct Companions {
 /// A file that was found.
 pub struct Companion {
     pub path: PathBuf,
-    /// Seen from the model.
+    /// Relative to the model.
     pub name: String,
 }
 
-/// What tells whose configuration it is.
+/// What identifies the model that a configuration belongs to.
 #[derive(Deserialize)]
 struct Identity {
     model_type: Option<String>,
@@ -84,7 +84,7 @@ impl Companions {
     /// A JSON file of this name.
     ///
     /// # Errors
-    /// One that cannot be read, or holds something else.
+    /// A file that cannot be read, or holds something else.
     fn read<T: DeserializeOwned>(&self, name: &str) -> anyhow::Result<Option<(T, String)>> {
         let Some(Companion { path, name }) = self.find(name) else { return Ok(None) };
         let context = || format!("`{}` is not a configuration that lstc can read", path.display());
@@ -92,7 +92,7 @@ impl Companions {
         Ok(Some((serde_json::from_slice(&text).with_context(context)?, name)))
     }
 
-    /// What the tokenizer says of its tokens.
+    /// What the tokenizer says about its tokens.
     ///
     /// # Errors
     /// A file that cannot be read, or is not a tokenizer.
@@ -126,7 +126,7 @@ impl Companions {
         Ok(false)
     }
 
-    /// What to say of a tokenizer in a form that lstc does not read.
+    /// What to say about a tokenizer in a format that lstc does not read.
     ///
     /// # Errors
     /// A configuration that cannot be read.
@@ -138,7 +138,7 @@ impl Companions {
             let folder = found.path.parent().unwrap_or(Path::new(""));
             let folder = if folder == Path::new("") { Path::new(".") } else { folder };
             format!(
-                "the model's tokenizer is `{}`, and lstc reads text with `{TOKENIZER}` only: this writes it, and then rewrite again\n  \
+                "the model's tokenizer is `{}`, but lstc reads text only with `{TOKENIZER}`: write it with this, then rewrite again\n  \
                  {CONVERT} {}",
                 found.path.display(),
                 word(&folder.to_string_lossy())

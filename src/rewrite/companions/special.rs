@@ -1,8 +1,8 @@
-//! The ids of a model's special tokens, and who says them.
+//! The ids of a model's special tokens, and where each comes from.
 //!
-//! Everything beside the model that says one is asked, and all must agree; what the user says goes before. Where nobody says
-//! one, the family's own is taken if all that is known fits the family, and else the model is refused: a decoder that begins
-//! with another token than it was trained with computes something, and nothing shows that it is wrong.
+//! Everything beside the model that names one is read, and all must agree; what the user says overrides them. If nothing names
+//! one, the family's own is taken if all that is known fits the family; otherwise the model is refused: a decoder that begins
+//! with a token other than the one it was trained with still computes something, and nothing shows that it is wrong.
 
 use std::fmt;
 
@@ -15,10 +15,10 @@ use crate::data::Reading;
 use crate::report::Hinted;
 
 const GENERATION: &str = "generation_config.json";
-/// Where the names of special tokens stand, as Hugging Face transformers writes them.
+/// Where the names of special tokens are, as Hugging Face transformers writes them.
 const NAMES: [&str; 2] = [super::TOKENIZER_CONFIGURATION, "special_tokens_map.json"];
 
-/// Who says each special token.
+/// Where each special token comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Origins {
@@ -27,7 +27,7 @@ pub struct Origins {
     pub start: String,
 }
 
-/// A model's special tokens, and who says them.
+/// A model's special tokens, and where they come from.
 #[derive(Clone, Debug, Serialize)]
 pub struct Settled {
     pub ids: SpecialTokens,
@@ -73,13 +73,13 @@ enum TokenName {
     Added { content: String },
 }
 
-/// The ids that somebody says a token may have.
+/// The ids that one source says a token may have.
 struct Said {
     ids: Vec<i64>,
     by: String,
 }
 
-/// What is known of a token.
+/// What is known about a token.
 struct Known {
     what: &'static str,
     flag: &'static str,
@@ -92,7 +92,7 @@ impl Known {
         Known { what, flag, given, said: Vec::new() }
     }
 
-    fn hear(&mut self, ids: Option<OneOrMore>, by: &str) {
+    fn says(&mut self, ids: Option<OneOrMore>, by: &str) {
         let ids = match ids {
             Some(OneOrMore::One(id)) => vec![id],
             Some(OneOrMore::More(ids)) => ids,
@@ -103,10 +103,10 @@ impl Known {
         }
     }
 
-    /// The id, and who says it.
+    /// The id, and where it comes from.
     ///
     /// # Errors
-    /// Two that say different ids.
+    /// Two sources that give different ids.
     fn settled(&self) -> Result<Option<(i64, String)>, String> {
         if let Some(id) = self.given {
             return Ok(Some((id, self.flag.to_owned())));
@@ -127,10 +127,10 @@ impl Known {
     }
 }
 
-/// The special tokens of a model with a head of `vocabulary` rows, and who says them.
+/// The special tokens of a model with a head of `vocabulary` rows, and where they come from.
 ///
 /// # Errors
-/// A file that cannot be read; two that contradict each other; a token of which nobody says anything, where the family's own
+/// A file that cannot be read; two that contradict each other; a token that nothing names, if the family's own
 /// does not fit; an id that the model does not have.
 pub fn special_tokens(
     companions: &Companions,
@@ -138,13 +138,13 @@ pub fn special_tokens(
     vocabulary: usize,
     reading: &Reading,
 ) -> anyhow::Result<Settled> {
-    let known = heard(companions, reading)?;
+    let known = all_known(companions, reading)?;
     let settled: Vec<_> = known.iter().map(Known::settled).collect();
     let flags = known.iter().map(|k| k.flag).collect::<Vec<_>>().join(", ");
     let problems: Vec<String> = settled.iter().filter_map(|s| s.clone().err()).collect();
     if !problems.is_empty() {
         let error = anyhow!("the files beside the model contradict each other: {}", problems.join("; "));
-        return Err(Hinted::new(error, format!("correct the one that is wrong, or say it with {flags}")).into());
+        return Err(Hinted::new(error, format!("correct the one that is wrong, or set it with {flags}")).into());
     }
     let mut settled = settled.into_iter().map(Result::unwrap_or_default);
     let (pad, end, start) = (settled.next().flatten(), settled.next().flatten(), settled.next().flatten());
@@ -157,22 +157,22 @@ pub fn special_tokens(
     if !fits && !open.is_empty() {
         let list = |part: fn(&Known) -> &'static str| open.iter().map(|k| part(k)).collect::<Vec<_>>();
         let error = anyhow!(
-            "nothing beside the model says its {}, and its other special tokens are not those of {}",
+            "nothing beside the model names its {}, and its other special tokens are not those of {}",
             list(|k| k.what).join(" and its "),
             family.to_uppercase()
         );
         let flags = list(|k| k.flag).join(" ID and ");
         return Err(
-            Hinted::new(error, format!("say it with {flags} ID, or put the model's config.json beside it")).into()
+            Hinted::new(error, format!("set it with {flags} ID, or put the model's config.json beside it")).into()
         );
     }
-    let by_convention = || format!("{} by convention: nothing beside the model says it", family.to_uppercase());
+    let by_convention = || format!("{} by convention: nothing beside the model names it", family.to_uppercase());
     let mut settled =
         settled.into_iter().zip(own_ids).map(|(found, own)| found.unwrap_or_else(|| (own, by_convention())));
     let [pad, end, start] = std::array::from_fn(|_| settled.next().expect("there are three"));
     for ((id, by), known) in [&pad, &end, &start].into_iter().zip(&known) {
         if usize::try_from(*id).map_or(true, |id| id >= vocabulary) {
-            bail!("the {} is {id} ({by}), and the model's LM head has {vocabulary} tokens", known.what);
+            bail!("the {} is {id} ({by}), but the model's LM head has {vocabulary} tokens", known.what);
         }
     }
     let ids = SpecialTokens { pad: pad.0, end: end.0, start: start.0 };
@@ -180,20 +180,20 @@ pub fn special_tokens(
 }
 
 /// What everything beside the model says.
-fn heard(companions: &Companions, reading: &Reading) -> anyhow::Result<[Known; 3]> {
+fn all_known(companions: &Companions, reading: &Reading) -> anyhow::Result<[Known; 3]> {
     let mut pad = Known::new("padding token", "--pad-token-id", reading.pad_token_id);
     let mut end = Known::new("end token", "--eos-token-id", reading.eos_token_id);
     let mut start = Known::new("decoder's start token", "--decoder-start-token-id", reading.decoder_start_token_id);
     for file in [super::CONFIGURATION, GENERATION] {
         if let Some((read, name)) = companions.read::<Configuration>(file)? {
-            pad.hear(read.pad_token_id, &name);
-            end.hear(read.eos_token_id, &name);
-            start.hear(read.decoder_start_token_id, &name);
+            pad.says(read.pad_token_id, &name);
+            end.says(read.eos_token_id, &name);
+            start.says(read.decoder_start_token_id, &name);
         }
     }
     if let Some((vocabulary, name)) = companions.vocabulary()? {
-        pad.hear(vocabulary.pad.map(|id| OneOrMore::One(i64::from(id))), &format!("the padding of {name}"));
-        end.hear(vocabulary.end.map(|id| OneOrMore::One(i64::from(id))), &format!("the post-processor of {name}"));
+        pad.says(vocabulary.pad.map(|id| OneOrMore::One(i64::from(id))), &format!("the padding of {name}"));
+        end.says(vocabulary.end.map(|id| OneOrMore::One(i64::from(id))), &format!("the post-processor of {name}"));
         let mut has_name = false;
         for file in NAMES {
             let Some((names, name)) = companions.read::<TokenNames>(file)? else { continue };
@@ -202,13 +202,13 @@ fn heard(companions: &Companions, reading: &Reading) -> anyhow::Result<[Known; 3
                 let id = vocabulary.id(token?.name())?;
                 Some(OneOrMore::One(i64::from(id)))
             };
-            pad.hear(id(names.pad_token), &name);
-            end.hear(id(names.eos_token), &name);
+            pad.says(id(names.pad_token), &name);
+            end.says(id(names.eos_token), &name);
         }
-        // Where nobody says what fills rows up, the token that is called so.
+        // If nothing names the padding token, the one with its usual name.
         let called = ["<pad>", "[PAD]"].into_iter().find_map(|token| Some((vocabulary.id(token)?, token)));
         if let (Some((id, token)), true) = (called, vocabulary.pad.is_none() && !has_name) {
-            pad.hear(Some(OneOrMore::One(i64::from(id))), &format!("`{token}` of {name}"));
+            pad.says(Some(OneOrMore::One(i64::from(id))), &format!("`{token}` of {name}"));
         }
     }
     Ok([pad, end, start])

@@ -16,12 +16,12 @@ use super::decided;
 use crate::rewrite::opened::runnable;
 use crate::runtime::{Device, Runtime, Session, Tensor};
 
-/// Sizes where none are fixed.
+/// Sizes if none are fixed.
 const BATCH: usize = 8;
 const BATCH_ON_CUDA: usize = 32;
 const LENGTH: usize = 128;
 
-/// Runs of a candidate, and after how many seconds it has had enough.
+/// Runs of a candidate, and the seconds after which no more are made.
 const RUNS: usize = 9;
 const ENOUGH: f64 = 1.0;
 
@@ -30,7 +30,7 @@ const ENOUGH: f64 = 1.0;
 pub struct Candidate {
     #[serde(rename = "type")]
     pub precision: Precision,
-    /// The median; `None` where it does not run.
+    /// The median; `None` if it does not run.
     pub seconds: Option<f64>,
     /// Why it does not run.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -89,7 +89,7 @@ struct Bench<'b> {
 }
 
 impl Bench<'_> {
-    /// The median time of the first block; `None` where the precision changes nothing of it.
+    /// The median time of the first block; `None` if the precision changes nothing in it.
     fn seconds(&self, graph: &Graph, anatomy: &Anatomy) -> anyhow::Result<Option<f64>> {
         let found = products(graph, anatomy, false).plain;
         let own = by_block(graph, anatomy, &found).swap_remove(0).swap_remove(0);
@@ -126,7 +126,7 @@ impl Bench<'_> {
     }
 }
 
-/// The median of runs on inputs that lie where the session reads them, with an output that stays there.
+/// The median of runs on inputs that are where the session reads them, with an output that stays there.
 fn median(session: &mut Session, feeds: &[(String, Tensor)], output: &str) -> anyhow::Result<f64> {
     let places = session.places();
     let mut run = || {

@@ -18,7 +18,7 @@ use crate::verify::{give, run};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     pub taps: Vec<TapError>,
-    /// The error of the final output, where `merge_last` makes a tap of it.
+    /// The error of the final output, if `merge_last` makes it a tap.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<f64>,
     /// The relative error of the backbone's own logits.
@@ -27,7 +27,7 @@ pub struct Measured {
     pub argmax_changed: f64,
 }
 
-/// Squares of differences and of what they are differences from.
+/// Squares of differences and of the values that they are differences from.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Squares {
     apart: f64,
@@ -50,7 +50,7 @@ impl Squares {
         }
     }
 
-    /// Infinite where something is no number.
+    /// Infinite if a value is not a number.
     pub(super) fn relative(self) -> f64 {
         let error = (self.apart / self.whole.max(f64::MIN_POSITIVE)).sqrt();
         if error.is_nan() { f64::INFINITY } else { error }
@@ -71,7 +71,7 @@ impl Bench<'_> {
         Ok(Bench { runtime, folder, data })
     }
 
-    /// A session over a graph. The source's own weights are used where their file is mapped; a quantised graph runs as it
+    /// A session over a graph. The source's own weights are read from their mapped file; a quantised graph runs as it
     /// does in training.
     pub(super) fn session(&self, graph: &Graph, is_source: bool) -> anyhow::Result<Session> {
         let graph = on_cpu(graph);
@@ -81,13 +81,13 @@ impl Bench<'_> {
     }
 }
 
-/// The values at which the precisions are compared: every block's output, the final one where it is a tap, and the logits.
+/// The values at which the precisions are compared: every block's output, the final one if it is a tap, and the logits.
 fn compared(module: &Module) -> Vec<ValueId> {
     let blocks = module.anatomy.towers.iter().flat_map(|t| t.blocks.iter().map(|b| b.output));
     blocks.chain(final_output(module)).chain([module.anatomy.head.logits]).collect()
 }
 
-/// The backbone's final output, where it is a tap.
+/// The backbone's final output, if it is a tap.
 pub(super) fn final_output(module: &Module) -> Option<ValueId> {
     module.options.method.merge_last.then(|| module.anatomy.last().output)
 }
@@ -95,7 +95,7 @@ pub(super) fn final_output(module: &Module) -> Option<ValueId> {
 /// Measures a module whose backbone is quantised, in a folder for its weights.
 ///
 /// # Errors
-/// A graph that does not run, or gives what is no number; from the file system.
+/// A graph that does not run, or gives a value that is not a number; from the file system.
 pub fn measure(runtime: &'static Runtime, module: &Module, feeds: &Feeds, scratch: &Path) -> anyhow::Result<Measured> {
     let values = compared(module);
     let ready = |graph: &Graph| {
@@ -114,7 +114,7 @@ pub fn measure(runtime: &'static Runtime, module: &Module, feeds: &Feeds, scratc
             wanted.push(run(&mut session, feed, &names)?);
         }
     }
-    // A graph of which nothing has changed runs as the source's.
+    // A graph in which nothing has changed runs as the source's.
     let is_source = module.quantised.as_ref().is_some_and(|q| q.remade().next().is_none());
     let mut session = bench.session(&quantised, is_source)?;
     for (feed, wanted) in feeds.iter().zip(&wanted) {
@@ -148,15 +148,15 @@ fn check_finite(module: &Module, squares: &[Squares]) -> anyhow::Result<()> {
         return Err(no_number(module, at));
     }
     let (place, backbone) = (place(module, at), &module.options.backbone);
-    let error = anyhow!("in {} the backbone gives what is no number at {place}", backbone.precision);
+    let error = anyhow!("in {} the backbone gives a value that is not a number at {place}", backbone.precision);
     let hint = match backbone.limit() {
-        None => "--max-tap-error keeps the products that do so as they are; another --backbone may do without",
-        Some(_) => "another --backbone, or another list of products that are kept, may do without",
+        None => "--max-tap-error keeps the products that cause it as they are; another --backbone may avoid it",
+        Some(_) => "another --backbone, or another list of kept products, may avoid it",
     };
     Err(Hinted::new(error, hint).into())
 }
 
-/// Makes sure that what the source gives are numbers, for each batch at the values that are compared.
+/// Makes sure that the source gives numbers, for each batch at the values that are compared.
 ///
 /// # Errors
 /// The first place where they are not.
@@ -168,10 +168,12 @@ pub(super) fn check_source(module: &Module, wanted: &[Vec<Tensor>]) -> anyhow::R
 
 fn no_number(module: &Module, at: usize) -> anyhow::Error {
     let (place, precision) = (place(module, at), module.options.backbone.precision);
-    anyhow!("the model itself gives what is no number at {place}: what it loses in {precision} cannot be told")
+    anyhow!(
+        "the model itself gives a value that is not a number at {place}: its loss in {precision} cannot be measured"
+    )
 }
 
-/// Where a value that is compared is, by its number.
+/// The place of a compared value, by its number.
 fn place(module: &Module, at: usize) -> String {
     let towers = module.anatomy.towers.iter();
     let mut places = towers.flat_map(|t| (0..t.blocks.len()).map(|block| format!("block {block} of the {}", t.kind)));

@@ -1,4 +1,4 @@
-//! The backbone in another precision: which one, what of it stays in the source's, and what it loses by it, measured.
+//! The backbone in another precision: which one, what stays in the source's, and the measured loss.
 //!
 //! A tap's error is that of the whole sample: the root of the sum of squared differences from the source's own values,
 //! over that of the squares of these.
@@ -26,19 +26,19 @@ pub use sample::{Given, Sample};
 /// What became of the backbone's products, and what it cost: a part of the manifest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Quantised {
-    /// Products that are computed in the other precision, of how many.
+    /// Products that are computed in the other precision, and of how many.
     pub taken: usize,
     pub of: usize,
     /// Products whose matrix the type cannot hold.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unfit: Vec<String>,
-    /// Products that are fused or quantised in the source, or of the type already.
+    /// Products that are fused or quantised in the source, or already of the type.
     pub others: usize,
     /// Bytes of the matrices of those that were taken, in the source and now.
     pub bytes_before: u64,
     pub bytes_after: u64,
     pub sample: Sample,
-    /// Whether every tap's error is within the limit, where there is one; the final output's and the logits' too, where they are taps.
+    /// Whether every tap's error is within the limit, if there is one; the final output's and the logits' too, if they are taps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub within_limit: Option<bool>,
     #[serde(flatten)]
@@ -88,7 +88,7 @@ pub fn int8_weights() -> Int8Weights {
     Int8Weights::Signed
 }
 
-/// The options with what is left open decided: by this machine, and by the precision.
+/// The options with what is left open decided, by this machine and by the precision.
 pub(super) fn decided(backbone: BackboneOptions) -> BackboneOptions {
     let int8_weights = match backbone.precision {
         Precision::Int8 => backbone.int8_weights.or_else(|| Some(int8_weights())),
@@ -108,7 +108,7 @@ pub(super) fn is_f32(graph: &Graph, anatomy: &Anatomy) -> bool {
     !products.is_empty() && products.iter().all(|product| is_wide(product.y))
 }
 
-/// The largest error of the taps, and the one in the middle.
+/// The largest error of the taps, and the median.
 pub fn spread(taps: &[TapError]) -> (f64, f64) {
     let mut errors: Vec<f64> = taps.iter().map(|t| t.error).collect();
     errors.sort_by(f64::total_cmp);
@@ -125,14 +125,14 @@ fn some(names: &[String]) -> String {
 }
 
 /// The lines of a report.
-pub struct Told<'q> {
+pub struct Lines<'q> {
     pub backbone: &'q BackboneOptions,
     pub quantised: &'q Quantised,
 }
 
-impl fmt::Display for Told<'_> {
+impl fmt::Display for Lines<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Told { backbone, quantised: q } = self;
+        let Lines { backbone, quantised: q } = self;
         let form = backbone.int8_weights.map_or_else(String::new, |form| format!(", {form} weights"));
         writeln!(
             f,
@@ -156,7 +156,7 @@ impl fmt::Display for Told<'_> {
         let output = q.measured.output.map_or_else(String::new, |e| format!("; final output {:.2} %", 100.0 * e));
         writeln!(
             f,
-            "  error {:.2} % at a tap (median), {:.2} % at most{output}; logits {:.2} %, another likeliest token at {:.1} % of \
+            "  error {:.2} % at a tap (median), {:.2} % at most{output}; logits {:.2} %, a different likeliest token at {:.1} % of \
              the positions, on {}",
             100.0 * median,
             100.0 * most,

@@ -1,12 +1,12 @@
 //! Which products take more bits than the precision has, so that no tap's error exceeds a limit.
 //!
-//! Blocks are walked in the order of computation, each from what the blocks before it give by now. Where the error of a
-//! block's output exceeds the limit, that product takes more bits which alone lowers the error most by it, then the next, until
-//! the limit holds or no product helps. What a block inherits none of its own products can lower: where the limit does not hold in
-//! the end, the walk begins anew with a lower one for each block.
+//! Blocks are walked in the order of computation, each starting from what the blocks before it now give. If the error of a
+//! block's output exceeds the limit, the product whose extra bits alone lower the error most takes more bits, then the next, until
+//! the limit holds or no product helps. A block's own products cannot lower an error that it inherits: if the limit does not hold
+//! in the end, the walk begins again with a lower one for each block.
 //!
-//! More bits are the source's own type. Of an int4 backbone they are 8; where these do not do, walks are made in which
-//! what 8 bits do not bring below the limit takes the source's type. Some products lower an error only together. Where the limit
+//! More bits are the source's own type. In an int4 backbone they are 8; if these are not enough, walks are made in which
+//! what 8 bits do not bring below the limit takes the source's type. Some products lower an error only together. If the limit
 //! still does not hold, walks are made in which all products of a block take more bits, and give them back one by one while it does.
 
 use std::collections::HashMap;
@@ -23,12 +23,12 @@ use super::sample::Feeds;
 use crate::runtime::{Runtime, Tensor};
 use crate::verify::{give, run};
 
-/// A product takes more bits where that lowers the error by at least this share of it.
+/// A product takes more bits if that lowers the error by at least this share of it.
 const WORTH: f64 = 0.01;
 
 /// The limits of walks, as shares of the one that is asked for.
 const ONE_BY_ONE: &[f64] = &[1.0, 0.7, 0.49, 0.343, 0.24];
-/// In the end all products of a block that anything follows from are as in the source.
+/// In the end, all products of a block that anything depends on are as in the source.
 const TOGETHER: &[f64] = &[1.0, 0.7, 0.49, 0.343, 0.24, 0.17, 0.1, 0.03, 0.01, 1e-3, 1e-4, 1e-6];
 
 /// Products by the names of what they make.
@@ -41,7 +41,7 @@ pub struct MoreBits {
 }
 
 /// The products that take more bits in a module whose backbone is quantised as a whole: the first choice that holds the limit,
-/// or the one that comes closest. `progress` hears the blocks that a walk is through with, and how many there are.
+/// or the one that comes closest. `progress` gets the blocks that a walk has finished, and how many there are.
 ///
 /// # Errors
 /// A graph that does not run; from the file system.
@@ -72,7 +72,7 @@ pub fn more_bits(
         // The largest error that held a limit before.
         let mut held = f64::INFINITY;
         for share in shares {
-            // One by one, blocks that hold a limit at all choose the same for every one that their errors hold.
+            // One by one, blocks that hold a limit at all choose the same for every limit that their errors hold.
             if !together && limit * share >= held {
                 continue;
             }
@@ -112,7 +112,7 @@ pub fn more_bits(
     Ok(MoreBits { kept: names(Level::Source), in_8_bits: is_int4.then(|| names(Level::Eight)) })
 }
 
-/// What more bits are.
+/// The type that more bits mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Level {
     Eight,
@@ -146,7 +146,7 @@ fn source(module: &Module, bench: &Bench, feeds: &Feeds) -> anyhow::Result<Vec<V
     Ok(wanted)
 }
 
-/// Where the walk is: what is known of the values behind it.
+/// Where the walk is: what is known about the values already computed.
 struct Walk<'m> {
     module: &'m Module,
     /// The module's, with the products in 8 bits beside those in 4.
@@ -154,7 +154,7 @@ struct Walk<'m> {
     /// What a product makes in 8 bits, by what it makes.
     eights: &'m HashMap<ValueId, ValueId>,
     levels: &'m [Level],
-    /// Where products one by one do not hold the limit, all of a block take more bits, and give them back.
+    /// If products one by one do not hold the limit, all of a block take more bits, and give them back.
     together: bool,
     bench: &'m Bench<'m>,
     /// For each batch the model's inputs, and the values of the cut.
@@ -164,11 +164,11 @@ struct Walk<'m> {
     progress: Option<&'m dyn Fn(usize, usize)>,
 }
 
-/// What came of a walk.
+/// The result of a walk.
 struct Walked<'p> {
     /// The largest error.
     worst: f64,
-    /// The largest error of a block that is within the walk's limit; 0 where none is.
+    /// The largest error of a block that is within the walk's limit; 0 if none is.
     held: f64,
     /// The products with more bits.
     chosen: Chosen<'p>,
@@ -208,7 +208,7 @@ impl Walk<'_> {
         Ok(Walked { worst, held, chosen })
     }
 
-    /// A block's error, and its products with more bits; the walk goes on behind it.
+    /// A block's error, and its products with more bits; the walk continues after it.
     fn block<'p>(
         &mut self,
         output: ValueId,
@@ -241,7 +241,7 @@ impl Walk<'_> {
         Ok((error, chosen))
     }
 
-    /// Of all products with more bits, as many as hold the limit: the others are as they were `before`.
+    /// Of all products with more bits, as many as are needed to hold the limit: the others are as they were `before`.
     fn given_back<'p>(
         &self,
         output: ValueId,
@@ -250,7 +250,7 @@ impl Walk<'_> {
         wanted: &[&Tensor],
         limit: f64,
     ) -> anyhow::Result<(f64, Chosen<'p>)> {
-        // What is inherited stays, and is no reason to keep products that add nothing to it.
+        // An inherited error remains, and is not a reason to keep products that add nothing to it.
         let limit = limit.max(error * (1.0 + WORTH));
         let as_before = |all: &Chosen<'p>, product: &Product| -> Chosen<'p> {
             let others = all.iter().filter(|(other, _)| other.y != product.y);
@@ -282,7 +282,7 @@ impl Walk<'_> {
     ) -> anyhow::Result<Vec<&'p Product>> {
         let changed = |product: &'p Product| Ok((self.error(output, &with(chosen, product, level), wanted)?, product));
         let mut ranked: Vec<(f64, &Product)> = own.iter().map(|p| changed(p)).collect::<anyhow::Result<_>>()?;
-        // What is infinite may take more than one product.
+        // An infinite error may take more than one product.
         ranked.retain(|(left, _)| error.is_infinite() || *left < error * (1.0 - WORTH));
         ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
         Ok(ranked.into_iter().map(|(_, product)| product).collect())
@@ -296,7 +296,7 @@ impl Walk<'_> {
         Ok(squares.relative())
     }
 
-    /// Computes a value, from which the walk goes on.
+    /// Computes a value, from which the walk continues.
     fn step(&mut self, output: ValueId, chosen: &Chosen) -> anyhow::Result<()> {
         let values = self.values(output, chosen, false)?;
         let name = &self.module.graph.value(output).name;
@@ -307,7 +307,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// A value for each batch, in f32 where it is to be compared.
+    /// A value for each batch, in f32 if it is to be compared.
     fn values(&self, output: ValueId, chosen: &Chosen, compared: bool) -> anyhow::Result<Vec<Tensor>> {
         let mut graph = self.graph.clone();
         for (product, level) in chosen {
@@ -332,8 +332,8 @@ impl Walk<'_> {
     }
 }
 
-/// Who reads what became of a product reads what the source makes of it. The pass `quantise` leaves the source's product of heads, and
-/// its Reshape, in the graph, where nobody reads them.
+/// Readers of a product's replacement read the source's product instead. The pass `quantise` leaves the source's product of heads, and
+/// its Reshape, in the graph, where nothing reads them.
 fn read_source(graph: &mut Graph, module: &Module, product: &Product) {
     let of_product = module.quantised.iter().flat_map(|q| &q.products).filter(|p| p.source.y == product.y);
     for remade in of_product.flat_map(|p| &p.remade) {

@@ -1,4 +1,4 @@
-//! The tokens on which the precisions are held against each other.
+//! The tokens on which the precisions are compared.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::runtime::Tensor;
 use crate::scratch::Scratch;
 use crate::verify::sample;
 
-/// Examples of a file that are taken, from its first on, and how many are run at once.
+/// How many of a file's first examples are taken, and how many are run at once.
 const EXAMPLES: usize = 16;
 const BATCH: usize = 8;
 
@@ -24,7 +24,7 @@ const BATCH: usize = 8;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged, deny_unknown_fields)]
 pub enum Sample {
-    /// Drawn.
+    /// Drawn at random.
     Drawn { seed: u64 },
     /// The first examples of a file.
     File { file: PathBuf, blake3: String, examples: usize },
@@ -45,10 +45,10 @@ impl fmt::Display for Sample {
     }
 }
 
-/// What a file's text becomes tokens by.
+/// How a file's text becomes tokens.
 pub struct Given<'g> {
     pub reading: &'g Reading,
-    /// A tokenizer.json, which token ids do without.
+    /// A tokenizer.json; token ids do not need one.
     pub tokenizer: Option<&'g Path>,
     pub special: SpecialTokens,
 }
@@ -57,7 +57,7 @@ pub struct Given<'g> {
 pub type Feeds = Vec<Vec<(String, Tensor)>>;
 
 impl Sample {
-    /// A file as a sample.
+    /// A sample from a file.
     ///
     /// # Errors
     /// A file that cannot be read.
@@ -69,7 +69,7 @@ impl Sample {
     /// The batches.
     ///
     /// # Errors
-    /// A file that cannot be read, or is another one than was recorded.
+    /// A file that cannot be read, or is not the recorded one.
     pub fn feeds(&self, module: &Module, given: &Given) -> anyhow::Result<Feeds> {
         let (file, blake3, examples) = match self {
             Sample::Drawn { seed } => {

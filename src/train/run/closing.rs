@@ -14,23 +14,23 @@ use crate::train::stepper::Stepper;
 use crate::train::{BEST, Event};
 
 impl Run<'_> {
-    /// Evaluates after an epoch, keeps the best, and saves. An evaluation that the user stops is made again when the run is
-    /// resumed.
+    /// Evaluates after an epoch, keeps the best, and saves. A resumed run repeats an evaluation that the user
+    /// stopped.
     pub(super) fn close_epoch(
         &self,
         stepper: &Stepper,
         progress: &mut Progress,
         epoch: u64,
         log: &mut Log,
-        tell: &mut impl FnMut(Event),
+        notify: &mut impl FnMut(Event),
     ) -> anyhow::Result<()> {
         let (step, number) = (progress.step, epoch + 1);
         match &self.eval {
             Some(eval) => {
-                // What the epoch has learnt is not lost with an evaluation that fails: it is made again when the run is resumed.
+                // An evaluation that fails does not lose what the epoch has learnt: a resumed run evaluates again.
                 self.save(stepper, progress)?;
                 let begun = Instant::now();
-                let Some(metrics) = self.evaluate(stepper, eval, tell)? else {
+                let Some(metrics) = self.evaluate(stepper, eval, notify)? else {
                     return self.save(stepper, progress);
                 };
                 let (loss, accuracy) = (metrics.loss, metrics.accuracy);
@@ -43,7 +43,7 @@ impl Run<'_> {
                     progress.best = Some(here);
                     self.save_best(stepper, step)?;
                 }
-                tell(Event::Evaluated { line: &line, is_best, guess: metrics.guess });
+                notify(Event::Evaluated { line: &line, is_best, guess: metrics.guess });
             }
             None => self.save_best(stepper, step)?,
         }
@@ -55,9 +55,9 @@ impl Run<'_> {
         &self,
         stepper: &Stepper,
         eval: &Corpus,
-        tell: &mut impl FnMut(Event),
+        notify: &mut impl FnMut(Event),
     ) -> anyhow::Result<Option<Metrics>> {
-        // Another copy of the weights beside the training graph's would be the most memory of all.
+        // A second copy of the weights beside the training graph's would take the most memory of all.
         let mut scorer = Scorer::open(self.opened, &Execution { mapped: true, ..self.execution })
             .map_err(|error| self.explained_evaluation(error))?;
         let batch_size = self.identity.batch_size;
@@ -65,7 +65,7 @@ impl Run<'_> {
             evaluate::Request { labels: self.labels.clone(), generate: None, batch_size, targets: Targets::Read };
         let of = eval.len();
         let progress = |done| {
-            tell(Event::Evaluating { done, of });
+            notify(Event::Evaluating { done, of });
             !interrupt::asked()
         };
         let scored = evaluate::score(self.opened, &mut scorer, stepper.parameters(), eval, &request, progress)

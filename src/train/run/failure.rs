@@ -1,4 +1,4 @@
-//! What a run says of a failure, with what helps.
+//! What a run says about a failure, with what helps.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ use crate::train::options::TapDtype;
 use crate::train::stepper::Stepper;
 
 impl Run<'_> {
-    /// Of a step that failed for want of memory: what it was about, and what takes less. `largest` is what fitted before.
+    /// For a step that ran out of memory: what it was about, and what takes less. `largest` is what fitted before.
     pub(super) fn explained(
         &self,
         error: anyhow::Error,
@@ -34,13 +34,13 @@ impl Run<'_> {
             hints.push(format!("the largest batch that fitted had {rows} x {source} tokens in, {target} out"));
         }
         if self.request.train.overlaps() {
-            hints.push("`--resume --overlap off` goes on with the taps of one batch less".to_owned());
+            hints.push("`--resume --overlap off` continues with the taps of one batch less".to_owned());
         }
         let (fixed, size) = (self.opened.fixed(), self.identity.batch_size);
         if fixed.batch.is_none() && size > 1 && size.is_multiple_of(2) {
             let accumulate = 2 * self.identity.accumulate;
             let smaller = format!("`--batch-size {} --accumulate {accumulate} --out DIR`", size / 2);
-            hints.push(format!("{smaller} begins a run whose steps have as many examples"));
+            hints.push(format!("{smaller} starts a run whose steps have as many examples"));
         }
         if fixed.source.is_none() {
             hints.push(format!("`--max-source-length {}` cuts the texts", source.div_ceil(2)));
@@ -56,17 +56,16 @@ impl Run<'_> {
         Hinted::new(error.context(what), hint).into()
     }
 
-    /// Of an evaluation that finds no memory.
+    /// For an evaluation that ran out of memory.
     pub(super) fn explained_evaluation(&self, error: anyhow::Error) -> anyhow::Error {
         if !matches!(error.downcast_ref(), Some(runtime::Error::OutOfMemory { .. })) {
             return error;
         }
-        let hint =
-            "the epoch is saved: `--resume` evaluates it again; a run without --eval, or an int4 backbone, needs less";
+        let hint = "the epoch is saved, and `--resume` evaluates it again; a run without --eval, or an int4 backbone, needs less";
         Hinted::new(error.context("the evaluation does not fit into memory beside the run"), hint).into()
     }
 
-    /// The first tap that the backbone makes infinite, or not a number, of these lines.
+    /// The first tap that is infinite or not a number for these lines.
     fn overflow(&self, lines: &[u64]) -> anyhow::Result<Option<String>> {
         let opened = self.opened;
         let graph = opened.parts(Stepper::graph(self.identity.accumulate > 1))?.backbone;
@@ -121,6 +120,6 @@ impl Run<'_> {
                 "taps beyond 65504 are infinite in fp16: --tap-dtype fp32 helps, in another run: --out DIR".to_owned()
             }
         };
-        Hinted::new(error, format!("the last checkpoint, `{}`, is as it was; {hint}", kept.display())).into()
+        Hinted::new(error, format!("the last checkpoint, `{}`, is unchanged; {hint}", kept.display())).into()
     }
 }

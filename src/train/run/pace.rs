@@ -36,7 +36,7 @@ impl Clock {
         self.seconds.iter().map(|s| f64::from(*s)).sum()
     }
 
-    /// What so many more steps and evaluations take.
+    /// How long so many more steps and evaluations take.
     pub fn left(&self, steps: u64, evaluations: u64) -> Duration {
         let step = self.total() / self.seconds.len().max(1) as f64;
         Duration::from_secs_f64(step * steps as f64 + self.evaluation * evaluations as f64)
