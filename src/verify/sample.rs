@@ -27,6 +27,11 @@ pub fn inputs(module: &Module, seed: u64) -> anyhow::Result<Vec<(String, Tensor)
     sized(module, seed, SIZES[0])
 }
 
+/// As [`inputs`], with one size for all that is free: a file may call its batch and its lengths by one name.
+pub fn square(module: &Module, seed: u64) -> anyhow::Result<Vec<(String, Tensor)>> {
+    sized(module, seed, [4; 6])
+}
+
 /// As [`inputs`], at all sizes.
 pub fn sizes(module: &Module, seed: u64) -> anyhow::Result<Vec<Vec<(String, Tensor)>>> {
     SIZES.iter().map(|sizes| sized(module, seed, *sizes)).collect()

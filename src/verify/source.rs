@@ -3,6 +3,7 @@
 //! Every other check begins with the graph that lstc read. If its reader and ONNX Runtime's read a file differently, all of them
 //! would hold, and the backbone would be another model's.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use lstc_graph::{DType, encode, load, write_data};
@@ -26,7 +27,7 @@ const OF_DECODER: &str = "decoder_";
 pub(super) fn check(subject: &Subject) -> anyhow::Result<Check> {
     let module = &subject.module;
     let files = manifest::model_of(&manifest::read(subject.directory)?.source)?.files().to_vec();
-    let inputs = sample::inputs(module, subject.seed)?;
+    let inputs = sample::square(module, subject.seed)?;
 
     let mut graph = super::backbone::source_of(subject)?;
     let names = give(&mut graph, &[module.anatomy.head.logits]);
@@ -39,9 +40,11 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Check> {
 
     let vocabulary = module.anatomy.head.linear.outputs;
     Ok(match logits(subject, &files, inputs, vocabulary)? {
-        Outcome::Logits(found) => {
+        Outcome::Logits { found, is_half } => {
             let error = wanted.first().map_or(f64::INFINITY, |wanted| relative(&found, wanted));
-            Check::at_most(NAME, error, Arithmetic::of(module).bound(SAME))
+            // A backbone that was widened is compared with files that are not.
+            let files = if is_half { Arithmetic::Half.bound(SAME) } else { SAME };
+            Check::at_most(NAME, error, Arithmetic::of(module).bound(SAME).max(files))
         }
         Outcome::NotRun(reason) => Check::holds(NAME, format!("not run: {reason}"), &[]),
         Outcome::Refused(reason) => Check::holds(NAME, "", &[reason]),
@@ -49,7 +52,11 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Check> {
 }
 
 enum Outcome {
-    Logits(Tensor),
+    /// The logits, and whether the files have values of f16.
+    Logits {
+        found: Tensor,
+        is_half: bool,
+    },
     /// Nothing that ONNX Runtime could read differently.
     NotRun(String),
     Refused(String),
@@ -63,9 +70,11 @@ fn logits(
     vocabulary: usize,
 ) -> anyhow::Result<Outcome> {
     let mut hidden: Option<Tensor> = None;
-    let mut found = None;
+    let (mut found, mut is_half) = (None, false);
     for file in files {
-        if has_bf16(file)? {
+        let types = types(file)?;
+        is_half |= types.contains(&DType::F16);
+        if types.contains(&DType::BF16) {
             return Ok(Outcome::NotRun("ONNX Runtime has no kernels for bf16 on the CPU".to_owned()));
         }
         let mut session = subject.runtime.session().optimisation(Optimisation::Off).open(file)?;
@@ -92,12 +101,13 @@ fn logits(
         known.extend(feeds);
     }
     let lacking = || Outcome::Refused(format!("the files have no output of {vocabulary} logits"));
-    Ok(found.map_or_else(lacking, Outcome::Logits))
+    Ok(found.map_or_else(lacking, |found| Outcome::Logits { found, is_half }))
 }
 
-fn has_bf16(file: &Path) -> anyhow::Result<bool> {
+/// The element types of a file's values.
+fn types(file: &Path) -> anyhow::Result<HashSet<DType>> {
     let graph = load(file)?;
-    Ok(graph.value_ids().any(|v| graph.value(v).dtype == Some(DType::BF16)))
+    Ok(graph.value_ids().filter_map(|v| graph.value(v).dtype).collect())
 }
 
 /// A decoder step that only reads a cache plays no part in a whole pass.
