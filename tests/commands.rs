@@ -316,7 +316,7 @@ fn a_model_of_another_family_is_described() {
     let read = "lstc reads encoder-decoder models of the T5 family";
     for (name, looks, input) in [
         ("vit", "looks like a vision encoder that cuts pictures", "`pixel_values`: pictures"),
-        ("whisper_dynamo", "looks like a model that makes text of speech or sound", "`input_features`: sound"),
+        ("whisper_dynamo", "looks like a model that turns speech or sound into text", "`input_features`: sound"),
         ("llama", "RMS norm and rotary positions (LLaMA-like)", "`input_ids`: token indices"),
         ("pix2struct", "that takes features, `flattened_patches`", "`flattened_patches`: features"),
         ("t5_embedded", "looks like a T5 that takes embeddings", "`inputs_embeds`: embeddings"),

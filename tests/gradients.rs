@@ -501,36 +501,44 @@ fn forms_without_a_rule_are_refused_by_name() {
     let check = |text: &str, expected: &[&str]| assert_eq!(refusal(text), expected, "{text}");
     check(
         "(trainable a: f32[3, 4], b: f32[4, 2]) { y = Gemm<alpha=0.5>(a, b) loss = ReduceSum<keepdims=0>(y) }",
-        &["`y`: Gemm has a gradient rule for a factor alpha of 1"],
+        &["`y`: Gemm has a gradient rule only for a factor alpha of 1"],
     );
     check(
         "(trainable a: f32[3, 4], b: f32[4]) { y = MatMul(a, b) loss = ReduceSum<keepdims=0>(y) }",
-        &["`loss` has no shape", "`y` has no shape", "`y`: MatMul has a gradient rule for operands of rank 2 and more"],
+        &[
+            "`loss` has no shape",
+            "`y` has no shape",
+            "`y`: MatMul has a gradient rule only for operands of rank 2 and more",
+        ],
     );
     check(
         "(trainable a: f32[4], b: f32[4, 2]) { y = MatMul(a, b) loss = ReduceSum<keepdims=0>(y) }",
-        &["`loss` has no shape", "`y` has no shape", "`y`: MatMul has a gradient rule for operands of rank 2 and more"],
+        &[
+            "`loss` has no shape",
+            "`y` has no shape",
+            "`y`: MatMul has a gradient rule only for operands of rank 2 and more",
+        ],
     );
     check(
         "(trainable t: f32[4, 3], i: i64[2]) { y = Gather<axis=1>(t, i) loss = ReduceSum<keepdims=0>(y) }",
-        &["`y`: Gather has a gradient rule for rows, axis 0"],
+        &["`y`: Gather has a gradient rule only for rows, axis 0"],
     );
     check(
         "(trainable t: f32[N, 3], i: i64[2]) { y = Gather(t, i) loss = ReduceSum<keepdims=0>(y) }",
-        &["`y`: Gather has a gradient rule for matrices of constant size"],
+        &["`y`: Gather has a gradient rule only for matrices of constant size"],
     );
     check(
         "(trainable x: f32[3, 4], i: i64[3, 2]) { y = GatherElements<axis=1>(x, i) loss = ReduceSum<keepdims=0>(y) }",
-        &["`y`: GatherElements has a gradient rule for one element of each row of a matrix"],
+        &["`y`: GatherElements has a gradient rule only for one element of each row of a matrix"],
     );
     check(
         "(trainable x: f32[3, 4], i: i64[2, 1]) { y = GatherElements<axis=1>(x, i) loss = ReduceSum<keepdims=0>(y) }",
-        &["`y`: GatherElements has a gradient rule for one element of each row of a matrix"],
+        &["`y`: GatherElements has a gradient rule only for one element of each row of a matrix"],
     );
     check(
         "(trainable x: f32[3, 4], axes: i64[1]) { y = ReduceSum(x, axes) loss = ReduceSum<keepdims=0>(y) }",
         &[
-            "`y`: ReduceSum has a gradient rule for constant axes",
+            "`y`: ReduceSum has a gradient rule only for constant axes",
             "whether `x` is repeated along axis 0 cannot be decided: 3 against ?1_1",
         ],
     );

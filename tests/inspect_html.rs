@@ -205,7 +205,7 @@ fn a_manifest_that_the_graphs_were_not_made_with_is_refused() {
     for (from, to, words) in [
         ("blocks: 3", "blocks: 900000000000", "blocks is 900000000000, and train.onnx was made with 3"),
         ("blocks: 3", "blocks: 1", "blocks is 1, and train.onnx was made with 3"),
-        ("point: embedding", "point: nowhere", "`nowhere` is not a point at which a tower is tapped"),
+        ("point: embedding", "point: nowhere", "`nowhere` is not the point of a tap"),
         ("name: encoder.side_first_downsample.weight", "name: x", "name is \"x\", and train.onnx was made with"),
     ] {
         assert!(sound.contains(from), "{from}");

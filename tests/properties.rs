@@ -436,10 +436,10 @@ fn blocks_that_are_not_there_are_named() {
         keep(&[], &[2, 0]),
         [
             "no block of the encoder is kept: at least one is needed",
-            "the kept blocks of the decoder must ascend, each once: [2, 0]",
+            "the kept blocks of the decoder must be in ascending order, each once: [2, 0]",
         ]
     );
-    assert_eq!(keep(&[1, 1], &[0]), ["the kept blocks of the encoder must ascend, each once: [1, 1]"]);
+    assert_eq!(keep(&[1, 1], &[0]), ["the kept blocks of the encoder must be in ascending order, each once: [1, 1]"]);
 }
 
 #[test]

@@ -289,7 +289,7 @@ fn what_is_not_as_the_pass_left_it_breaks_the_third_invariant() {
         let (node, slot) = m.graph.uses().of(product.source.y)[0];
         m.graph.reconnect(node, slot, copy);
     });
-    assert!(bypass.contains("added behind its back") && bypass.contains("was changed"), "{bypass}");
+    assert!(bypass.contains("not added by it") && bypass.contains("was changed"), "{bypass}");
     let source = broken(&|m| {
         let norm = m.anatomy.towers[0].final_norm.weight;
         let zeros = vec![0.0; m.graph.weight(norm).expect("a constant").elements()];

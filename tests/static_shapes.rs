@@ -241,7 +241,7 @@ fn sizes_that_a_model_has_are_fine_and_others_are_refused() {
             Sizes { target_length: Some(1_000_000), ..Sizes::default() },
         ] {
             let refused = refusal(case, sizes);
-            assert!(refused.contains("elements would be made of these sizes"), "{case}: {refused}");
+            assert!(refused.contains("elements would be needed at these sizes"), "{case}: {refused}");
         }
     }
     let nothing = refusal("relu_torchscript", Sizes { batch: Some(0), target_length: Some(usize::MAX), ..same });

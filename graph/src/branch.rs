@@ -1,7 +1,7 @@
 //! Two graphs in one: a decoder's step with and without a cache of keys and values, behind an `If` on an input.
 //!
-//! Exporters merge a decoder so to share its weights. Only the branch without a cache computes a whole sequence, which is
-//! what training needs: it takes the place of the `If`. Every other `If` stays, and is refused as control flow.
+//! Exporters merge a decoder in this way to share its weights. Only the branch without a cache computes a whole sequence, which is
+//! what training needs: it replaces the `If`. Every other `If` stays, and is refused as control flow.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -58,7 +58,7 @@ pub fn without_cache(graph: &GraphProto) -> Cow<'_, GraphProto> {
     Cow::Owned(flat)
 }
 
-/// Keys and values of earlier steps are floats of four axes, as no other input of a language model is.
+/// Keys and values of earlier steps are floats of four axes, unlike any other input of a language model.
 fn is_cache(input: &ValueInfoProto) -> bool {
     match input.r#type.as_ref().and_then(|t| t.value.as_ref()) {
         Some(type_proto::Value::TensorType(tensor)) => {

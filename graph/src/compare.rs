@@ -60,7 +60,7 @@ impl Comparer {
             match (found.weight(*v), wanted.weight(*w)) {
                 (None, None) => {}
                 (Some(v), Some(w)) if self.same(v, w) => {}
-                _ => return Some(format!("the constant `{}` has other contents", found.value(*v).name)),
+                _ => return Some(format!("the constant `{}` has different contents", found.value(*v).name)),
             }
         }
         None

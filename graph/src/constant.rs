@@ -320,7 +320,7 @@ impl<'c> Call<'_, 'c> {
             (Data::Float(a), DType::F32) => float(a.clone()),
             (Data::Float(a), DType::Bool) => int(to, a.mapv(|v| i64::from(v != 0.0))),
             (Data::Float(a), DType::I64 | DType::I32) => {
-                // Of what no integer holds, only what is below all of them is the same everywhere: the least of all.
+                // Of the floats that no integer holds, only those below all integers cast alike everywhere: to the least.
                 let least = if to == DType::I64 { i64::MIN } else { i32::MIN.into() };
                 let one = |v: &f32| match *v {
                     v if v <= -9.3e18 => Some(least),

@@ -4,7 +4,7 @@
 //! link is made only where the caller asks for one: a file with two names is refused by some programs, Python's `onnx` among them.
 //! No symbolic link is made: ONNX Runtime resolves them before it checks that external data lies in the model's folder.
 //!
-//! **Invariant:** a file that is written here is readable to nobody who cannot read each file that its weights come from.
+//! **Invariant:** a file that is written here can be read only by those who can read every file that its weights come from.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
@@ -72,7 +72,7 @@ fn identity(bytes: &Bytes) -> (usize, usize) {
     (bytes.as_ptr() as usize, bytes.len())
 }
 
-/// A weight's place in a data file. A model's own file is none: its offsets are not aligned, and a name that ends in
+/// A weight's place in a data file. A model's own file does not count: its offsets are not aligned, and a name that ends in
 /// `.onnx` would lie about what it is.
 fn data_file(weight: &Weight) -> Option<&FileRange> {
     weight.place().filter(|place| place.file.extension().is_none_or(|e| e != "onnx"))
@@ -97,7 +97,7 @@ pub struct Saved {
     pub means: Means,
 }
 
-/// How a data file came to be.
+/// How a data file was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Means {
     /// A hard link to this file.
@@ -108,7 +108,7 @@ pub enum Means {
     Copied,
 }
 
-/// Writes the large weights of `graphs` to `folder/name`, and files named after it where one does not do: hard links to the
+/// Writes the large weights of `graphs` to `folder/name`, and files named after it where one is not enough: hard links to the
 /// data files that they lie in, and a copy of those that cannot be linked. The folder is one that goes again once the graphs have run.
 ///
 /// # Errors
@@ -128,7 +128,7 @@ pub fn copy_data(graphs: &[&Graph], folder: &Path, name: &str) -> io::Result<(Da
     Ok((data, saved.iter().map(|s| s.bytes).sum()))
 }
 
-/// Data files in the making: each step finds places for some of the weights that have none.
+/// Data files being written: each step finds places for some of the weights that have none.
 pub struct DataWriter<'g> {
     folder: &'g Path,
     /// Of the first file.
@@ -155,7 +155,7 @@ impl<'g> DataWriter<'g> {
     /// Links the data files that the weights lie in.
     ///
     /// # Errors
-    /// From the file system; that a file cannot be linked is none.
+    /// From the file system; a file that cannot be linked is not an error.
     pub fn link(&mut self, links: Links) -> io::Result<()> {
         let lie = self.left.iter().filter_map(|(_, w)| Some((*w, data_file(w)?))).collect();
         self.link_files(lie, links)
@@ -185,7 +185,7 @@ impl<'g> DataWriter<'g> {
             let equal = weight == &other;
             [weight, other].into_iter().for_each(Weight::release);
             if !equal {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("its weight `{name}` is another one")));
+                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("its weight `{name}` is different")));
             }
             lie.extend(data_file(other).map(|place| (*weight, place)));
         }
@@ -205,7 +205,7 @@ impl<'g> DataWriter<'g> {
         }
         let name = self.next_name();
         let mut sources = Sources::open(self.left.iter().map(|(_, weight)| *weight))?;
-        // Never through a name that is there: it may be a link to a model's own weights.
+        // Never through an existing name: it may be a link to a model's own weights.
         let mut out = Copy { file: create(&self.folder.join(&name), sources.mode)?, at: 0, watch };
         let file: Arc<str> = name.as_str().into();
         for (_, weight) in &self.left {
@@ -241,7 +241,7 @@ impl<'g> DataWriter<'g> {
         Ok(())
     }
 
-    /// Links one file; none where it cannot be.
+    /// Links one file; `None` where that cannot be done.
     fn link_file(&mut self, file: &Path, links: Links) -> io::Result<Option<Arc<str>>> {
         let name = self.next_name();
         // The file itself, where a name is a link to it.
@@ -261,7 +261,7 @@ impl<'g> DataWriter<'g> {
     }
 }
 
-/// Makes `target` a link to a file; none where it cannot be one.
+/// Makes `target` a link to a file; `None` where that cannot be done.
 fn link(source: PathBuf, target: &Path, links: Links) -> io::Result<Option<Means>> {
     if links == Links::HardLinks {
         match fs::hard_link(&source, target) {
@@ -336,11 +336,11 @@ impl Sources {
     }
 }
 
-/// Where data or a hole begins; none where there is none any more.
+/// Where data or a hole begins; `None` after the last.
 fn seek(file: &File, to: rustix::fs::SeekFrom) -> io::Result<Option<u64>> {
     match rustix::fs::seek(file, to) {
         Err(Errno::NXIO) => Ok(None),
-        // A file system that knows no holes: all is data.
+        // A file system without holes: all is data.
         Err(Errno::INVAL | Errno::OPNOTSUPP) => match to {
             rustix::fs::SeekFrom::Data(at) => Ok(Some(at)),
             _ => Ok(None),

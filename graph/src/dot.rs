@@ -7,7 +7,7 @@ use petgraph::dot::{Config, Dot};
 use crate::infer::shape_text;
 use crate::ir::Graph;
 
-/// The graph in Graphviz's language: a box a node, coloured by the pass that made it, an edge a value with its shape.
+/// The graph in Graphviz's language: a box for each node, coloured by the pass that made it, an edge for each value with its shape.
 pub fn dot(graph: &Graph) -> String {
     let flow = graph.dataflow();
     let node = |_, (_, id): (_, &crate::ir::NodeId)| {

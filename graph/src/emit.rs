@@ -105,7 +105,7 @@ impl<'g> Builder<'g> {
         if !graph.opsets.iter().any(|(domain, _)| domain == MICROSOFT) {
             graph.opsets.push((MICROSOFT.to_owned(), 1));
         }
-        // As of any other node.
+        // As for any other node.
         let _ = graph.infer_node(node);
         graph.node(node).output(0).expect("it has one output")
     }
@@ -292,7 +292,7 @@ impl<'g> Builder<'g> {
         self.op("Softmax", &[x], Attributes::none().int("axis", -1))
     }
 
-    /// One-hot vectors: an axis of `depth` is inserted into the indices' shape, -1 behind it.
+    /// One-hot vectors: an axis of `depth` is inserted into the indices' shape, -1 after them.
     pub fn one_hot(&self, indices: ValueId, depth: i64, axis: i64) -> ValueId {
         let values = self.constant(Weight::from_f32(&[2], &[0.0, 1.0]));
         self.op("OneHot", &[indices, self.i64(depth), values], Attributes::none().int("axis", axis))

@@ -1,4 +1,4 @@
-//! What small values hold when the inputs are given: masks, position buckets, and all else that sizes and a few numbers decide.
+//! What small values hold when the inputs are given: masks, position buckets, and whatever else sizes and a few numbers decide.
 //!
 //! Floats are taken as f32, whatever their type: the numbers of a mask are zeros, ones and the least of a type, which f32 holds.
 //!
@@ -30,7 +30,7 @@ pub struct Sized {
 const LIMIT: usize = 1 << 27;
 
 impl Sized {
-    /// The graph with inputs of these sizes. What a file declares of other values' shapes is not looked at.
+    /// The graph with inputs of these sizes. What a file declares of other values' shapes is ignored.
     ///
     /// # Errors
     /// A node whose operands do not fit at these sizes.
@@ -48,7 +48,7 @@ impl Sized {
         Ok(Sized { graph, order })
     }
 
-    /// What `wanted` hold where the inputs hold what is `given`; of a value that is not known, the first node whose result is not.
+    /// What `wanted` hold where the inputs hold what is `given`; of a value that is not known, the first node whose result is unknown.
     pub fn values(&self, wanted: &[ValueId], given: &[(ValueId, Weight)]) -> Vec<Result<Numbers, ValueId>> {
         let graph = &self.graph;
         // Sizes, and arithmetic of sizes alone, are known from inference.

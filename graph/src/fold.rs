@@ -1,7 +1,7 @@
 //! Folding: what sizes alone decide becomes a constant, and the nodes that computed it go.
 //!
 //! A value is folded where all operands of its node are known, as folded values, integer constants or single floats, or
-//! where its fact is a small integer tensor without a symbol in it. A weight, that is a constant of several floats, is
+//! where its fact is a small integer tensor without a symbol in it. A weight, i.e. a constant of several floats, is
 //! never an operand, so no weight is copied, and nothing that a weight or an input's contents decide is folded.
 //!
 //! **Invariant:** ids stay. A folded value keeps its name, type and shape; every other value, node and weight is left as

@@ -69,7 +69,7 @@ pub(crate) fn weight_fact(weight: &Weight) -> SymTensor {
     }
 }
 
-/// Runs a call into a library that panics on hostile input; a panic is no answer, and prints nothing on this thread.
+/// Runs a call into a library that panics on hostile input; a panic yields no answer, and prints nothing on this thread.
 pub fn fenced<T>(call: impl FnOnce() -> T) -> Option<T> {
     thread_local!(static QUIET: Cell<bool> = const { Cell::new(false) });
     static HOOK: Once = Once::new();
@@ -87,7 +87,7 @@ pub fn fenced<T>(call: impl FnOnce() -> T) -> Option<T> {
     result.ok()
 }
 
-/// A fact that is cheap and safe to use: of bounded size, and simplified until nothing changes, so that reading it
+/// A fact that is cheap and safe to use: of bounded size, and fully simplified, so that reading it
 /// does no arithmetic that could overflow outside the fence.
 fn bounded(fact: SymTensor, symbols: &mut SymbolGen) -> SymTensor {
     let Some(rank) = fact.ndim() else { return fact };
@@ -135,7 +135,7 @@ fn bounded(fact: SymTensor, symbols: &mut SymbolGen) -> SymTensor {
 impl Graph {
     /// Infers the type and shape of every value, from the inputs on.
     ///
-    /// What a node's operator does not tell is left as it was: a declared type, shape or size, else unknown.
+    /// What a node's operator does not determine is left as it was: a declared type, shape or size, else unknown.
     ///
     /// # Errors
     /// A node on a cycle, or a node whose operands cannot fit, with the reason.
@@ -181,7 +181,7 @@ impl Graph {
 }
 
 impl Graph {
-    /// A fact, with the sizes that inference does not know from what was known of the value before, or declared: numbers, and
+    /// A fact, with the sizes that inference does not know from what was known of the value before, or declared: numbers and
     /// sizes of the graph's inputs. What inference knows is never given up for a declaration.
     fn with_what_was_known(&self, fact: &SymTensor, value: ValueId) -> SymTensor {
         let is_new = |dim: &Dim| matches!(dim, Dim::Var(symbol) if symbol.synthetic);
@@ -223,7 +223,7 @@ fn folded(
     rest.iter().try_fold(first, fold).map(|sum| vec![sum])
 }
 
-/// The parts of a split into so many outputs, as even as can be.
+/// The parts of a split into so many outputs, as even as possible.
 fn even_split(data: Option<&SymTensor>, axis: i64, outputs: usize, symbols: &mut SymbolGen) -> Option<Vec<SymTensor>> {
     let dims: Vec<Dim> = data?.shape()?.collect();
     let axis = usize::try_from(if axis < 0 { axis + dims.len() as i64 } else { axis }).ok()?;
@@ -364,8 +364,8 @@ fn output_facts(
             let perm: Option<Vec<usize>> = match a.get_ints("perm") {
                 Some(perm) if !is_permutation(perm, rank) => {
                     return Some(Err(match rank {
-                        Some(rank) => format!("is no transposition of {rank} axes"),
-                        None => "is no transposition".to_owned(),
+                        Some(rank) => format!("is not a permutation of {rank} axes"),
+                        None => "is not a permutation".to_owned(),
                     }));
                 }
                 Some(perm) => Some(perm.iter().map(|&p| p as usize).collect()),
@@ -439,7 +439,7 @@ fn is_permutation(perm: &[i64], rank: Option<usize>) -> bool {
     sorted.iter().copied().eq(0..perm.len() as i64) && rank.is_none_or(|rank| rank == perm.len())
 }
 
-/// The element type of one output, where the operator tells it.
+/// The element type of one output, where the operator determines it.
 fn output_dtype(graph: &Graph, node: &Node, slot: usize) -> Option<DType> {
     let of = |index: usize| node.input(index).and_then(|v| graph.value(v).dtype);
     if !node.is_default_domain() {

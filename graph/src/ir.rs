@@ -198,7 +198,7 @@ impl Graph {
         self.opsets.iter().find(|(d, _)| d.is_empty()).map_or(1, |o| o.1)
     }
 
-    /// Says that the graph is written in another version of the default domain. Its operators must mean the same there.
+    /// Sets another version of the default domain. Its operators must mean the same there.
     pub fn set_opset(&mut self, version: i64) {
         self.opsets.iter_mut().filter(|(d, _)| d.is_empty()).for_each(|o| o.1 = version);
     }
@@ -301,7 +301,7 @@ impl Graph {
         self.add_value(name, Source::Weight(weight), Some(dtype), fact)
     }
 
-    /// Puts another constant of the same type and shape in a weight's place.
+    /// Replaces a weight by a constant of the same type and shape.
     ///
     /// # Panics
     /// When `id` is not a weight or the types differ: a mistake of the caller.
@@ -313,7 +313,7 @@ impl Graph {
         value.source = Source::Weight(weight);
     }
 
-    /// Puts a constant of another type in a weight's place. What reads it must agree.
+    /// Replaces a weight by a constant of another type. What reads it must agree.
     pub(crate) fn convert_weight(&mut self, id: ValueId, weight: Weight) {
         let value = &mut self.values[id.index()];
         value.fact = crate::infer::weight_fact(&weight);
@@ -335,14 +335,14 @@ impl Graph {
         Ok(())
     }
 
-    /// Says that training changes an input.
+    /// Marks an input as changed by training.
     pub fn set_role(&mut self, id: ValueId, role: Role) {
         if let Source::Input(old) = &mut self.values[id.index()].source {
             *old = role;
         }
     }
 
-    /// A value is given from now on, as an input, instead of computed. What was computed for it alone goes with the next
+    /// Makes a value an input, instead of computed. What was computed for it alone is removed by the next
     /// slice.
     pub fn give(&mut self, id: ValueId) {
         if let Some((node, slot)) = self.producer_of(id) {
@@ -354,7 +354,7 @@ impl Graph {
         }
     }
 
-    /// Makes another operator of a node, on the same operands.
+    /// Changes the operator of a node, on the same operands.
     pub fn replace_op(&mut self, id: NodeId, domain: &str, op: &str) {
         if let Some(node) = &mut self.nodes[id.index()] {
             domain.clone_into(&mut node.domain);
@@ -362,7 +362,7 @@ impl Graph {
         }
     }
 
-    /// Every node counts as made by `origin`.
+    /// Sets the origin of every node.
     pub fn assign(&mut self, origin: &Origin) {
         self.nodes.iter_mut().flatten().for_each(|node| node.origin = origin.clone());
     }
@@ -382,7 +382,7 @@ impl Graph {
         }
     }
 
-    /// Says what is known of a shape where inference could not tell.
+    /// Sets what is known of a shape that inference could not find.
     pub fn refine(&mut self, id: ValueId, shape: &[Dim]) {
         self.values[id.index()].fact = SymTensor::from_shape(shape.to_vec());
     }
@@ -414,7 +414,7 @@ impl Graph {
         }
     }
 
-    /// As [`Graph::redirect`] for many at once, each value to what stands beside it, which is not one of them itself.
+    /// As [`Graph::redirect`] for many at once, each value to its counterpart, which is not one of them itself.
     pub fn redirect_all(&mut self, moved: &HashMap<ValueId, ValueId>) {
         let read = self.nodes.iter_mut().flatten().flat_map(|node| node.inputs.iter_mut().flatten());
         for value in read.chain(&mut self.outputs) {
@@ -434,7 +434,7 @@ impl Graph {
         value.dtype = value.dtype.or(known.dtype);
     }
 
-    /// Another node makes `value`, as its only output; the node that made it goes.
+    /// Makes another node the source of `value`, its only output; the old one is removed.
     pub fn remake(&mut self, value: ValueId, by: NodeId) {
         if let Some((old, slot)) = self.producer_of(value)
             && let Some(node) = &mut self.nodes[old.index()]
@@ -450,8 +450,8 @@ impl Graph {
         }
     }
 
-    /// Takes over from `view`, a copy of this graph with more in it, what it computes `values` from: its new values and the nodes
-    /// that make them. A new node that makes a value of this graph stays behind: the value is made here already.
+    /// Copies from `view`, a copy of this graph with more in it, what it computes `values` from: its new values and the nodes
+    /// that make them. A new node that makes a value of this graph is left out: the value is made here already.
     pub fn annex(&mut self, view: &Graph, values: &[ValueId]) {
         let own = self.values.len();
         if values.iter().all(|v| v.index() < own) {

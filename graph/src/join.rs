@@ -86,7 +86,7 @@ fn of_their_types(
             _ => {
                 let text = |dtype: Option<DType>| dtype.map_or("an unknown type".to_owned(), |dtype| dtype.to_string());
                 let (theirs, ours, name) = (text(theirs), text(ours), &second.value(*input).name);
-                return Err(format!("do not fit: `{name}` is of {theirs} where {ours} is made"));
+                return Err(format!("do not fit: `{name}` takes {theirs}, but gets {ours}"));
             }
         };
         typed.push((*input, value));
@@ -97,7 +97,7 @@ fn of_their_types(
 /// The names of nodes: ONNX Runtime refuses two of one name.
 struct Names {
     taken: HashSet<String>,
-    /// The last number that was tried behind a name.
+    /// The last number that was tried after a name.
     last: HashMap<String, usize>,
 }
 
@@ -171,7 +171,7 @@ fn symbols(graph: &Graph) -> HashSet<String> {
 /// Weights below this size are not worth a comparison.
 const MIN_SHARED: usize = 1024;
 
-/// Readers of a weight at or behind `boundary` read an equal one before it instead, where there is one.
+/// Readers of a weight at or after `boundary` read an equal one before it instead, where there is one.
 fn share(graph: &mut Graph, boundary: usize) {
     let large = |v: &ValueId| graph.weight(*v).is_some_and(|w| w.bytes().len() >= MIN_SHARED);
     let (before, behind): (Vec<ValueId>, Vec<ValueId>) =
@@ -196,7 +196,7 @@ fn share(graph: &mut Graph, boundary: usize) {
     graph.redirect_all(&moved);
 }
 
-/// A hash of some of a weight's bytes: what tells most unequal weights apart without reading them.
+/// A hash of some of a weight's bytes: enough to tell most unequal weights apart without reading them.
 fn fingerprint(weight: &Weight) -> u64 {
     const PIECES: usize = 16;
     const PIECE: usize = 64;

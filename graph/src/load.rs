@@ -45,7 +45,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// A file that cannot be read as an ONNX model, with everything that is wrong with it.
+/// A file that cannot be read as an ONNX model, with all its problems.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("cannot read `{}`{}", path.display(), list(problems))]
 pub struct LoadError {
@@ -98,9 +98,9 @@ fn read(bytes: Bytes, path: &Path, holder: Holder) -> Result<Graph, LoadError> {
     let error = |problems| LoadError { path: path.to_owned(), problems };
     let one = |reason: String| error(vec![Problem { place: String::new(), reason }]);
     let model =
-        ModelProto::decode(bytes.clone()).map_err(|e| one(format!("is no ONNX model, or a damaged one ({e})")))?;
+        ModelProto::decode(bytes.clone()).map_err(|e| one(format!("is not an ONNX model, or is damaged ({e})")))?;
     let ModelProto { graph: Some(graph), .. } = &model else {
-        return Err(one("is no ONNX model: it holds no graph".to_owned()));
+        return Err(one("is not an ONNX model: it holds no graph".to_owned()));
     };
     let mut reader = Reader {
         out: Graph::new(graph.name(), 1),
@@ -142,7 +142,7 @@ struct Reader {
     holder: Holder,
     path: Arc<PathBuf>,
     external: HashMap<PathBuf, (Arc<PathBuf>, Bytes)>,
-    /// Values that the file has and that were refused: who reads one is not to blame.
+    /// Values of the file that were refused: its readers are not to blame.
     refused: HashSet<String>,
     problems: Vec<Problem>,
 }
@@ -167,11 +167,11 @@ impl Reader {
         for (domain, _) in self.out.opsets.clone() {
             if !seen.insert(domain.clone()) {
                 let shown = if domain.is_empty() { "ai.onnx" } else { domain.as_str() };
-                self.problem("opset_import", format!("the model names the version of {shown} twice"));
+                self.problem("opset_import", format!("the model gives the version of {shown} twice"));
             }
         }
         if !self.out.opsets.iter().any(|(d, _)| d.is_empty()) {
-            self.problem("opset_import", "the model names no version of the default ONNX operator set");
+            self.problem("opset_import", "the model gives no version of the default ONNX operator set");
         }
     }
 
@@ -286,7 +286,7 @@ impl Reader {
             ("value_float", Attribute::Float(v)) => Ok(Weight::scalar_f32(v)),
             ("value_ints", Attribute::Ints(v)) => Ok(Weight::from_i64(&[v.len()], &v)),
             ("value_floats", Attribute::Floats(v)) => Ok(Weight::from_f32(&[v.len()], &v)),
-            (name, _) => Err(format!("its attribute `{name}` is no tensor of numbers")),
+            (name, _) => Err(format!("its attribute `{name}` is not a tensor of numbers")),
         }
     }
 
@@ -320,7 +320,7 @@ impl Reader {
         let name = if node.name().is_empty() { first } else { node.name().to_owned() };
         let place = format!("{} `{name}`", node.op_type());
         if node.op_type().is_empty() {
-            self.problem(format!("node `{name}`"), "names no operator");
+            self.problem(format!("node `{name}`"), "has no operator");
         }
         let mut attributes = Attributes::none();
         for attribute in &node.attribute {
@@ -333,13 +333,13 @@ impl Reader {
             }
         }
         if attributes.has_opaque() {
-            self.problem(&place, "holds a subgraph or a type: lstc reads no control flow and no sequences");
+            self.problem(&place, "holds a subgraph or a type: lstc does not support control flow or sequences");
         }
         let mut inputs = Vec::with_capacity(node.input.len());
         for input in &node.input {
             let value = self.out.find(input);
             if value.is_none() && !input.is_empty() && !self.refused.contains(input) {
-                self.problem(&place, format!("reads `{input}`, which nothing makes"));
+                self.problem(&place, format!("reads `{input}`, which is not defined"));
             }
             inputs.push(value);
         }
@@ -373,8 +373,9 @@ impl Reader {
     }
 
     fn tensor(&mut self, t: &TensorProto) -> Result<Weight, String> {
-        let dtype = DType::from_onnx(t.data_type())
-            .ok_or_else(|| format!("has element type {}, which lstc cannot hold", onnx_type_name(t.data_type())))?;
+        let dtype = DType::from_onnx(t.data_type()).ok_or_else(|| {
+            format!("has element type {}, which lstc does not support", onnx_type_name(t.data_type()))
+        })?;
         let dims: Vec<usize> = t
             .dims
             .iter()
@@ -389,7 +390,7 @@ impl Reader {
             return Err(format!("declares an absurd size: {declared}"));
         }
         if holders(t) > 1 {
-            return Err("has its numbers in more than one place".to_owned());
+            return Err("has its numbers in more than one field".to_owned());
         }
         let (bytes, place) = if t.data_location() == DataLocation::External {
             let (bytes, place) = self.external(t, wanted)?;
@@ -418,13 +419,14 @@ impl Reader {
         let mut seen = HashSet::new();
         if let Some(twice) = t.external_data.iter().find(|e| !seen.insert(e.key())) {
             return Err(format!(
-                "has external data that give the key `{}` twice: readers differ in which counts",
+                "has external data that repeat the key `{}`: readers differ on which one counts",
                 twice.key()
             ));
         }
         let entry = |key: &str| t.external_data.iter().find(|e| e.key() == key).map(|e| e.value().to_owned());
         let number = |key: &str| -> Result<Option<usize>, String> {
-            let parse = |v: String| v.parse().map_err(|_| format!("has external data whose {key} is `{v}`"));
+            let parse =
+                |v: String| v.parse().map_err(|_| format!("has external data whose {key} is `{v}`, not a number"));
             entry(key).map(parse).transpose()
         };
         let location = entry("location").ok_or("has external data without a location")?;
@@ -449,7 +451,10 @@ impl Reader {
         }
         let end = offset.checked_add(length).filter(|&end| end <= bytes.len()).ok_or_else(|| {
             let path = path.display();
-            format!("its external data `{path}` is too short: {} bytes, {offset} + {length} wanted", bytes.len())
+            format!(
+                "its external data `{path}` is too short: {} bytes, but {offset} + {length} are needed",
+                bytes.len()
+            )
         })?;
         Ok((bytes.slice(offset..end), FileRange { file: file.clone(), offset: offset as u64 }))
     }
@@ -469,7 +474,7 @@ fn onnx_type_name(code: i32) -> String {
     DataType::try_from(code).map_or_else(|_| format!("number {code}"), |t| t.as_str_name().to_owned())
 }
 
-/// In how many fields a tensor has numbers.
+/// The number of fields in which a tensor has numbers.
 fn holders(t: &TensorProto) -> usize {
     let is_external = t.data_location() == DataLocation::External;
     let lists = [
@@ -506,10 +511,11 @@ fn typed_data(t: &TensorProto, dtype: DType) -> Result<Bytes, String> {
 /// Element type and declared dimensions of a tensor; an error for anything else.
 fn tensor_type(declared: Option<&TypeProto>) -> Result<(DType, Option<&[tensor_shape_proto::Dimension]>), String> {
     let Some(type_proto::Value::TensorType(tensor)) = declared.and_then(|t| t.value.as_ref()) else {
-        return Err("is no dense tensor".to_owned());
+        return Err("is not a dense tensor".to_owned());
     };
-    let dtype = DType::from_onnx(tensor.elem_type())
-        .ok_or_else(|| format!("has element type {}, which lstc cannot hold", onnx_type_name(tensor.elem_type())))?;
+    let dtype = DType::from_onnx(tensor.elem_type()).ok_or_else(|| {
+        format!("has element type {}, which lstc does not support", onnx_type_name(tensor.elem_type()))
+    })?;
     Ok((dtype, tensor.shape.as_ref().map(|s| s.dim.as_slice())))
 }
 

@@ -1,4 +1,4 @@
-//! Files that somebody names: opened only where they are regular files, without waiting, and read up to a limit.
+//! Files that a user names: opened only where they are regular files, without waiting, and read up to a limit.
 //!
 //! A named pipe would be waited on for ever, a device may have no end, and either may change what it is between two looks.
 

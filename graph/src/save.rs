@@ -25,7 +25,7 @@ pub(crate) fn used_weights(graph: &Graph) -> Vec<ValueId> {
     graph.value_ids().filter(|v| graph.weight(*v).is_some()).filter(used).collect()
 }
 
-/// What a model file says of itself besides its graph.
+/// What a model file says of itself apart from its graph.
 #[derive(Clone, Debug, Default)]
 pub struct About {
     /// Text for people.
@@ -142,7 +142,7 @@ fn model_fields(graph: &Graph, about: &About) -> ModelProto {
 
 /// Everything of a graph but its initializers.
 ///
-/// Shapes are said of inputs and outputs alone. By those within, ONNX Runtime would plan which values share a buffer, and keep
+/// Only inputs and outputs get shapes. By the shapes of values within, ONNX Runtime would plan which values share a buffer, and keep
 /// it from the first to the last: a step took a fifth more memory, and no less time.
 fn graph_fields(graph: &Graph) -> GraphProto {
     let order = graph.order().unwrap_or_else(|_| graph.node_ids().collect());

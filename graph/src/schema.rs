@@ -1,4 +1,4 @@
-//! How many operands, results and which attributes an operator takes, of the operators that a transformer is made of.
+//! How many operands, results and which attributes an operator takes, of the operators that transformers use.
 //!
 //! ONNX Runtime refuses a model with a node that its operator's schema does not allow, whatever the node is for. The table has
 //! what the opsets from 11 on allow together, so that nothing sound is refused; an operator that is not listed is not judged.
@@ -128,7 +128,7 @@ const OF_RUNTIME: &[Schema] = &[
     schema(&["QuickGelu"], (1, 1), 1, &[]),
 ];
 
-/// What each node has that its operator does not allow, in the order of the graph.
+/// Whatever a node has that its operator does not allow, in the order of the graph.
 pub fn misuses(graph: &Graph) -> Vec<(NodeId, String)> {
     graph.node_ids().filter_map(|id| misuse(graph.node(id)).map(|reason| (id, reason))).collect()
 }

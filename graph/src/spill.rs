@@ -1,4 +1,4 @@
-//! Constants that were made, out of memory: in a file, and mapped from there.
+//! Constants that were computed, kept in a file and mapped from there.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
@@ -9,10 +9,10 @@ use memmap2::{Mmap, MmapOptions};
 use crate::dtype::DType;
 use crate::weight::Weight;
 
-/// A mapping begins at a multiple of this, on every machine that is known.
+/// A mapping begins at a multiple of this on every known machine.
 const ALIGNMENT: u64 = 1 << 16;
 
-/// A file that takes constants. One without a name is gone with the last of them.
+/// A file that holds constants. One without a name disappears with the last of them.
 #[derive(Debug)]
 pub struct Spill {
     /// The file, and where the next constant goes.

@@ -1,4 +1,4 @@
-//! A text form of graphs, for tests that one can read.
+//! A text form of graphs, for readable tests.
 //!
 //! ```text
 //! (x: f32[B, 4], trainable w: f32[4, 4]) {
@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Without `-> ...` the outputs are the values that no node reads. An absent optional operand or output is `_`.
-//! Operators of another domain are written `domain::Op`. A name that is more than letters, digits and `_./` stands in
+//! Operators of another domain are written `domain::Op`. A name of more than letters, digits and `_./` is in
 //! quotes. What the form does not hold: names of nodes, the payload of a NaN.
 
 use std::fmt::Write;
@@ -88,7 +88,7 @@ pub fn print(graph: &Graph) -> String {
     out
 }
 
-/// Words that mean something where a name may stand.
+/// Words with a meaning where a name can appear.
 const RESERVED: [&str; 3] = ["_", "const", "trainable"];
 
 fn is_word_char(c: char) -> bool {
@@ -251,7 +251,7 @@ impl<'a> Parser<'a> {
                     });
                     match escaped {
                         Some(c) => text.push(c),
-                        None => return self.fail("a string has an escape that is none"),
+                        None => return self.fail("a string has an invalid escape"),
                     }
                 }
                 Some(c) => text.push(c),
@@ -280,7 +280,7 @@ impl<'a> Parser<'a> {
         word.parse().or_else(|_| self.fail(format!("`{word}` is not a number of the expected kind")))
     }
 
-    /// Items up to the closing token, parted by commas.
+    /// Items up to the closing token, separated by commas.
     fn list<T>(
         &mut self,
         close: &str,

@@ -25,7 +25,7 @@ impl Graph {
         flow
     }
 
-    /// Nodes, each after those it reads from: in the order they were added where that serves, else right before the
+    /// Nodes, each after those it reads from: in the order they were added where possible, else right before the
     /// first that reads from it.
     ///
     /// # Errors
@@ -67,7 +67,7 @@ impl Graph {
         self.ancestors_until(values, |_| false)
     }
 
-    /// As [`Graph::ancestors`], without looking behind a value for which `stop` holds.
+    /// As [`Graph::ancestors`], without looking beyond a value for which `stop` holds.
     pub fn ancestors_until(
         &self,
         values: impl IntoIterator<Item = ValueId>,
@@ -124,7 +124,7 @@ impl Graph {
         slice
     }
 
-    /// The graph in two: what can be computed before the inputs `late` are known, and the rest. The values that pass from
+    /// Splits the graph in two: what can be computed before the inputs `late` are known, and the rest. The values that pass from
     /// one to the other are outputs of the first and inputs of the second, under their names.
     pub fn split(&self, late: &[ValueId]) -> (Graph, Graph) {
         let waits = self.dependents(late.iter().copied());
@@ -139,7 +139,7 @@ impl Graph {
         self.divide(&frontier)
     }
 
-    /// The graph in two, at some of its values: what computes them, and the rest. They are outputs of the first and inputs of
+    /// Splits the graph at some of its values: what computes them, and the rest. They are outputs of the first and inputs of
     /// the second, under their names, as far as the rest reads them.
     pub fn divide(&self, at: &[ValueId]) -> (Graph, Graph) {
         let mut rest = self.clone();

@@ -1,4 +1,4 @@
-//! Constant tensors. A weight knows its type and shape; its bytes stay in the mapped file until somebody asks.
+//! Constant tensors. A weight knows its type and shape; its bytes stay in the mapped file until it is asked for.
 
 use std::ffi::c_void;
 use std::path::PathBuf;
@@ -65,7 +65,7 @@ impl Weight {
     }
 
     /// # Panics
-    /// When the number of values does not fit the shape: a slip of the caller's.
+    /// When the number of values does not fit the shape: a mistake of the caller.
     pub fn from_f32(dims: &[usize], values: &[f32]) -> Weight {
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         Weight::new(DType::F32, dims.to_vec(), bytes.into(), None).expect("as many values as the shape has elements")
@@ -106,12 +106,12 @@ impl Weight {
         &self.bytes
     }
 
-    /// The file range that the bytes are a view of, where they are one.
+    /// The file range that the bytes are a view of, if any.
     pub fn place(&self) -> Option<&FileRange> {
         self.place.as_deref()
     }
 
-    /// As `==`, with no more of a mapped weight in memory than is being read.
+    /// As `==`, keeping only the part of a mapped weight in memory that is being read.
     pub fn is_same(&self, other: &Weight) -> bool {
         const STRIPE: usize = 8 << 20;
         let alike = self.dtype == other.dtype && self.dims == other.dims;
@@ -127,14 +127,14 @@ impl Weight {
                 }))
     }
 
-    /// Gives the memory back that reading a mapped weight took. It can be read again, from its file.
+    /// Gives back the memory that reading a mapped weight took. It can be read again, from its file.
     pub fn release(&self) {
         if !self.mapped {
             return;
         }
         let page = rustix::param::page_size();
         let first = self.bytes.as_ptr() as usize;
-        // Whole pages alone: the others are a neighbour's too.
+        // Whole pages only: the others are shared with a neighbour.
         let (start, end) = (first.next_multiple_of(page), (first + self.bytes.len()) / page * page);
         if start < end {
             // SAFETY: the pages lie inside the bytes, which are a view of a read-only map of a file: who reads them

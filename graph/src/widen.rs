@@ -9,7 +9,7 @@ use crate::weight::Weight;
 /// Larger weights stay as they are in the file, and are cast when the graph runs.
 const MAX_CONVERTED: usize = 1024;
 
-/// Everything of type `narrow` computes in f32. Large weights stay narrow, under their names, with a cast behind them.
+/// Everything of type `narrow` computes in f32. Large weights stay narrow, under their names, with a cast after them.
 ///
 /// Nothing is rounded that was not before: every value of a narrow float type is an f32.
 pub fn widen(graph: &mut Graph, narrow: DType) {

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-/// So many of something: `1 epoch`, `2 epochs`, `3 entries`. `one` is the word for one.
+/// A count of something: `1 epoch`, `2 epochs`, `3 entries`. `one` is the word for one.
 pub fn count<N: Display + PartialEq + From<u8>>(number: N, one: &str) -> String {
     match one.strip_suffix('y') {
         _ if number == N::from(1) => format!("1 {one}"),

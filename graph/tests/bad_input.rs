@@ -1,4 +1,4 @@
-//! Files that are no models, damaged ones, and models made to hurt: each is a typed error that names the file and the
+//! Files that are not models, damaged files, and hostile models: each is a typed error that names the file and the
 //! place, or a graph; never a panic, a long wait or memory that a number in the file asked for.
 
 mod common;
@@ -165,7 +165,7 @@ fn what_is_no_file() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let at = |name: &str| folder.path().join(name);
     std::fs::write(at("empty.onnx"), b"").expect("a writable folder");
-    std::fs::write(at("text.onnx"), b"hello, this is no protobuf at all").expect("a writable folder");
+    std::fs::write(at("text.onnx"), b"hello, this is not protobuf at all").expect("a writable folder");
     std::fs::write(at("other.onnx"), other_message()).expect("a writable folder");
     let error = |path: &Path| {
         let start = Instant::now();
@@ -178,8 +178,8 @@ fn what_is_no_file() {
     assert!(error(&at("missing.onnx")).ends_with("No such file or directory"));
     assert!(error(folder.path()).contains("is a directory"));
     assert!(error(&at("empty.onnx")).contains("is empty"));
-    assert!(error(&at("text.onnx")).contains("is no ONNX model"));
-    assert!(error(&at("other.onnx")).contains("is no ONNX model"));
+    assert!(error(&at("text.onnx")).contains("is not an ONNX model"));
+    assert!(error(&at("other.onnx")).contains("is not an ONNX model"));
     if cfg!(unix) {
         assert!(error(Path::new("/dev/zero")).contains("is not a regular file"));
         let made = std::process::Command::new("mkfifo").arg(at("fifo.onnx")).status();
@@ -214,7 +214,7 @@ impl Random {
 fn graphs_that_are_none() {
     let mut none = relu();
     none.opset_import.clear();
-    refused(&none, &["opset_import: the model names no version of the default ONNX operator set"]);
+    refused(&none, &["opset_import: the model gives no version of the default ONNX operator set"]);
     let mut none = relu();
     none.graph = None;
     refused(&none, &["it holds no graph"]);
@@ -232,7 +232,7 @@ fn graphs_that_are_none() {
     refused(&absent, &["output `z`: no node makes it"]);
     refused(
         &model(vec![node("Relu", &["q"], &["y"])], Vec::new()),
-        &["Relu `the_relu`: reads `q`, which nothing makes"],
+        &["Relu `the_relu`: reads `q`, which is not defined"],
     );
     let cycle = vec![node("Relu", &["b"], &["a"]), node("Relu", &["a"], &["b"]), node("Add", &["x", "b"], &["y"])];
     refused(&model(cycle, Vec::new()), &["Relu `the_relu`: is part of a cycle"]);
@@ -247,10 +247,10 @@ fn graphs_that_are_none() {
     let mut twice = relu();
     graph_of(&mut twice).input.push(input("x", DataType::Float, &[1]));
     refused(&twice, &["value `x`: is defined twice"]);
-    refused(&model(vec![node("", &["x"], &["y"])], Vec::new()), &["node `the_`: names no operator"]);
+    refused(&model(vec![node("", &["x"], &["y"])], Vec::new()), &["node `the_`: has no operator"]);
     let mut twice = relu();
     twice.opset_import.push(twice.opset_import[0].clone());
-    refused(&twice, &["the model names the version of ai.onnx twice"]);
+    refused(&twice, &["the model gives the version of ai.onnx twice"]);
     let mut twice = relu();
     graph_of(&mut twice).value_info.extend([input("y", DataType::Float, &[1]), input("y", DataType::Float, &[2])]);
     refused(&twice, &["value `y`: is declared twice, with two types or shapes"]);
@@ -258,13 +258,13 @@ fn graphs_that_are_none() {
     graph_of(&mut same).value_info.extend([input("y", DataType::Float, &[1]), input("y", DataType::Float, &[1])]);
     harmless(&same);
     let both = TensorProto { float_data: vec![1.0; 4], ..tensor("w", DataType::Float, &[4], &[0; 16]) };
-    refused(&with_weight(both), &["initializer `w`: has its numbers in more than one place"]);
+    refused(&with_weight(both), &["initializer `w`: has its numbers in more than one field"]);
     let external = TensorProto {
         data_location: Some(DataLocation::External.into()),
         external_data: vec![StringStringEntryProto { key: Some("location".to_owned()), value: Some("w".to_owned()) }],
         ..tensor("w", DataType::Float, &[4], &[0; 16])
     };
-    refused(&with_weight(external), &["initializer `w`: has its numbers in more than one place"]);
+    refused(&with_weight(external), &["initializer `w`: has its numbers in more than one field"]);
 
     let axis_twice = with(with(node("Softmax", &["x"], &["y"]), int("axis", 0)), int("axis", 1));
     refused(&model(vec![axis_twice], Vec::new()), &["attribute `axis`: is given twice"]);
@@ -277,7 +277,7 @@ fn what_lstc_does_not_hold() {
     refused(&conditional, &["If `the_if`: holds a subgraph or a type"]);
     let strings =
         TensorProto { string_data: vec![b"a"[..].into()], raw_data: None, ..tensor("s", DataType::String, &[1], &[]) };
-    refused(&with_weight(strings), &["initializer `s`: has element type STRING, which lstc cannot hold"]);
+    refused(&with_weight(strings), &["initializer `s`: has element type STRING, which lstc does not support"]);
     let strings =
         TensorProto { string_data: vec![b"a"[..].into()], raw_data: None, ..tensor("s", DataType::Float, &[1], &[]) };
     refused(&with_weight(strings), &["initializer `s`: holds strings"]);
@@ -292,10 +292,10 @@ fn what_lstc_does_not_hold() {
     let elem_type = Some(Box::new(TypeProto::default()));
     let kind = type_proto::Value::SequenceType(Box::new(type_proto::Sequence { elem_type }));
     graph_of(&mut sequence).input.push(typed("many", kind));
-    refused(&sequence, &["input `many`: is no dense tensor"]);
+    refused(&sequence, &["input `many`: is not a dense tensor"]);
     let mut untyped = relu();
     graph_of(&mut untyped).input.push(output("untyped"));
-    refused(&untyped, &["input `untyped`: is no dense tensor"]);
+    refused(&untyped, &["input `untyped`: is not a dense tensor"]);
     let empty = with(node("Constant", &[], &["y"]), attribute("value", AttributeType::Tensor));
     refused(&model(vec![empty], Vec::new()), &["Constant `y`: holds no tensor"]);
     refused(&model(vec![node("Constant", &[], &["y"])], Vec::new()), &["Constant `y`: must have one attribute"]);
@@ -321,7 +321,7 @@ fn weights_of_impossible_sizes() {
     let mut deep = relu();
     graph_of(&mut deep).input = vec![input("x", DataType::Float, &[1; 100_000])];
     refused(&deep, &["input `x`: has 100000 dimensions"]);
-    // Who reads a weight that was refused is not to blame.
+    // The reader of a refused weight is not to blame.
     let error = read(&sized(&[-1])).err().expect("it was just refused");
     assert_eq!(error.problems.len(), 1, "{error}");
     let peak = memory("VmHWM");
@@ -368,8 +368,8 @@ fn external_data() {
         (vec![("location", ".")], "is a directory"),
         (vec![("location", "absent.data")], "cannot be read: No such file or directory"),
         (vec![("location", "nul\0.data")], "cannot be read"),
-        (vec![("location", "empty.data")], "is too short: 0 bytes, 0 + 16 wanted"),
-        (vec![("location", "w.data"), ("offset", "49")], "is too short: 64 bytes, 49 + 16 wanted"),
+        (vec![("location", "empty.data")], "is too short: 0 bytes, but 0 + 16 are needed"),
+        (vec![("location", "w.data"), ("offset", "49")], "is too short: 64 bytes, but 49 + 16 are needed"),
         (vec![("location", "w.data"), ("offset", &huge)], "is too short: 64 bytes"),
         (vec![("location", "w.data"), ("offset", beyond)], "has external data whose offset is `3402"),
         (vec![("location", "w.data"), ("offset", "-1")], "has external data whose offset is `-1`"),
@@ -464,7 +464,7 @@ fn shapes_that_hurt() {
     let shaped = |op: &str, shape: &[i64]| model(vec![node(op, &["x", "s"], &["y"])], vec![i64s("s", shape)]);
     refused(
         &shaped("Reshape", &[i64::MIN, 4]),
-        &["Reshape `the_reshape`: makes a tensor with a dimension of -2147483648"],
+        &["Reshape `the_reshape`: is reshaped to [-2147483648, 4], which has a negative size"],
     );
     refused(&shaped("Reshape", &[1; 65]), &["Reshape `the_reshape`: makes a tensor of 65 dimensions"]);
     harmless(&shaped("Reshape", &[i64::MAX, i64::MAX, -1]));
@@ -523,7 +523,7 @@ fn shapes_that_hurt() {
 
     let perm = |perm: &[i64]| model(vec![with(node("Transpose", &["x"], &["y"]), ints("perm", perm))], Vec::new());
     for bad in [&[0, 7][..], &[0, 0], &[0], &[0, 1, 2], &[-1, 0], &[i64::MAX, i64::MIN]] {
-        refused(&perm(bad), &["Transpose `the_transpose`: is no transposition of 2 axes"]);
+        refused(&perm(bad), &["Transpose `the_transpose`: is not a permutation of 2 axes"]);
     }
 
     let axis = |op: &str, inputs: &[&str], axis: i64| {

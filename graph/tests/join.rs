@@ -8,7 +8,7 @@ fn graph(text: &str) -> Graph {
     parse(text, 17).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// The second graph behind the first: its input `h` is the first's output.
+/// The second graph after the first: its input `h` is the first's output.
 fn joined(first: &str, second: &str) -> Graph {
     let (first, second) = (graph(first), graph(second));
     let wire = (second.find("h").expect("it has an input h"), first.outputs[0]);
@@ -84,5 +84,5 @@ fn a_float_does_not_become_an_integer() {
     let second = graph("(h: i64[b, 3]) {\n z = Identity(h)\n} -> z");
     let wire = (second.find("h").expect("it has an input h"), first.outputs[0]);
     let problem = join(first, &second, &[wire]).err();
-    assert_eq!(problem.as_deref(), Some("do not fit: `h` is of i64 where f32 is made"));
+    assert_eq!(problem.as_deref(), Some("do not fit: `h` takes i64, but gets f32"));
 }

@@ -1,4 +1,4 @@
-//! The fence around the shape library: a panic behind it prints nothing and is no answer; one elsewhere is printed, on
+//! The fence around the shape library: a panic inside it prints nothing and yields no answer; one elsewhere is printed, on
 //! every thread, before and after. Alone in its process, because the hook is the process's.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,7 +29,7 @@ fn a_fenced_panic_is_silent_and_no_other_is() {
                     let shape = |name| graph.shape(graph.find(name).expect("the value has its name"));
                     assert!(shape("y").is_none(), "the sum must not be known: {:?}", shape("y"));
                     assert!(shape("z").is_some(), "what follows is inferred all the same");
-                    assert!(std::panic::catch_unwind(|| panic!("a panic of somebody else")).is_err());
+                    assert!(std::panic::catch_unwind(|| panic!("a panic elsewhere")).is_err());
                 }
             })
         })

@@ -55,7 +55,7 @@ struct Making {
 }
 
 impl Making {
-    /// A name that nobody has, now and then one that needs quotes.
+    /// An unused name, now and then one that needs quotes.
     fn name(&mut self, c: &Choice) -> String {
         self.count += 1;
         let name = format!("v{}{}", self.count, if c.int % 3 == 0 { c.text.as_str() } else { "" });

@@ -133,7 +133,7 @@ pub struct Tower {
     pub embedding: ValueId,
     pub blocks: Vec<Block>,
     pub final_norm: Norm,
-    /// What the final norm makes of the last block's output.
+    /// What the final norm computes from the last block's output.
     pub output: ValueId,
     pub batch: Dim,
     pub length: Dim,
@@ -295,7 +295,7 @@ impl Bias {
         }
     }
 
-    /// The backbone's own values that the bias is made of: masks and bucket indices.
+    /// The backbone's own values that the bias is computed from: masks and bucket indices.
     pub fn values(&self) -> Vec<ValueId> {
         self.masks().into_iter().chain(self.buckets()).collect()
     }

@@ -28,7 +28,7 @@ impl Found for Heads {
 }
 
 impl Matcher<'_> {
-    /// An attention sublayer's branch: the attention, and the value its queries are made of.
+    /// An attention sublayer's branch: the attention, and the value its queries are computed from.
     pub fn attention(&self, branch: ValueId) -> Match<(Attention, ValueId)> {
         self.trying("attention", branch, || self.attention_at(branch))
     }
@@ -55,11 +55,11 @@ impl Matcher<'_> {
         let k = self.heads("keys", self.operand(product, 1)?, [0, 2, 3, 1])?;
         let v = self.heads("values", values, [0, 2, 1, 3])?;
         if k.input != v.input {
-            return Err(self.mismatch(product, "its keys and values are made of different inputs"));
+            return Err(self.mismatch(product, "its keys and values are computed from different inputs"));
         }
         let (heads, head_width) = match (&q.heads, &q.width) {
             (Dim::Value(h), Dim::Value(w)) if *h > 0 && *w > 0 => (*h as usize, *w as usize),
-            // A reshape that infers one of the two: the projection's width tells it.
+            // A reshape that infers one of the two: the projection's width determines it.
             (Dim::Value(h), _) if *h > 0 => (*h as usize, q.linear.outputs / *h as usize),
             (_, Dim::Value(w)) if *w > 0 => (q.linear.outputs / *w as usize, *w as usize),
             _ => return Err(self.mismatch(product, "the number of heads or their width is not constant")),
@@ -277,7 +277,7 @@ impl Matcher<'_> {
         let (table, buckets) = self.rows(self.operand(swap, 0)?)?;
         let rows = table.dims(self.graph)[0];
         if self.rank(buckets) != Some(2) || !self.is_mask(buckets) {
-            return Err(self.mismatch(swap, "expected bucket indices [queries, keys] made of lengths alone"));
+            return Err(self.mismatch(swap, "expected bucket indices [queries, keys] computed from lengths alone"));
         }
         Ok(Relative { table, rows, buckets: Buckets::Value(buckets) })
     }
@@ -293,7 +293,7 @@ impl Matcher<'_> {
         })
     }
 
-    /// A value made of the model's inputs, shapes and small constants alone: no learned tensor, no hidden state.
+    /// A value computed from the model's inputs, shapes and small constants alone: no learned tensor, no hidden state.
     fn is_mask(&self, value: ValueId) -> bool {
         let graph = self.graph;
         let is_shape = |v: ValueId| {

@@ -4,7 +4,7 @@ use lstc_graph::{DType, Dim, Node, NodeId, ValueId, Weight, fenced};
 
 use crate::matcher::{MAX_ARITHMETIC, Matcher};
 
-/// Nodes that move or copy a value, in a row, behind which its maker is looked for.
+/// Nodes in a row that move or copy a value, before which its maker is looked for.
 const MAX_MOVES: usize = 16;
 
 /// Guards against overflow in a row that are looked through: more than any exporter writes.
@@ -35,7 +35,7 @@ pub struct Copied {
 }
 
 impl Matcher<'_> {
-    /// The value that `value` is a copy of: behind Identity, Dropout, reshapes that change nothing, casts between float
+    /// The value that `value` is a copy of: before Identity, Dropout, reshapes that change nothing, casts between float
     /// types, quantisation that is undone at once, and guards against overflow.
     pub fn resolve(&self, value: ValueId) -> ValueId {
         let mut value = self.settle(value);
@@ -131,7 +131,7 @@ impl Matcher<'_> {
             && (of_one_scale() || along("axis") && along("block_size"))
     }
 
-    /// True for a value whose maker never gives a negative number, behind what moves or copies it.
+    /// True for a value whose maker never gives a negative number, before what moves or copies it.
     fn is_no_negative(&self, value: ValueId) -> bool {
         const PASSES: [&str; 8] =
             ["Identity", "Cast", "Dropout", "Reshape", "Transpose", "Squeeze", "DequantizeLinear", "QuantizeLinear"];
@@ -149,7 +149,7 @@ impl Matcher<'_> {
 
     /// True for a slice from the first element to the last, one axis or several.
     fn keeps_all(&self, node: &Node) -> bool {
-        // `Some(None)` for what is left out, `None` for what is not known.
+        // `Some(None)` for an omitted operand, `None` for an unknown one.
         let contents = |slot: usize, name: &str| match node.input(slot) {
             Some(operand) => self.graph.value(operand).contents().map(Some),
             None => Some(node.attributes.get_ints(name).map(|v| v.iter().map(|v| saturated(*v)).collect())),
@@ -182,7 +182,7 @@ impl Matcher<'_> {
             && starts.iter().zip(&ends).zip(&axes).all(whole)
     }
 
-    /// `clamp(x, -c, c)` with a bound that only an overflow of f16 reaches, as transformers guards its residual stream:
+    /// `clamp(x, -c, c)` with a bound that only an overflow of f16 reaches, as transformers guards its residual streams:
     /// the nodes of the guard, and x.
     fn guarded(&self, value: ValueId) -> Option<(Vec<NodeId>, ValueId)> {
         let (id, _) = self.graph.producer_of(value)?;
@@ -209,7 +209,7 @@ impl Matcher<'_> {
         Some((nodes, x))
     }
 
-    /// True for a scalar further from zero, on this side of it, than any activation that is not about to overflow f16.
+    /// True for a scalar further from zero, on this side, than any activation that is not close to overflowing f16.
     fn is_far(&self, bound: ValueId, side: Side, depth: usize) -> bool {
         const FAR: f64 = 6e4;
         if let Some(weight) = self.graph.weight(bound) {
@@ -237,7 +237,7 @@ fn saturated(value: i64) -> Dim {
     Dim::Value(value.clamp(i32::MIN.into(), i32::MAX.into()) as i32)
 }
 
-/// True for zero points of which one is the least or the greatest number of their type.
+/// True where any zero point is the least or the greatest number of its type.
 fn reaches_an_end(zeros: &Weight) -> bool {
     let ends = match zeros.dtype() {
         DType::I8 => [i64::from(i8::MIN), i64::from(i8::MAX)],

@@ -1,9 +1,9 @@
 //! Position biases that an exporter folded.
 //!
-//! With static lengths, PyTorch's dynamo exporter computes `table[buckets]` itself and leaves a constant
-//! `[1, heads, queries, keys]`. A relative bias depends on the distance of key and query alone: where the constant does,
-//! distances with equal biases are one bucket, and table and bucket indices can be read off it. The partition is the
-//! data's; only the buckets' numbers come from T5's formula, so that the table's rows have their usual places.
+//! With static lengths, PyTorch's dynamo exporter computes `table[buckets]` itself and stores a constant
+//! `[1, heads, queries, keys]`. A relative bias depends on the distance of key and query alone: if the constant does,
+//! distances with equal biases are one bucket, and table and bucket indices can be read off it. The partition comes from the
+//! data; only the buckets' numbers come from T5's formula, so that the table's rows are in their usual places.
 
 use std::collections::HashMap;
 
@@ -66,7 +66,7 @@ pub fn unfold(bias: &Weight) -> Option<Unfolded> {
     })
 }
 
-/// T5's numbers of the groups' buckets; `None` where a group is no bucket of T5's, or two would be the same.
+/// T5's numbers of the groups' buckets; `None` where a group is not one of T5's buckets, or two would be the same.
 fn usual_numbers(groups: &[(Vec<i64>, &[u32])], both_directions: bool) -> Option<Vec<usize>> {
     let mut seen = [false; BUCKETS];
     let mut number = |distances: &[i64]| {
@@ -119,7 +119,7 @@ mod tests {
                 let folded = fold(&table, 3, queries, keys, both);
                 let Unfolded { table: found, rows, buckets } = unfold(&folded).expect("it depends on distance alone");
                 if queries > 1 {
-                    // Every row that is read stands where it stood.
+                    // Every row that is read is where it was.
                     let wanted = |at: usize| table[at] == found.to_f32().expect("f32")[at];
                     let read = buckets.to_i64().expect("i64");
                     assert!(read.iter().all(|b| (0..3).all(|h| wanted(*b as usize * 3 + h))));

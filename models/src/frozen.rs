@@ -1,4 +1,4 @@
-//! Frozen numbers of a model, however its file holds them.
+//! Frozen numbers of a model, however its file stores them.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ pub struct Part {
 }
 
 impl Frozen {
-    /// The numbers, of whatever float type; those of a quantised matrix are made when asked for.
+    /// The numbers, of whatever float type; those of a quantised matrix are computed on request.
     ///
     /// # Panics
     /// When the graph is not the one in which this was found.

@@ -56,8 +56,8 @@ pub fn model_inputs(graph: &Graph, anatomy: &Anatomy) -> Vec<ModelInput> {
     found
 }
 
-/// The inputs whose contents nothing that is known reads, at most their sizes: an exporter that was given one tensor for two
-/// inputs leaves one of them so.
+/// The inputs whose contents nothing that is known reads, at most their sizes: an exporter that got one tensor for two
+/// inputs leaves one of them unused.
 pub fn unread_inputs(graph: &Graph, anatomy: &Anatomy) -> Vec<ValueId> {
     let read = model_inputs(graph, anatomy);
     graph.inputs.iter().copied().filter(|v| !read.iter().any(|r| r.value == *v)).collect()

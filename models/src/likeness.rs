@@ -1,6 +1,6 @@
-//! What a model looks like that lstc does not read: for people, so that a refusal begins with the forest and not with a tree.
+//! What a model that lstc does not read looks like: for people, so that a refusal shows the forest before the trees.
 //!
-//! **Invariant:** judged by what a graph computes: names and sizes play no part, and nothing depends on the judgement but words.
+//! **Invariant:** judged by what a graph computes: names and sizes play no part, and only messages depend on the judgement.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -15,7 +15,7 @@ mod input;
 
 pub use input::Use;
 
-/// What was seen of a model.
+/// What was found in a model.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Likeness {
     pub build: Build,
@@ -26,17 +26,17 @@ pub struct Likeness {
     pub norm: Option<Norms>,
     pub placement: Option<Placement>,
     pub positions: Vec<Positions>,
-    /// Products with a term of low rank beside them.
+    /// Products with an added term of low rank.
     pub low_rank: usize,
     /// What each input is for, by name.
     pub inputs: Vec<(String, Use)>,
 }
 
-/// How a model is put together.
+/// How a model is built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Build {
-    /// No attention was seen.
+    /// No attention was found.
     Convolutions,
     Recurrent,
     NoAttention,
@@ -56,7 +56,7 @@ pub enum Norms {
     Layer,
 }
 
-/// Where norms stand.
+/// Where norms are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Placement {
@@ -127,7 +127,7 @@ impl Likeness {
         }
     }
 
-    /// True for a model that looks as lstc wants them, but for details.
+    /// True for a model that looks as lstc expects, except for details.
     pub fn is_t5(&self) -> bool {
         let given = |used: &Use| matches!(used, Use::Tokens | Use::Mask | Use::Unknown);
         self.build == Build::EncoderDecoder && self.is_like_t5() && self.inputs.iter().all(|(_, used)| given(used))
@@ -176,7 +176,7 @@ impl Likeness {
         (!parts.is_empty()).then(|| listed(&parts))
     }
 
-    /// A well-known model of that make.
+    /// A well-known model of that kind.
     fn known(&self) -> Option<&'static str> {
         let at = |positions: Positions| self.positions.contains(&positions);
         let (rms, layer) = (self.norm == Some(Norms::Rms), self.norm == Some(Norms::Layer));
@@ -194,7 +194,7 @@ impl Likeness {
         }
     }
 
-    /// What the model is, before its make.
+    /// What the model is, without the details.
     fn noun(&self) -> String {
         let is = |used: Use| self.is(used);
         let named = |used: Use| self.named(used);
@@ -234,7 +234,7 @@ impl Likeness {
                 format!("a vision encoder of pictures, {}, with a decoder of text", named(Use::Pictures))
             }
             Build::EncoderDecoder if is(Use::Sound) => {
-                format!("a model that makes text of speech or sound, {}", named(Use::Sound))
+                format!("a model that turns speech or sound into text, {}", named(Use::Sound))
             }
             Build::EncoderDecoder if is(Use::Features) => {
                 format!(
@@ -271,7 +271,7 @@ impl Likeness {
                 "pass the encoder's and the decoder's file, or the folder that holds both".to_owned()
             }
             Build::Encoder if self.is_t5_encoder() => {
-                "pass the decoder's file too, or the folder that holds both; a model of an encoder alone is not supported"
+                "pass the decoder's file too, or the folder that holds both; an encoder alone is not supported"
                     .to_owned()
             }
             Build::EncoderDecoder if self.is_like_t5() && self.is(Use::Computed) => format!(
@@ -294,7 +294,7 @@ impl Likeness {
         }
     }
 
-    /// What was seen, a line each.
+    /// What was found, a line each.
     pub fn seen(&self) -> Vec<String> {
         let mut lines = Vec::new();
         let counts = format!("{} self-attention, {} cross-attention", self.self_attentions, self.cross_attentions);

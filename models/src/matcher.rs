@@ -1,4 +1,4 @@
-//! Steps that all patterns are made of.
+//! Steps that all patterns are built from.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -11,7 +11,7 @@ use crate::trace::{Found, Record, Remark};
 /// Nodes of the largest product tree that is looked through.
 const MAX_PRODUCT: usize = 32;
 
-/// Why a pattern does not hold, at which node.
+/// Why a pattern does not match, and at which node.
 #[derive(Clone, Debug)]
 pub struct Mismatch {
     /// The node's name.
@@ -35,18 +35,18 @@ impl Mismatch {
     }
 }
 
-/// Nesting of arithmetic on constants that is looked into.
+/// Nesting of arithmetic on constants that is followed.
 pub(crate) const MAX_ARITHMETIC: usize = 6;
 
 pub type Match<T> = Result<T, Mismatch>;
 
-/// Looks at a graph, and remembers the nodes that the patterns that held are made of.
+/// Looks at a graph, and remembers the nodes of the patterns that matched.
 pub struct Matcher<'g> {
     pub graph: &'g Graph,
     /// Nodes, each with the attempt that claimed it, where attempts are recorded.
     trail: RefCell<Vec<(NodeId, Option<u32>)>>,
     record: Option<Record>,
-    /// To what part of itself a constant may be off.
+    /// The relative error that a constant may have.
     precision: f64,
 }
 
@@ -68,7 +68,7 @@ impl<'g> Matcher<'g> {
         self.record
     }
 
-    /// Tries a pattern by name at `value`; what comes of it is recorded where that was asked for.
+    /// Tries a pattern by name at `value`; the outcome is recorded if asked for.
     pub fn trying<T: Found>(&self, pattern: &'static str, value: ValueId, look: impl FnOnce() -> Match<T>) -> Match<T> {
         let Some(record) = &self.record else { return look() };
         let node = self.peek(|| self.node(value)).map(|(id, _)| id);
@@ -88,7 +88,7 @@ impl<'g> Matcher<'g> {
         (a - b).abs() <= self.precision * b.abs().max(1e-12)
     }
 
-    /// The nodes of every pattern that held.
+    /// The nodes of every pattern that matched.
     pub fn claimed(&self) -> HashSet<NodeId> {
         self.trail.borrow().iter().map(|(id, _)| *id).collect()
     }
@@ -102,7 +102,7 @@ impl<'g> Matcher<'g> {
         nodes
     }
 
-    /// Tries a pattern; the nodes of one that does not hold are forgotten.
+    /// Tries a pattern; the nodes of one that does not match are forgotten.
     pub fn attempt<T>(&self, pattern: impl FnOnce() -> Match<T>) -> Match<T> {
         let mark = self.trail.borrow().len();
         let result = pattern();
@@ -112,7 +112,7 @@ impl<'g> Matcher<'g> {
         result
     }
 
-    /// Looks at values that are no part of a pattern: the nodes on the way are forgotten.
+    /// Looks at values that are not part of a pattern: the nodes on the way are forgotten.
     pub fn peek<T>(&self, look: impl FnOnce() -> T) -> T {
         let mark = self.trail.borrow().len();
         let seen = look();
@@ -125,7 +125,7 @@ impl<'g> Matcher<'g> {
         self.trail.borrow_mut().push((node, by));
     }
 
-    /// The node that makes `value`, behind whatever passes its operand on.
+    /// The node that makes `value`, before whatever passes its operand on.
     pub fn node(&self, value: ValueId) -> Option<(NodeId, &'g Node)> {
         let (id, _) = self.graph.producer_of(self.resolve(value))?;
         Some((id, self.graph.node(id)))
@@ -152,7 +152,7 @@ impl<'g> Matcher<'g> {
         }
     }
 
-    /// What gives a value that no node makes.
+    /// The source of a value that no node makes.
     pub fn source_of(&self, value: ValueId) -> &'static str {
         if self.graph.weight(value).is_some() { "a constant" } else { "a graph input" }
     }
@@ -340,7 +340,7 @@ impl<'g> Matcher<'g> {
         found.ok_or_else(|| self.mismatch(node, "expected the sum of a value and a constant"))
     }
 
-    /// The factors of a product tree: the values, and the product of the constants. Of a tree larger than any that
+    /// The factors of a product tree: the values, and the product of the constants. In a tree larger than any that
     /// spells something, the rest counts as factors.
     pub fn product(&self, value: ValueId) -> (Vec<ValueId>, f64) {
         let mut constant = 1.0;
@@ -368,13 +368,13 @@ impl<'g> Matcher<'g> {
     }
 }
 
-/// A word behind its article.
+/// A word after its article.
 pub fn an(word: &str) -> String {
     let article = if word.starts_with(['A', 'E', 'I', 'O', 'U', 'a', 'e', 'i', 'o']) { "an" } else { "a" };
     format!("{article} {word}")
 }
 
-/// Operators of which one is meant.
+/// Operators, any of which will do.
 fn any_of(ops: &[&str]) -> String {
     match ops {
         [] => "nothing".to_owned(),

@@ -1,11 +1,11 @@
-//! The norms of a graph, in whichever spelling an exporter or an optimiser wrote them.
+//! The norms of a graph, however an exporter or an optimiser wrote them.
 
 use lstc_graph::{Graph, ValueId};
 
 use crate::anatomy::Norm;
 use crate::matcher::Matcher;
 
-/// A norm by the root mean square over the last axis, and where it stands.
+/// A norm by the root mean square over the last axis, and where it is.
 #[derive(Clone, Debug)]
 pub struct FoundNorm {
     pub x: ValueId,

@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 use crate::anatomy::TowerKind;
 use crate::trace::SublayerGuess;
 
-/// Where in a model something stands.
+/// Where in a model something is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Place {
     /// The model as a whole.

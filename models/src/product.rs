@@ -23,7 +23,7 @@ impl Matcher<'_> {
         self.whole_product(value)
     }
 
-    /// A product that is no part of another.
+    /// A product that is not part of another.
     fn whole_product(&self, value: ValueId) -> Match<(Linear, ValueId)> {
         if let Some((id, node)) = self.node(value).filter(|(_, n)| n.domain == MICROSOFT && n.op == "MatMulNBits") {
             self.claim(id);

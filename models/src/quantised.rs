@@ -2,7 +2,7 @@
 
 use lstc_graph::Weight;
 
-/// A quantised matrix. Its parts fit each other: that is checked when it is made.
+/// A quantised matrix. Its parts match: that is checked when it is made.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Quantised {
     integers: Weight,
@@ -29,7 +29,7 @@ impl Quantised {
     /// block of indices of an axis.
     ///
     /// # Errors
-    /// Parts that do not fit each other.
+    /// Parts that do not match.
     pub fn linear(
         integers: &Weight,
         scales: &Weight,
@@ -62,7 +62,7 @@ impl Quantised {
     /// The matrix `[N, K]` of a `MatMulNBits`.
     ///
     /// # Errors
-    /// Parts that do not fit each other.
+    /// Parts that do not match.
     pub fn packed(
         integers: &Weight,
         scales: &Weight,
@@ -107,7 +107,7 @@ impl Quantised {
         Ok(self)
     }
 
-    /// True where both are made of the same integers of one file.
+    /// True where both hold the same integers of one file.
     pub fn is_same(&self, other: &Quantised) -> bool {
         self.integers.bytes().as_ptr() == other.integers.bytes().as_ptr()
     }

@@ -5,7 +5,7 @@
 //! a cross-attention reads is walked in the same way.
 //!
 //! Everything that is not understood is collected and refused at once: where a head, a norm or a sublayer is not understood, the
-//! walk continues behind it, as far as what it looks like tells where.
+//! walk continues beyond it, as far as its appearance shows where.
 
 mod foreign;
 mod head;
@@ -41,7 +41,7 @@ pub fn recognise(graph: &mut Graph) -> Result<Anatomy, Refused> {
     examine(graph, |graph| Matcher::new(graph)).0
 }
 
-/// As [`recognise`], and tells everything that was tried. The trace of a model that is refused at a glance, for its opset
+/// As [`recognise`], and reports everything that was tried. The trace of a model that is refused at a glance, for its opset
 /// or an operator of an unknown domain, is empty.
 pub fn explain(graph: &mut Graph) -> (Result<Anatomy, Refused>, Trace) {
     examine(graph, |graph| Matcher::recording(graph))
@@ -145,7 +145,7 @@ struct Stretch {
     tried: Range<usize>,
 }
 
-/// What stands between two points of the residual stream.
+/// What is between two points of the residual stream.
 enum Step {
     Sublayer(Box<Sublayer>),
     /// Not understood; why is noted when the block's number is known.
@@ -264,7 +264,7 @@ impl<'g> Walk<'_, 'g> {
                     strangers += usize::from(matches!(step, Step::Stranger(..)));
                     if strangers > MAX_STRANGERS {
                         let reason = format!(
-                            "comes before {MAX_STRANGERS} sublayers that were not understood: the rest is not looked at"
+                            "comes before {MAX_STRANGERS} sublayers that were not understood: the rest was not examined"
                         );
                         break Err((of_stream, Mismatch::at(&self.graph().value(stream).name, reason)));
                     }
@@ -289,7 +289,8 @@ impl<'g> Walk<'_, 'g> {
         }
         if let Some(normed) = normed {
             let name = self.matcher.node(normed).map_or_else(String::new, |(_, n)| n.name.clone());
-            let reason = "is a norm of the residual stream itself: the norms of a T5 stand on the branches, before each sublayer";
+            let reason =
+                "is a norm of the residual stream itself: the norms of a T5 are on the branches, before each sublayer";
             self.refuse(of_stream(kind), name, reason);
         }
         let ended = embedding.as_ref().err().map(|(place, mismatch)| {
@@ -319,7 +320,7 @@ impl<'g> Walk<'_, 'g> {
     /// A value that does not end a tower.
     fn no_tower(&mut self, output: ValueId, final_norm: Range<usize>, mismatch: Mismatch) -> Option<Tower> {
         let reason = if self.graph().inputs.contains(&output) {
-            "is an input of the model that cross-attention reads: the encoder whose output it is belongs to another file"
+            "is an input of the model that cross-attention reads: the encoder that computes it is in another file"
                 .to_owned()
         } else {
             mismatch.text()
@@ -340,7 +341,9 @@ impl<'g> Walk<'_, 'g> {
         let (table, tokens) = self.matcher.rows(value)?;
         if !self.graph().inputs.contains(&tokens) {
             let node = self.matcher.expect(value, &["Gather", "DequantizeLinear"])?;
-            return Err(self.matcher.mismatch(node, "expected the rows of a graph input's token indices"));
+            return Err(self
+                .matcher
+                .mismatch(node, "expected table rows looked up by the token indices of a graph input"));
         }
         Ok((table, tokens))
     }
@@ -416,12 +419,12 @@ impl<'g> Walk<'_, 'g> {
         let (norm, x) = self.matcher.norm(input)?;
         if x != self.matcher.resolve(residual) {
             let name = self.matcher.node(branch).map_or_else(String::new, |(_, n)| n.name.clone());
-            return Err(Mismatch::at(name, "reads another point of the residual stream than it is added to"));
+            return Err(Mismatch::at(name, "reads one point of the residual stream, but is added to another"));
         }
         Ok(Sublayer { norm, kind })
     }
 
-    /// What a branch looks like from afar: attention has a softmax, cross-attention another tower's products too.
+    /// What a branch looks like at a distance: attention has a softmax, cross-attention another tower's products too.
     fn guess(&self, branch: ValueId, residual: ValueId) -> Guess {
         if !self.matcher.is_product(branch) {
             return Guess::Other;
@@ -430,7 +433,7 @@ impl<'g> Walk<'_, 'g> {
     }
 
     fn guess_by_softmax(&self, branch: ValueId, residual: ValueId) -> Guess {
-        // Behind cross-attention, on the far side of its own softmax, lies another tower with softmaxes of its own.
+        // Beyond cross-attention, past its own softmax, is another tower with softmaxes of its own.
         let nodes = self.graph().ancestors_until([branch], |v| v == residual);
         match nodes.iter().filter(|n| self.graph().node(**n).is("Softmax")).count() {
             0 => Guess::FeedForward,
@@ -510,7 +513,7 @@ fn of_stream(kind: TowerKind) -> Place {
 }
 
 /// The outputs without keys and values for a cache, which have four axes: training needs none. Where there are no others,
-/// they are no cache.
+/// they are not a cache.
 fn outputs(graph: &Graph) -> Vec<ValueId> {
     let is_cache = |v: &&ValueId| graph.shape(**v).is_some_and(|s| s.len() == 4);
     let others: Vec<ValueId> = graph.outputs.iter().filter(|v| !is_cache(v)).copied().collect();

@@ -1,11 +1,11 @@
-//! Fused operators in plain words.
+//! Fused operators as plain nodes.
 //!
-//! ONNX Runtime's optimiser and the newest opsets fuse what a transformer is made of into operators of their own.
+//! ONNX Runtime's optimiser and the newest opsets fuse the parts of a transformer into operators of their own.
 //! Recognition works on a view of the graph in which each of these is the plain nodes that define it, under the values
 //! that it has. What a fused operator keeps to itself and the side network needs, such as a residual sum or a mask in
 //! additive form, is a new value of the view.
 //!
-//! | operator | in plain words |
+//! | operator | as plain nodes |
 //! | --- | --- |
 //! | `SkipSimplifiedLayerNormalization` | the residual sum, and its norm |
 //! | `FusedMatMul`, `Gemm` without a bias | transpositions, a product, a scale |
@@ -14,7 +14,7 @@
 //! | products of integers, as ONNX Runtime's quantisation leaves them | a product of floats, with a dequantised matrix or of activations |
 //! | what is computed of flattened tokens or heads | the same of tokens and heads (`flattened.rs`) |
 //!
-//! **Invariant:** an operator in a form that is not understood stays as it is, and is refused where it matters.
+//! **Invariant:** an operator in a form that is not understood is left unchanged, and is refused where it matters.
 
 mod attention;
 mod flattened;
@@ -34,12 +34,12 @@ pub struct View {
     pub fused: Vec<Fused>,
 }
 
-/// A fused operator, and what became of it.
+/// A fused operator, and what was done with it.
 pub struct Fused {
     pub node: Node,
-    /// What it is in plain words.
+    /// What it computes, in words.
     pub rule: &'static str,
-    /// Indices of the values that the view has for it; or why it stays as it is.
+    /// Indices of the values that the view has for it; or why it is left unchanged.
     pub values: Result<Range<usize>, &'static str>,
 }
 
@@ -55,8 +55,8 @@ pub fn restate(graph: &Graph) -> Option<View> {
     Some(view)
 }
 
-/// A graph with the quantised products and moves of some nodes on dequantised numbers, and their attention of `com.microsoft` in plain
-/// words; `None` where it has none of these. What is not understood stays.
+/// A graph with the quantised products and moves of some nodes on dequantised numbers, and their attention of `com.microsoft` as plain
+/// nodes; `None` where it has none of these. What is not understood stays.
 pub fn restate_for_device(graph: &Graph, chosen: impl Fn(&Node) -> bool) -> Option<Graph> {
     let is_wanted = |node: &Node| node.op == "MultiHeadAttention" || quantised::is_quantised(graph, node);
     Some(restate_where(graph, |node| is_wanted(node) && chosen(node))?.graph)
@@ -72,7 +72,7 @@ fn restate_where(graph: &Graph, chosen: impl Fn(&Node) -> bool) -> Option<View> 
     let mut told = Vec::new();
     let mut moved = HashMap::new();
     for id in fused {
-        // In the view as it is by now: what this node reads may be restated already.
+        // In the view as it is by now: what this node reads may already be restated.
         let node = graph.node(id).clone();
         let first = values(&view);
         let b = Builder::new(&mut view, RESTATED);
@@ -111,13 +111,13 @@ fn values(graph: &Graph) -> usize {
     graph.value_ids().size_hint().0
 }
 
-/// The values that take the place of a node's outputs, by slot; or why the node stays as it is.
+/// The values that take the place of a node's outputs, by slot; or why the node is left unchanged.
 type Made = Result<Vec<(usize, ValueId)>, &'static str>;
 
 const UNKNOWN_SHAPE: &str = "the shape of an operand is not known";
 
 fn operand(node: &Node, slot: usize) -> Result<ValueId, &'static str> {
-    node.input(slot).ok_or("an operand is absent")
+    node.input(slot).ok_or("an operand is missing")
 }
 
 fn is_fused(graph: &Graph, node: &Node) -> bool {
@@ -132,7 +132,7 @@ fn is_fused(graph: &Graph, node: &Node) -> bool {
 /// `norm(x + skip)`: the norm, and the sum where the operator gives it.
 fn skip_norm(b: &Builder, node: &Node) -> Made {
     if node.input(3).is_some() || node.output(1).is_some() || node.output(2).is_some() {
-        return Err("it adds a bias, or gives the mean and deviation of another norm");
+        return Err("it adds a bias, or returns the mean and deviation of the norm");
     }
     let sum = b.unshared("Add", &[operand(node, 0)?, operand(node, 1)?], Attributes::none(), 1)[0];
     let epsilon = node.attributes.get_float("epsilon").unwrap_or(1e-12);

@@ -1,7 +1,7 @@
 //! Which keys the queries of an attention see: what its bias computes, evaluated at small sizes on a few masks.
 //!
-//! A bias is nodes of an exporter's making, and says nothing of what it is for. So it is computed, for two examples of a few tokens,
-//! with ones and zeros in the model's mask, and what it lets through is held against what a mask can mean: all keys, those that are
+//! A bias is nodes that an exporter wrote, which say nothing of its purpose. So it is computed, for two examples of a few tokens,
+//! with ones and zeros in the model's mask, and what it lets through is compared with what a mask can mean: all keys, those that are
 //! not padding, those that do not come later. What means none of these is refused.
 //!
 //! **Invariant:** nothing is taken from names: neither which input is a mask, nor whether its ones mark tokens or padding.
@@ -152,7 +152,7 @@ impl Scene<'_> {
         }
         let wants_causal = place.kind == AttentionKind::SelfAttention && tower == TowerKind::Decoder;
         let candidates = (0..self.inputs.len()).filter(|input| behind.contains(&self.inputs[*input].value));
-        // A target begins with the token of padding: it cannot tell padding from its start.
+        // A target begins with the token of padding: padding cannot be told from its start.
         let of = |input: usize| match self.inputs[input].role {
             InputRole::Tokens if wants_causal => &[][..],
             InputRole::Tokens => &[Marks::Tokens][..],

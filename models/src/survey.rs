@@ -1,4 +1,4 @@
-//! Attention and norms as they are seen from afar: enough to say what a model looks like, and where a walk continues behind
+//! Attention and norms as they look at a distance: enough to say what a model looks like, and where a walk continues beyond
 //! what it does not understand.
 //!
 //! **Invariant:** nothing here decides that a model is understood.
@@ -33,7 +33,7 @@ pub struct Sighting {
 pub struct Sources {
     /// What those products read.
     pub projected: Vec<ValueId>,
-    /// Graph inputs that no product lies behind.
+    /// Graph inputs with no product after them.
     pub inputs: Vec<ValueId>,
     /// Halves are turned and added on the way, as rotary positions do.
     pub rotates: bool,
@@ -196,7 +196,7 @@ impl<'g> Survey<'g> {
         (is_product && node.input(1).is_some_and(is_matrix)).then_some(node.input(0))?
     }
 
-    /// Products with a term of low rank beside them, `x W + s (x A) B`: the nodes that add the two.
+    /// Products with an added term of low rank, `x W + s (x A) B`: the nodes that add the two.
     pub fn low_rank(&self) -> Vec<NodeId> {
         let made = |v: ValueId| Some(self.graph.node(self.graph.producer_of(self.copied(v))?.0));
         let unscaled = |v: ValueId| match made(v) {
@@ -251,7 +251,7 @@ impl<'g> Survey<'g> {
         value
     }
 
-    /// What a norm of any make is of; `None` for a value that no norm makes.
+    /// The operand of a norm of any kind; `None` for a value that no norm makes.
     pub fn normed(&self, value: ValueId) -> Option<ValueId> {
         const NORMS: [&str; 5] = [
             "LayerNormalization",

@@ -1,4 +1,4 @@
-//! Whether two matrices hold the same numbers, however each lies.
+//! Whether two matrices hold the same numbers, in whatever order each is stored.
 //!
 //! Every element is compared: a head that differs from its embedding in a single row, as after tokens were added, is not tied to it.
 //!
@@ -16,7 +16,7 @@ const STRIPE: usize = 8 << 20;
 /// Rows of a tile, whose part of a row-major matrix and of a transposed one both stay in a cache.
 const TILE: usize = 64;
 
-/// True where an embedding table `[vocabulary, d]` and a head's matrix are made of the same numbers. Quantised ones are the same
+/// True where an embedding table `[vocabulary, d]` and a head's matrix hold the same numbers. Quantised ones are the same
 /// where their integers, scales and zero points are.
 pub fn is_tied(graph: &Graph, table: &Frozen, head: &Linear) -> bool {
     match (table, &head.weight) {
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn every_element_counts() {
-        // Wider than a tile, of a length that is no multiple of one; the second of several stripes.
+        // Wider than a tile, of a length that is not a multiple of one; the second of several stripes.
         for (dtype, dims, mutants) in
             [(DType::F32, [150, 7], 200), (DType::F16, [65, 3], 200), (DType::F64, [3, 1 << 19], 1)]
         {

@@ -3,7 +3,7 @@
 //! An [`Attempt`] is one pattern at one value, with the patterns that it tried in turn. Attempts are kept by place: the
 //! LM head, and tower by tower each sublayer of each block. Everything is by name, so that a trace outlives its graph.
 //!
-//! **Invariant:** a trace is bounded, however large or hostile the graph: [`Trace::cut`] tells where something was left out.
+//! **Invariant:** a trace is bounded, however large or hostile the graph: [`Trace::cut`] says whether something was left out.
 
 mod assemble;
 mod found;
@@ -33,7 +33,7 @@ pub struct Trace {
     pub fused: Vec<FusedTrace>,
     /// Nodes outside of sublayers that pass the residual streams on: residual adds and copies.
     pub stream: Vec<NodeRef>,
-    /// More was tried than is kept.
+    /// More was tried than was kept.
     pub cut: bool,
 }
 
@@ -46,9 +46,9 @@ pub struct TowerTrace {
     pub final_norm: Vec<Attempt>,
     /// In the order of computation. Numbers count from the block where the walk ended.
     pub blocks: Vec<BlockTrace>,
-    /// What was tried where the walk ended: the embedding, if all is well.
+    /// What was tried where the walk ended: the embedding, if all went well.
     pub embedding: Vec<Attempt>,
-    /// Where and why the walk ended before it came to an embedding.
+    /// Where and why the walk ended before it reached an embedding.
     pub ended: Option<Refusal>,
     /// What else is wrong with the tower.
     pub refusals: Vec<Refusal>,
@@ -70,13 +70,13 @@ pub struct BlockTrace {
 #[derive(Clone, Debug, Serialize)]
 pub struct SublayerTrace {
     pub kind: SublayerGuess,
-    /// The node that makes the point of the stream behind it: mostly a residual add.
+    /// The node that makes the point of the stream after it: mostly a residual add.
     pub add: NodeRef,
     pub outcome: Outcome,
     pub tried: Vec<Attempt>,
 }
 
-/// What a branch of the residual stream looks like from afar; the patterns that are tried on it follow from that.
+/// What a branch of the residual stream looks like at a distance; the patterns that are tried on it follow from that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SublayerGuess {
@@ -98,18 +98,18 @@ impl SublayerGuess {
         }
     }
 
-    /// What it is taken for this by.
+    /// Why it is taken for this.
     pub fn sign(self) -> &'static str {
         match self {
-            SublayerGuess::SelfAttention => "one Softmax lies on the branch",
-            SublayerGuess::Cross => "several Softmax lie on the branch: its own, and those of another tower",
-            SublayerGuess::FeedForward => "no Softmax lies on the branch",
+            SublayerGuess::SelfAttention => "the branch has one Softmax",
+            SublayerGuess::Cross => "the branch has several Softmax nodes: its own, and those of another tower",
+            SublayerGuess::FeedForward => "the branch has no Softmax",
             SublayerGuess::Other => "the branch does not end in a matrix product",
         }
     }
 }
 
-/// One pattern, tried at one value.
+/// One pattern tried at one value.
 #[derive(Clone, Debug, Serialize)]
 pub struct Attempt {
     pub pattern: &'static str,
@@ -131,7 +131,7 @@ impl Attempt {
 #[serde(tag = "outcome", rename_all = "lowercase")]
 pub enum Outcome {
     Matched {
-        /// In few words.
+        /// In a few words.
         found: String,
     },
     No(Reason),
@@ -156,17 +156,17 @@ impl Outcome {
 pub struct Reason {
     pub node: NodeRef,
     pub reason: String,
-    /// What makes it worse.
+    /// What else adds to it.
     pub remark: Option<Remark>,
     /// What the node reads.
     pub reads: Vec<Operand>,
 }
 
-/// What is said of a mismatch from farther away.
+/// What else is said of a mismatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Remark {
-    /// The branch of the residual stream is no sublayer at all.
+    /// The branch of the residual stream is not a sublayer at all.
     NoSublayer,
 }
 
@@ -206,10 +206,10 @@ pub struct Operand {
 #[derive(Clone, Debug, Serialize)]
 pub struct FusedTrace {
     pub node: NodeRef,
-    /// What the operator is in plain words.
+    /// What the operator computes, in words.
     pub rule: &'static str,
     /// The plain nodes in its place.
     pub restated: Vec<NodeRef>,
-    /// Why it was left as it is.
+    /// Why it was left unchanged.
     pub left: Option<&'static str>,
 }

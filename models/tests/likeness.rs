@@ -24,7 +24,7 @@ const LLAMA: &str = "a decoder-only language model with RMS norm and rotary posi
 const BART: &str = "an encoder-decoder model with layer norm after each sublayer and absolute positions (BART-like)";
 const VIT: &str = "a vision encoder that cuts pictures, `pixel_values`, into patches, with layer norm and absolute positions \
                    (ViT-like)";
-const WHISPER: &str = "a model that makes text of speech or sound, `input_features`, with layer norm and absolute positions \
+const WHISPER: &str = "a model that turns speech or sound into text, `input_features`, with layer norm and absolute positions \
                        (Whisper-like)";
 const EMBEDDED: &str = "a T5 that takes embeddings, `inputs_embeds`, instead of token indices";
 const LABELS: &str = "a T5 whose decoder's tokens are computed in the graph, from `labels`";

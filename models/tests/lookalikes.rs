@@ -1,4 +1,4 @@
-//! What looks like a copy, a constant or a product and is none, each beside the form that is one.
+//! What looks like a copy, a constant or a product and is not, each next to the form that is.
 
 use std::path::Path;
 
@@ -82,7 +82,7 @@ fn spliced(graph: &mut GraphProto, value: &str, new: &str, nodes: Vec<NodeProto>
     graph.node.extend(nodes);
 }
 
-/// These nodes make `value` instead of the one that did, whose operands they may be told by.
+/// These nodes make `value` instead of the one that did, whose operands may identify them.
 fn replaced(graph: &mut GraphProto, value: &str, nodes: impl FnOnce(&[String]) -> Vec<NodeProto>) {
     let at = graph.node.iter().position(|n| n.output.iter().any(|o| o == value)).expect("the case has the value");
     let old = graph.node.remove(at);

@@ -1,4 +1,4 @@
-//! What masks compute, on exports whose masks say something else than the usual: `tests/masks/make.py` writes them.
+//! What masks compute, on exports whose masks are unusual: `tests/masks/make.py` writes them.
 
 use std::path::{Path, PathBuf};
 

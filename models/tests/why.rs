@@ -1,4 +1,4 @@
-//! What a trace tells of models that are understood, of the same with every name scrambled, and of refused ones.
+//! What a trace says of models that are understood, of the same with every name scrambled, and of refused ones.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -186,7 +186,7 @@ fn a_node_is_told_with_the_patterns_that_met_it() {
     assert!(node.nearest.is_none());
     let add = about("/model/decoder/block.1/layer.2/Add");
     assert_eq!(met(&add, Known::Stream), [(place, &[][..])]);
-    // A value is told as the node that makes it, an input for itself.
+    // A value is reported as the node that makes it, an input as itself.
     let value = about("/model/decoder/block.1/layer.2/Add_output_0");
     assert_eq!(value.node, add.node);
     let input = about("attention_mask");
@@ -282,6 +282,6 @@ fn a_fused_operator_that_is_left_as_it_is_is_told_with_the_reason() {
     let (found, trace) = explain(&mut graph);
     assert!(found.is_err());
     assert_eq!(trace.fused.len(), 1);
-    assert_eq!(trace.fused[0].left, Some("it caps the scores softly"));
+    assert_eq!(trace.fused[0].left, Some("it applies a soft cap to the scores"));
     assert!(trace.fused[0].restated.is_empty());
 }

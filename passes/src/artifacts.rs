@@ -1,4 +1,4 @@
-//! The graphs that are written: views of one graph, each computing only its own outputs.
+//! The graphs that are written: views of one graph, each computing only its outputs.
 
 use lstc_graph::{DType, Dim, Graph, NodeId, Role, Source, ValueId};
 
@@ -32,10 +32,10 @@ impl Artifacts {
     }
 }
 
-/// Takes a module that ran through the whole pipeline apart into its graphs.
+/// Splits a module that ran through the whole pipeline into its graphs.
 ///
 /// # Panics
-/// When the pipeline was stopped before its end.
+/// When the pipeline stopped early.
 pub fn artifacts(module: &Module) -> Artifacts {
     let graph = &module.graph;
     let step = module.step.as_ref().expect("the pipeline ran to its end");
@@ -87,7 +87,7 @@ fn is_side_dropout(graph: &Graph, id: NodeId) -> bool {
     graph.node(id).is("Dropout") && graph.node(id).origin != lstc_graph::Origin::SOURCE
 }
 
-/// Behind dropouts of dropouts.
+/// After dropouts of dropouts.
 fn resolve(graph: &Graph, value: ValueId) -> ValueId {
     match graph.value(value).source {
         Source::Node(id, 0) if is_side_dropout(graph, id) => {

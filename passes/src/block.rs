@@ -61,7 +61,7 @@ impl Rows {
     }
 }
 
-/// Dropout in training; a rate of 0 leaves no trace in the graph.
+/// Dropout in training; a rate of 0 adds nothing to the graph.
 #[derive(Clone, Copy, Debug)]
 pub struct Dropout {
     pub rate: f32,
@@ -75,18 +75,18 @@ impl Dropout {
         if self.rate == 0.0 {
             return x;
         }
-        // ONNX Runtime counts a node's seed up from run to run: those of two nodes must lie far apart.
+        // ONNX Runtime counts a node's seed up from run to run: those of two nodes must be far apart.
         let seed = scattered(self.seed ^ (x.index() as u64) << 32) & 0x7fff_ffff;
         let training =
             b.constant(Weight::new(DType::Bool, vec![], vec![1_u8].into(), None).expect("one byte is one bool"));
-        // A constant of its own: who sets the rate to 0 changes no other number.
+        // A constant of its own: setting the rate to 0 changes no other number.
         let rate = b.edit(|graph| graph.add_weight("dropout_rate", Weight::scalar_f32(self.rate)));
         let attributes = Attributes::none().int("seed", seed as i64);
         b.unshared("Dropout", &[x, rate, training], attributes, 2)[0]
     }
 }
 
-/// A number that looks like no other's (the finaliser of SplitMix64).
+/// A number unlike that of any other node (the finaliser of SplitMix64).
 fn scattered(x: u64) -> u64 {
     let x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -164,7 +164,7 @@ pub fn attention(
     linear(b, rows.flatten(b, b.transpose(merged, &[0, 2, 1]), heads * width), weights.o, None)
 }
 
-/// Heads in groups of at most so many, as even as can be.
+/// Heads in groups of at most so many, as even as possible.
 fn groups(heads: usize, together: usize) -> Vec<usize> {
     let number = heads.div_ceil(together.max(1)).max(1);
     (0..number).map(|group| heads * (group + 1) / number - heads * group / number).collect()
@@ -174,7 +174,7 @@ fn groups(heads: usize, together: usize) -> Vec<usize> {
 struct ScoreBias {
     /// A mask that is the same for all heads and queries, `[batch, 1, 1, keys]`.
     of_keys: Option<ValueId>,
-    /// Of which each axis is as long as the scores', or 1.
+    /// Each of whose axes is as long as the scores', or 1.
     parts: Vec<ValueId>,
     /// Whose shape is not known to be a part of the scores'.
     others: Vec<ValueId>,
@@ -198,7 +198,7 @@ impl ScoreBias {
         ScoreBias { of_keys: of_keys.map(|(_, mask)| mask), parts, others }
     }
 
-    /// True where each term's part for some of the heads can be told.
+    /// True where each term's part for some of the heads can be found.
     fn divides(&self) -> bool {
         self.others.is_empty()
     }
@@ -287,7 +287,7 @@ fn masked(b: &Builder, (q, k): (ValueId, ValueId), mask: ValueId, (rows, heads):
     (b.concat(&[q, ones], 2), b.concat(&[k, mask], 2))
 }
 
-/// True for a bias of which each axis is as long as the scores', or 1.
+/// True for a bias each of whose axes is as long as the scores', or 1.
 fn is_part(b: &Builder, bias: ValueId, scores: &[Dim; 4]) -> bool {
     let is_part = |(size, of_scores): (&Dim, &Dim)| size == of_scores || *size == Dim::Value(1);
     b.shape(bias).is_some_and(|shape| shape.len() == 4 && shape.iter().zip(scores).all(is_part))

@@ -58,7 +58,7 @@ impl Pass for Fold {
 fn fix(module: &mut Module) -> Result<(), Vec<String>> {
     let anatomy = &module.anatomy;
     let [first, .., last] = &anatomy.towers[..] else {
-        return Err(vec!["sizes are of models with a source and a target".to_owned()]);
+        return Err(vec!["sizes apply to models with a source and a target".to_owned()]);
     };
     let sizes = module.options.sizes;
     let wanted = [
@@ -76,7 +76,7 @@ fn fix(module: &mut Module) -> Result<(), Vec<String>> {
             Dim::Value(value) => problems.push(format!("the model's {name} is {value}, and cannot be {size}")),
             symbol => match fixed.iter().find(|(from, _)| from == symbol) {
                 Some((_, Dim::Value(other))) if *other != size => {
-                    problems.push(format!("the model's {name} is {other} where another size is, and cannot be {size}"));
+                    problems.push(format!("the model's {name} is a size already set to {other}, and cannot be {size}"));
                 }
                 _ => fixed.push((symbol.clone(), Dim::Value(size))),
             },
@@ -88,7 +88,7 @@ fn fix(module: &mut Module) -> Result<(), Vec<String>> {
         _ => 1,
     });
     if most > MAX_ELEMENTS {
-        problems.push(format!("a tensor of {most} elements would be made of these sizes, more than {MAX_ELEMENTS}"));
+        problems.push(format!("a tensor of {most} elements would be needed at these sizes, more than {MAX_ELEMENTS}"));
     }
     if !problems.is_empty() {
         return Err(problems);

@@ -33,7 +33,7 @@ fn check(
 ) -> Result<(), String> {
     let name = |id: NodeId| graph.node(id).name.clone();
     let Some((last, _)) = graph.producer_of(output) else {
-        return Err(format!("`{}` is computed by no node", graph.value(output).name));
+        return Err(format!("no node computes `{}`", graph.value(output).name));
     };
     // Nodes that run before the last one: the settled ones where it depends on `before`, and its own chain.
     let chain = graph

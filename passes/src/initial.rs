@@ -1,4 +1,4 @@
-//! Initial values of parameters. Those that are drawn need no memory until somebody asks for them.
+//! Initial values of parameters. Those that are drawn need no memory until they are asked for.
 
 use std::borrow::Cow;
 
@@ -20,7 +20,7 @@ pub enum Initial {
     Given(ArrayD<f32>),
 }
 
-/// What a value is drawn from.
+/// The distribution of a drawn value.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Drawn {
     /// N(0, deviation)
@@ -40,7 +40,7 @@ impl Initial {
     /// The value: the same at each call.
     ///
     /// # Panics
-    /// When a deviation or bound is negative or not finite: a slip of the caller's.
+    /// When a deviation or bound is negative or not finite: a mistake of the caller.
     pub fn value(&self) -> Cow<'_, ArrayD<f32>> {
         match self {
             Initial::Constant { dims, value } => Cow::Owned(ArrayD::from_elem(IxDyn(dims), *value)),

@@ -16,7 +16,7 @@
 //! * Each kind of sublayer counts alike, so that the scores of a tower sum to 1.
 //! * A block that adds little leaves the stream almost as it was: its tap repeats the tap before.
 //!
-//! The blocks with the largest scores are kept, in ascending order; of equal scores the later block is. The reference has
+//! The blocks with the largest scores are kept, in ascending order; among equal scores the later block. The reference has
 //! no measure of its own: its scripts list the blocks, evenly spaced, such as 1, 2, 3, 5, 6, 7, 9, 10, 11 of T5-base's 12.
 //!
 //! Weights are read where they lie, one matrix at a time, and only those of towers that lose a block.

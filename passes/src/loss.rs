@@ -8,7 +8,7 @@
 //! As in the reference, only the teacher's logits are divided by 0.1, and the divergence is summed over all positions.
 //! A batch whose labels are all -100 has a cross-entropy of 0.
 //!
-//! The head W is frozen, so that what it computes forward is needed for one thing more only: the gradient of its input y.
+//! The head W is frozen, so that what it computes forward is needed for only one more thing: the gradient of its input y.
 //!
 //! ```text
 //! p = softmax(y W);   dCE/dy = (p - onehot(label)) W^T / labels that count;   dKL/dy = (p - teacher) W^T
@@ -155,7 +155,7 @@ fn cross_entropy(
         chosen.push(picked(b, log_probabilities, labels));
         gradients.push(head.back(b, missed(b, log_probabilities, labels)));
     }
-    // CUDA has no sum over an axis that is empty, as it is where no label counts.
+    // CUDA has no sum over an axis that is empty, as there is where no label counts.
     let zero = b.constant(Weight::from_f32(&[1, 1], &[0.0]));
     let terms = b.concat(&[b.div(b.concat(&chosen, 0), divisor), zero], 0);
     let loss = b.neg(b.reduce_sum(terms, &[], false));
@@ -166,7 +166,7 @@ fn cross_entropy(
     (loss, b.op("ScatterND", &[zeros, index, gradient], Attributes::none()))
 }
 
-/// The rows in [`PARTS`] parts of at least [`FEWEST_ROWS`], of which the last may be empty.
+/// The rows in [`PARTS`] parts of at least [`FEWEST_ROWS`]; the last may be empty.
 fn parts(b: &Builder, positions: ValueId, kept: ValueId, labels: ValueId) -> Vec<(ValueId, ValueId)> {
     let number = b.shape_slice(positions, 0, 1);
     let share = b.div(b.add(number, b.i64s(&[PARTS - 1])), b.i64s(&[PARTS]));
@@ -203,7 +203,7 @@ fn distilled(
     let mut gradient = b.mul(b.sub(b.exp(student), target), share);
     if label > 0.0 {
         let known = b.select(counts, labels, b.i64(0));
-        // Of each row its part in the mean: 0 where its label does not count.
+        // The share of each row in the mean: 0 where its label does not count.
         let part = b.unsqueeze(b.div(b.mul(b.cast(counts, DType::F32), b.f32(label)), number_of(b, counts)), 1);
         loss = b.sub(loss, b.reduce_sum(b.mul(picked(b, student, known), part), &[], false));
         gradient = b.add(gradient, b.mul(missed(b, student, known), part));

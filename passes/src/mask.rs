@@ -1,4 +1,4 @@
-//! Masks that are the same for all queries, though they have an axis for them.
+//! Masks that are the same for all queries, although they have an axis for queries.
 //!
 //! PyTorch's exporter writes the mask of padding as `[batch, 1, queries, keys]`, the result of a comparison of query positions
 //! that always holds. That it does, and that nothing else distinguishes one query from another, is proven from the nodes that make the mask: a
@@ -6,7 +6,7 @@
 
 use lstc_graph::{Attributes, Builder, DType, Dim, Graph, Node, ValueId};
 
-/// Nodes that a proof looks at: those of a mask are a few dozen.
+/// Nodes that a proof visits: a mask has a few dozen.
 const MOST_NODES: usize = 512;
 
 /// The mask as `[batch, 1, 1, keys]`, where it is the same for all heads and queries of scores `[batch, heads, queries, keys]`.

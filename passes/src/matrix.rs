@@ -1,4 +1,4 @@
-//! Reading a frozen matrix where it lies, element by element, whatever its orientation and float type.
+//! Reads a frozen matrix in place, element by element, whatever its orientation and float type.
 
 use bytes::Bytes;
 use half::{bf16, f16};

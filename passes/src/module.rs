@@ -58,7 +58,7 @@ pub struct Module {
     /// Initial values, in the order of the plan's parameters.
     pub initial: Vec<Initial>,
     pub parameters: Vec<Parameter>,
-    /// The side state behind each tower's final norm, `[batch * length, d/r]`, in the anatomy's order.
+    /// The side state after each tower's final norm, `[batch * length, d/r]`, in the anatomy's order.
     pub side_outputs: Vec<ValueId>,
     pub logits: Option<ValueId>,
     pub labels: Option<ValueId>,
@@ -131,7 +131,7 @@ impl Module {
         tap.expect("taps were set of what the options read").read
     }
 
-    /// Gives the inputs and the towers other sizes. What these decide is inferred anew by the caller.
+    /// Gives the inputs and the towers other sizes. What these decide is inferred again by the caller.
     pub(crate) fn resize(&mut self, replace: impl Fn(&Dim) -> Dim) {
         for input in self.graph.inputs.clone() {
             if let Some(shape) = self.graph.shape(input) {
@@ -226,7 +226,7 @@ impl Module {
             for value in node.inputs.iter().flatten().filter(|v| of_source(v) && !self.cut.contains(v)) {
                 let name = &graph.value(*value).name;
                 breaches.push(format!(
-                    "invariant 2: `{}` of pass {} reads the backbone's `{name}`, which is no tap",
+                    "invariant 2: `{}` of pass {} reads the backbone's `{name}`, which is not a tap",
                     node.name, node.origin
                 ));
             }
@@ -277,7 +277,10 @@ impl Module {
             None => {
                 let made = |id: &NodeId| self.graph.node(*id).origin == QUANTISE;
                 breaches.extend(self.graph.node_ids().filter(made).map(|id| {
-                    format!("invariant 3: `{}` computes in a precision that nobody asked for", self.graph.node(id).name)
+                    format!(
+                        "invariant 3: `{}` computes in a precision that was not asked for",
+                        self.graph.node(id).name
+                    )
                 }));
             }
         }

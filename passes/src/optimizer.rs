@@ -198,7 +198,7 @@ fn scalars(b: &Builder, options: &OptimizerOptions, norm: ValueId, lr: ValueId, 
     let (beta1, beta2) = (hyper("beta1", options.beta1), hyper("beta2", options.beta2));
     let t = b.cast(step, DType::F32);
     let correction = |beta| b.sub(one, b.op("Pow", &[beta, t], Attributes::none()));
-    // No clip is a clip that nothing reaches.
+    // No clipping is a limit that nothing reaches.
     let limit = hyper("clip", if options.clip > 0.0 { options.clip } else { f32::MAX });
     let ratio = b.div(limit, b.add(norm, b.f32(CLIP_EPSILON)));
     let clip = b.op("Min", &[ratio, one], Attributes::none());

@@ -1,4 +1,4 @@
-//! What can be chosen. Reduction, gates and their temperature are the paper's by default. This is also the layout of the configuration file.
+//! The options. Reduction, gates and their temperature are the paper's by default. This is also the layout of the configuration file.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -48,7 +48,7 @@ pub struct Method {
     #[serde(deserialize_with = "single::deserialize")]
     pub dropout: f32,
     pub init: Init,
-    /// How the down- and up-projections start; [`Projections::default_of`] the initialisation where nothing is said.
+    /// How the down- and up-projections start; [`Projections::default_of`] the initialisation by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_projections: Option<Projections>,
     /// Seed of the initial values and of dropout.
@@ -79,7 +79,7 @@ impl Method {
         self.init_projections.unwrap_or(Projections::default_of(self.init))
     }
 
-    /// The method with initial values for which no weight is read: for what goes by shapes alone.
+    /// The method with initial values for which no weight is read: for uses that need only shapes.
     #[must_use]
     pub fn by_shape(self) -> Method {
         Method { init: Init::Random, init_projections: None, ..self }
@@ -183,7 +183,7 @@ impl Sizes {
 pub struct BackboneOptions {
     #[serde(rename = "type")]
     pub precision: Precision,
-    /// How the integers of `int8` are written; as this machine computes best where nothing is said.
+    /// How the integers of `int8` are written; by default, as this machine computes best.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub int8_weights: Option<Int8Weights>,
     /// The frozen LM head of the side network, and the backbone's own where that is in the graph, in 8 bits.
@@ -204,7 +204,7 @@ pub struct BackboneOptions {
 }
 
 impl BackboneOptions {
-    /// The largest relative error of a tap of an int4 backbone of which nothing else is said: of the small models of the
+    /// The default limit for the relative error of a tap of an int4 backbone: of the small models of the
     /// accuracy benchmark, some lose points beyond it.
     pub const INT4_ERROR: f64 = 0.03;
 
@@ -291,7 +291,7 @@ impl fmt::Display for Int8Weights {
     }
 }
 
-/// A tower as the configuration names it.
+/// A tower, as named in the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TowerName {
@@ -421,7 +421,7 @@ impl Options {
         [self.method.merge_last, self.loss.distill > 0.0]
     }
 
-    /// Everything that is out of its range.
+    /// Every option out of range.
     pub fn problems(&self) -> Vec<String> {
         let (m, l, o) = (&self.method, &self.loss, &self.optimizer);
         let mut problems = Vec::new();
@@ -453,7 +453,7 @@ impl Options {
         );
         check(
             b.precision == Precision::Int4 || b.in_8_bits.as_ref().is_none_or(Vec::is_empty),
-            format!("backbone.in_8_bits is of an int4 backbone, and this one is {}", b.precision),
+            format!("backbone.in_8_bits needs an int4 backbone, and this one is {}", b.precision),
         );
         let projections = m.init_projections.and_then(|projections| projections.problem());
         check(projections.is_none(), projections.unwrap_or_default());
@@ -461,7 +461,7 @@ impl Options {
         check((0.0..1.0).contains(&m.dropout), format!("method.dropout is {}, but must be in [0, 1)", m.dropout));
         check(
             !self.backward.recompute_attention || m.dropout == 0.0,
-            format!("backward.recompute_attention goes without dropout, and method.dropout is {}", m.dropout),
+            format!("backward.recompute_attention needs method.dropout to be 0, not {}", m.dropout),
         );
         check(l.label >= 0.0 && l.label.is_finite(), format!("loss.label is {}, but must not be negative", l.label));
         check(

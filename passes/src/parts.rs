@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Ensures: the side graph computes no hidden state of the backbone. So it may run while the backbone reads another batch, and
-//! on taps that were kept, unless the sizes of masks are to be had from hidden states alone.
+//! on taps that were kept, unless the sizes of masks are known only from hidden states.
 
 use lstc_graph::{Attributes, Builder, DType, Dim, Graph, NodeId, Origin, Role, ValueId};
 
@@ -19,7 +19,7 @@ pub struct Parts {
     /// Its outputs are the taps that the side graph reads, in the order in which they were given.
     pub backbone: Graph,
     pub side: Graph,
-    /// Why the side graph takes more of the backbone than taps: masks and bucket indices then lie behind the taps.
+    /// Why the side graph takes more of the backbone than taps: masks and bucket indices then depend on hidden states.
     pub entangled: Option<String>,
 }
 
@@ -51,7 +51,7 @@ pub enum Narrow {
 }
 
 impl Parts {
-    /// Has the side network take the rows whose labels count as an input, [`COUNTED_ROWS`]. A device that found them itself would have to
+    /// Makes the side network take the rows whose labels count as an input, [`COUNTED_ROWS`]. A device that found them itself would have to
     /// report to the host how many there are, in the middle of a step. Rows that do not count may stand among them: no row twice.
     ///
     /// Nothing changes where the loss takes all rows, as that of distillation does.
@@ -85,10 +85,10 @@ impl Parts {
         Ok(())
     }
 
-    /// Has the taps cross over in fewer bits, by the same names; the scales of a tap, `[batch, length, 1]`, as one more input and
+    /// Makes the taps cross over in fewer bits, by the same names; the scales of a tap, `[batch, length, 1]`, as one more input and
     /// output, `<tap>.scale`.
     ///
-    /// The side network widens a tap where it reads it, and once more behind what a node of the backward pass reads with it:
+    /// The side network widens a tap where it reads it, and once more after what a node of the backward pass reads with it:
     /// a wide copy does not live from one to the other.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! The way of a model through the compiler, and the driver that runs it.
+//! The passes that a model goes through, and the driver that runs them.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use crate::quantise::{Quantise, QuantiseHead};
 use crate::side_stack::SideStack;
 use crate::tap::Taps;
 
-/// One step of the compiler: small, in a file of its own, named by what it makes.
+/// One step of the compiler: small, in a file of its own, named after what it makes.
 pub trait Pass {
     /// Stamped on each node that the pass makes; what `--stop-after` takes.
     fn name(&self) -> &'static str;
@@ -23,7 +23,7 @@ pub trait Pass {
     /// Changes the module.
     ///
     /// # Errors
-    /// Everything that keeps the pass from its work.
+    /// Everything that prevents the pass from running.
     fn run(&self, module: &mut Module) -> Result<(), Vec<String>>;
 }
 

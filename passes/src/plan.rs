@@ -137,7 +137,7 @@ impl Plan {
         for tower in &anatomy.towers {
             if options.method.kept(tower.kind).is_some() && options.method.count(tower.kind).is_some() {
                 let kind = tower.kind;
-                problems.push(format!("method.blocks lists the kept blocks of the {kind}, and method.keep_blocks counts them: one of the two"));
+                problems.push(format!("method.blocks lists the kept blocks of the {kind}, and method.keep_blocks counts them: give only one"));
             }
         }
         let choices = if problems.is_empty() { choose(graph, anatomy, &options.method) } else { Vec::new() };
@@ -177,7 +177,7 @@ fn side_tower(
         problems.push(format!("no block of the {} is kept: at least one is needed", tower.kind));
     }
     if !kept.is_sorted_by(|a, b| a < b) {
-        problems.push(format!("the kept blocks of the {} must ascend, each once: {kept:?}", tower.kind));
+        problems.push(format!("the kept blocks of the {} must be in ascending order, each once: {kept:?}", tower.kind));
     }
     if let Some(bad) = kept.iter().find(|b| **b >= count) {
         problems.push(format!("block {bad} of the {} is to be kept, but it has blocks 0 to {}", tower.kind, count - 1));

@@ -12,7 +12,7 @@ pub enum Point {
     Embedding,
     /// h of this block.
     Block(usize),
-    /// The tower's output, behind its final norm.
+    /// The tower's output, after its final norm.
     Output,
     /// The backbone's own logits, `[batch, length, vocabulary]`.
     Logits,
@@ -48,9 +48,7 @@ impl FromStr for Point {
             "output" => Ok(Point::Output),
             "logits" => Ok(Point::Logits),
             number => number.parse().map(Point::Block).map_err(|_| {
-                format!(
-                    "`{text}` is not a point at which a tower is tapped: embedding, a block's number, output or logits"
-                )
+                format!("`{text}` is not the point of a tap: expected embedding, a block's number, output or logits")
             }),
         }
     }

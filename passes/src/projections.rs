@@ -52,7 +52,7 @@ impl Projections {
         self.down == Projection::Aligned || self.up == Projection::Aligned
     }
 
-    /// What is out of its range.
+    /// Options out of range.
     pub(crate) fn problem(&self) -> Option<String> {
         [self.down, self.up].into_iter().find_map(|projection| match projection {
             Projection::Normal(deviation) if !(deviation > 0.0 && deviation.is_finite()) => {
@@ -83,7 +83,7 @@ impl FromStr for Projection {
             other => {
                 let deviation = other.strip_prefix("normal:").and_then(|deviation| deviation.parse().ok());
                 deviation.map(Projection::Normal).ok_or_else(|| {
-                    format!("`{other}` is not a start for projections: expected aligned, uniform or normal:S, as in normal:0.01")
+                    format!("`{other}` is not an initialisation for projections: expected aligned, uniform or normal:S, as in normal:0.01")
                 })
             }
         }

@@ -10,7 +10,7 @@
 //! * the relative-position table is copied whole.
 //!
 //! The score of a row is the sum of its importances, in f64: products underflow f32. The rows with the largest scores
-//! are kept, in ascending order; of equal scores the later row is. The reference keeps `n - round((1 - 1/r) n)` of n;
+//! are kept, in ascending order; among equal scores the later row. The reference keeps `n - round((1 - 1/r) n)` of n;
 //! where that is not n/r rounded down, the width of the side network, the latter counts.
 //!
 //! The chain reads each matrix once, a sublayer's at a time, and releases it: no more of the backbone stays in memory than
@@ -19,7 +19,7 @@
 //! `magnitude-consistent` keeps one K for the whole of a tower's residual stream, and an equal share of each head.
 //!
 //! An aligned projection selects the K of the place where it reads the residual stream, or puts it back: of `magnitude` the K
-//! with which a block begins, of `magnitude-consistent` the tower's. `random` blocks were cut from nothing; theirs select
+//! with which a block begins, of `magnitude-consistent` the tower's. `random` blocks are not cut from anything; theirs select
 //! the features that `magnitude-consistent` would keep.
 
 use std::collections::HashMap;
@@ -68,7 +68,7 @@ impl Pass for Prune {
     }
 }
 
-/// What initial values are made of.
+/// What initial values are taken from.
 struct Starting {
     cuts: Cuts,
     /// By tower; empty where no projection selects.
@@ -107,7 +107,7 @@ impl Starting {
         }
     }
 
-    /// From a stream of the parameter's own: what else is drawn does not matter.
+    /// From a stream of the parameter's own, whatever else is drawn.
     fn drawn(&self, planned: &PlannedParameter, from: Drawn) -> Initial {
         let bytes = planned.name.bytes();
         let name = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));

@@ -25,7 +25,7 @@ pub struct Scoring {
     pub decode: Graph,
 }
 
-/// Takes an inference graph apart at the inputs that only the last tower reads.
+/// Splits an inference graph at the inputs that only the last tower reads.
 ///
 /// # Errors
 /// A graph without an output of logits `[batch, length, vocabulary]`, or with an input named `labels`.

@@ -1,6 +1,6 @@
 //! Numbers of the options, as the graphs hold them: in single precision.
 //!
-//! A number that rounds to zero or to infinity would be another one in the graphs than the options say. So would one that is not
+//! A number that rounds to zero or to infinity would differ in the graphs from what the options say. So would one that is not
 //! normal: kernels may take it for zero.
 
 use serde::de::{Deserialize, Deserializer, Error};
@@ -8,7 +8,7 @@ use serde::de::{Deserialize, Deserializer, Error};
 /// A number in single precision.
 ///
 /// # Errors
-/// What is the matter with one that is not finite, too large, or so small that it would count as zero, as in "is 1e-46, ...".
+/// What is wrong with one that is not finite, too large, or so small that it would count as zero, as in "is 1e-46, ...".
 pub fn rounded(value: f64) -> Result<f32, String> {
     let single = value as f32;
     if !value.is_finite() {
@@ -26,7 +26,7 @@ pub fn rounded(value: f64) -> Result<f32, String> {
     Ok(single)
 }
 
-/// Reads a number of the command line.
+/// Reads a number from the command line.
 ///
 /// # Errors
 /// As [`rounded`]; a text that is not a number.
@@ -37,7 +37,7 @@ pub fn parse(text: &str) -> Result<f32, String> {
     text.parse().map_err(|_| "is not a number".to_owned())
 }
 
-/// Reads a number of a configuration.
+/// Reads a number from a configuration.
 ///
 /// # Errors
 /// As [`rounded`].

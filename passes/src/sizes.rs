@@ -11,7 +11,7 @@
 
 use lstc_graph::{Attributes, Builder, DType, Dim, Graph, NodeId, Origin, ValueId};
 
-/// Has the readers of each of `values`, integers of which each is a constant or the size of an axis of one of `inputs`, read the same
+/// Makes the readers of each of `values`, integers of which each is a constant or the size of an axis of one of `inputs`, read the same
 /// numbers from there. What is known of a value only in part stays.
 pub(crate) fn measure(graph: &mut Graph, values: &[ValueId], inputs: &[ValueId], origin: &Origin) {
     for old in values {
@@ -31,7 +31,7 @@ pub(crate) fn measure(graph: &mut Graph, values: &[ValueId], inputs: &[ValueId],
     }
 }
 
-/// Where a size can be had.
+/// Where a size can be read.
 enum Size {
     Fixed(i64),
     /// An axis of a graph input.
@@ -49,7 +49,7 @@ fn size_of(graph: &Graph, dim: &Dim, inputs: &[ValueId]) -> Option<Size> {
         return Some(Size::Fixed(i64::from(*size)));
     }
     let axis = |input: &ValueId| graph.shape(*input)?.iter().position(|d| d == dim);
-    // An exporter may have given one name to the lengths of two texts. Then it says nothing of which is meant.
+    // An exporter may have given one name to the lengths of two texts. Then the name does not say which is meant.
     let means_another = |input: &ValueId| !inputs.contains(input) && axis(input).is_some_and(|axis| axis > 0);
     if graph.inputs.iter().any(means_another) {
         return None;
@@ -74,7 +74,7 @@ const ELEMENTWISE: [&str; 13] = [
     "Sub",
 ];
 
-/// Has sizes that are numbers among others, as in `row * length`, made where those are. A size is the host's, which would copy it to
+/// Makes sizes that are numbers among others, as in `row * length`, where those are. A size is the host's, which would copy it to
 /// a device in every run, and no run with such a copy can be captured.
 ///
 /// ```text
@@ -106,7 +106,7 @@ pub(crate) fn number(graph: &mut Graph, origin: &Origin) {
     }
 }
 
-/// True where a node reckons with a size and something else than sizes, or makes a number of it.
+/// True where a node computes with a size and something other than sizes, or makes a number of it.
 fn is_number(graph: &Graph, id: NodeId, size: ValueId) -> bool {
     let node = graph.node(id);
     let is_float = |v: ValueId| graph.value(v).dtype.is_some_and(DType::is_float);

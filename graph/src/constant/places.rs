@@ -1,4 +1,4 @@
-//! Operators that gather, scatter, repeat and reduce: what exporters build masks with beside arithmetic.
+//! Operators that gather, scatter, repeat and reduce: what exporters build masks with besides arithmetic.
 
 use ndarray::{ArrayD, Axis, IxDyn};
 
@@ -131,7 +131,7 @@ impl Call<'_, '_> {
         int(x.dtype, sums)
     }
 
-    /// The largest, the least, the sum or the product over axes. A sum of floats hangs on its order: only integers are summed.
+    /// The largest, the least, the sum or the product over axes. A sum of floats depends on its order: only integers are summed.
     pub(super) fn reduction(&self) -> Option<Constant> {
         let x = self.at(0)?;
         let rank = x.dims().len();

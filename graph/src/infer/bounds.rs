@@ -1,4 +1,4 @@
-//! Minima and maxima of sizes that differ by a known number, which the library leaves as they are.
+//! Minima and maxima of sizes that differ by a known number, which the library does not simplify.
 
 use super::Dim;
 

@@ -45,15 +45,15 @@ impl Names {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SpecialTokens {
-    /// What fills a row up.
+    /// What pads a row.
     pub pad: i64,
     /// What ends every text.
     pub end: i64,
-    /// What the decoder begins with.
+    /// What the decoder starts with.
     pub start: i64,
 }
 
-/// What is known of a family beforehand.
+/// What is known of a family in advance.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Facts {

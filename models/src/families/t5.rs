@@ -27,14 +27,14 @@ fn check(anatomy: &Anatomy) -> Vec<Refusal> {
     for tower in &anatomy.towers {
         blocks(tower, &mut refusals);
         if tower.width != width {
-            let reason = format!("is {} wide, where the encoder is {width} wide", tower.width);
+            let reason = format!("is {} wide, but the encoder is {width} wide", tower.width);
             refusals.push(Refusal::whole(Place::Tower(tower.kind), reason));
         }
     }
     refusals
 }
 
-/// Blocks of one make, whose self-attentions have a position table.
+/// Blocks that are alike, whose self-attentions have a position table.
 fn blocks(tower: &Tower, refusals: &mut Vec<Refusal>) {
     let make = |b: &crate::anatomy::Block| {
         let heads = [AttentionKind::SelfAttention, AttentionKind::Cross]
@@ -53,7 +53,7 @@ fn blocks(tower: &Tower, refusals: &mut Vec<Refusal>) {
             let SublayerKind::Attention(attention) = &sublayer.kind else { continue };
             let own = block.attention(AttentionKind::SelfAttention).map(|a| (a.heads, a.head_width));
             if own.is_some_and(|own| own != (attention.heads, attention.head_width)) {
-                refuse("its cross-attention has other heads than its self-attention");
+                refuse("the heads of its cross-attention and its self-attention differ");
             }
             if attention.kind == AttentionKind::Cross && attention.relative().is_some() {
                 refuse("its cross-attention has a relative-position bias");

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::survey::Survey;
 
-/// Nodes that are looked at behind an input.
+/// Nodes that are looked at after an input.
 const NEAR: usize = 256;
 
 /// What an input is for.
@@ -91,7 +91,7 @@ pub fn of(survey: &Survey, input: ValueId) -> Use {
     }
 }
 
-/// What first reads an input, behind what moves it.
+/// What first reads an input, after what moves it.
 #[derive(Default)]
 struct Behind {
     /// A table is read at it, or at what is a copy of it.
@@ -156,7 +156,7 @@ impl Behind {
                     }
                     "Add" if !is_integer && graph.shape(value).is_some_and(|s| s.len() == 3) => found.on_stream = true,
                     op if MOVES.contains(&op) => open.extend(node.outputs.iter().flatten().map(|v| (*v, moved))),
-                    // Indices are still indices behind a selection or a shift, and numbers behind a scale.
+                    // Indices are still indices after a selection or a shift, and numbers after a scale.
                     _ => open.extend(node.outputs.iter().flatten().map(|v| (*v, false))),
                 }
             }

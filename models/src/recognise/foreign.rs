@@ -1,4 +1,4 @@
-//! What tells at a glance that a graph is not for this compiler.
+//! What shows at a glance that a graph is not for this compiler.
 
 use lstc_graph::{Graph, MICROSOFT, NodeId, Origin, misuses};
 
@@ -28,7 +28,7 @@ pub fn refusals(graph: &Graph) -> Vec<Refusal> {
         ));
     }
     if graph.opset() < OLDEST_OPSET {
-        refuse(format!("is of opset {}, but {OLDEST_OPSET} is the oldest supported: export it again", graph.opset()));
+        refuse(format!("uses opset {}, but {OLDEST_OPSET} is the oldest supported: export it again", graph.opset()));
     }
     refusals
 }

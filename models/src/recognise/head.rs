@@ -40,7 +40,7 @@ impl Walk<'_, '_> {
             return Ok(found);
         }
         if reasons.is_empty() {
-            self.refuse(Place::Head, "", "is missing: all outputs have four axes, as keys and values for a cache have");
+            self.refuse(Place::Head, "", "is missing: all outputs have four axes, like the keys and values of a cache");
         }
         for (output, mismatch) in reasons {
             let name = self.graph().value(output).name.clone();
@@ -56,7 +56,7 @@ impl Walk<'_, '_> {
         Err(outputs.into_iter().find_map(|output| self.end_before(output)))
     }
 
-    /// `logits = scale * norm(h) W`, which reads `norm(h)`; the scale may stand on either side of the product.
+    /// `logits = scale * norm(h) W`, which reads `norm(h)`; the scale may be on either side of the product.
     fn match_head(&self, output: ValueId) -> Match<(Head, ValueId)> {
         let (product, after) = self.scaled(output);
         let (linear, input) = self.matcher.linear(product)?;

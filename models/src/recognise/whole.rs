@@ -1,4 +1,4 @@
-//! What only the whole model shows: widths that do not fit, what reads the inside of a block, outputs that are no part.
+//! What only the whole model shows: widths that do not fit, what reads the inside of a block, outputs that are not part of it.
 
 use std::collections::HashSet;
 
@@ -82,7 +82,7 @@ impl Walk<'_, '_> {
             let (rows, tokens) = (tower.table.dims(graph)[0], anatomy.head.linear.outputs);
             if rows < tokens {
                 let reason = format!(
-                    "it scores {tokens} tokens, and the embedding of the {} has {rows}: a token from {rows} on cannot be read",
+                    "it scores {tokens} tokens, and the embedding of the {} has {rows}: tokens from {rows} on have no embedding",
                     tower.kind
                 );
                 found.push((Place::Head, reason));
@@ -93,7 +93,7 @@ impl Walk<'_, '_> {
         }
     }
 
-    /// Refuses a target of one token: a label and what ends it are two.
+    /// Refuses a target of one token: a label and its end token make two.
     fn short(&mut self, anatomy: &Anatomy) {
         let last = anatomy.last();
         if last.length == Dim::Value(1) {
@@ -142,7 +142,7 @@ impl Walk<'_, '_> {
             let known = given.contains(&output) || graph.producer_of(output).is_some_and(|(n, _)| claimed.contains(&n));
             if !known {
                 let name = graph.value(output).name.clone();
-                self.refuse(Place::Outputs, name, "is an output besides the logits that is not part of the model");
+                self.refuse(Place::Outputs, name, "is an output other than the logits, and not part of the model");
             }
         }
     }

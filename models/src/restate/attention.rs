@@ -4,7 +4,7 @@ use lstc_graph::{Attributes, Builder, DType, Dim, Node, ValueId, Weight};
 
 use super::{Made, UNKNOWN_SHAPE, constant_like, operand};
 
-const CACHE: &str = "it reads or gives a cache of keys and values, or its scores";
+const CACHE: &str = "it reads or returns a cache of keys and values, or returns its scores";
 
 /// What the attention operators have in common.
 struct Core {
@@ -31,13 +31,13 @@ pub(super) fn attention(b: &Builder, node: &Node) -> Made {
         return Err(CACHE);
     }
     if softcap != 0.0 {
-        return Err("it caps the scores softly");
+        return Err("it applies a soft cap to the scores");
     }
     let [q, k, v] = [operand(node, 0)?, operand(node, 1)?, operand(node, 2)?];
     let merge = b.shape(q).ok_or(UNKNOWN_SHAPE)?.len() == 3;
     let (q_heads, kv_heads) = (int("q_num_heads"), int("kv_num_heads"));
     if merge && (q_heads <= 0 || q_heads != kv_heads) {
-        return Err("its queries share keys and values in groups, or the number of heads is absent");
+        return Err("its queries share keys and values in groups, or the number of heads is missing");
     }
     let split = |x: ValueId| if merge { split_heads(b, x, q_heads) } else { x };
     let [q, k, v] = [split(q), split(k), split(v)];
@@ -58,7 +58,7 @@ pub(super) fn multi_head(b: &Builder, node: &Node) -> Made {
     if !(6..10).all(absent) || !single {
         return Err(CACHE);
     }
-    let heads = node.attributes.get_int("num_heads").filter(|h| *h > 0).ok_or("the number of heads is absent")?;
+    let heads = node.attributes.get_int("num_heads").filter(|h| *h > 0).ok_or("the number of heads is missing")?;
     let packed = "queries, keys and values are not separate";
     let [q, k, v] = [operand(node, 0)?, node.input(1).ok_or(packed)?, node.input(2).ok_or(packed)?];
     let split = |x: ValueId| match b.shape(x).ok_or(UNKNOWN_SHAPE)?.len() {
@@ -68,7 +68,7 @@ pub(super) fn multi_head(b: &Builder, node: &Node) -> Made {
     };
     let [q, k, v] = [split(q)?, split(k)?, split(v)?];
     let width = head_width(b, q)?;
-    // A scale of 0 stands for the default.
+    // A scale of 0 means the default.
     let scale = node.attributes.get_float("scale").filter(|s| *s != 0.0).unwrap_or(width.sqrt().recip());
     let mut biases: Vec<ValueId> = node.input(5).into_iter().collect();
     if let Some(padding) = node.input(4) {
@@ -78,8 +78,8 @@ pub(super) fn multi_head(b: &Builder, node: &Node) -> Made {
     let causal = node.attributes.get_int("unidirectional").unwrap_or(0) != 0;
     let length = |x: ValueId| b.shape(x).and_then(|s| s.get(2).cloned());
     if causal && length(q) != length(k) {
-        // Which of the queries' and keys' positions are the same is not the operator's to say.
-        return Err("it is causal over unequal numbers of queries and keys");
+        // The operator does not say which positions of queries and keys are the same.
+        return Err("it is causal, with different numbers of queries and keys");
     }
     Ok(vec![(0, emit(b, &Core { q, k, v, scale, biases, causal, merge: true })?)])
 }
@@ -125,7 +125,7 @@ fn additive_fill(b: &Builder, mask: ValueId, fill: f32, like: ValueId) -> ValueI
     b.select(mask, constant_like(b, 0.0, like), constant_like(b, fill, like))
 }
 
-/// `[queries, keys]`: 0 up to the query's own position, the lowest number behind it.
+/// `[queries, keys]`: 0 up to the query's own position, the lowest number after it.
 fn causal_bias(b: &Builder, q: ValueId, k: ValueId) -> ValueId {
     let positions = |x: ValueId| {
         let length = b.reshape(b.shape_slice(x, 2, 3), &[]);

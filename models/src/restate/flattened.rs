@@ -1,4 +1,4 @@
-//! What is computed of flattened tokens or heads, as the same of the tokens and heads themselves.
+//! What is computed of flattened tokens or heads, restated on the tokens and heads themselves.
 //!
 //! ```text
 //! reshape(f(reshape(x, [batch * length, width])), [batch, length, ..])    f works row by row       ->  f(x)
@@ -191,7 +191,7 @@ impl Lifts {
         self.get(node.input(0)).is_some_and(|lift| shape.is_some_and(|shape| shape == lift.shape))
     }
 
-    /// Restates what the ends need, and tells of each end what became of it.
+    /// Restates what the ends need, and reports what became of each end.
     pub(super) fn apply(&self, view: &mut Graph) -> Vec<Fused> {
         let mut needed: HashSet<ValueId> = self.ends.iter().filter_map(|id| view.node(*id).input(0)).collect();
         for value in self.order.iter().rev().filter(|v| self.values.contains_key(v)) {

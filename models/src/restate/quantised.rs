@@ -91,7 +91,7 @@ pub(super) fn of_floats(b: &Builder, graph: &Graph, node: &Node) -> Made {
         }
         "DequantizeLinear" => {
             let moves = moved_before(graph, node).unwrap_or_default();
-            let first = moves.last().and_then(|id| graph.node(*id).input(0)).ok_or("an operand is absent")?;
+            let first = moves.last().and_then(|id| graph.node(*id).input(0)).ok_or("an operand is missing")?;
             let value = dequantise(b, Some(first), node.input(1), node.input(2))?;
             Ok(vec![(0, moved(b, graph, &moves, value))])
         }
@@ -129,7 +129,7 @@ fn dequantise(
     scale: Option<ValueId>,
     zero: Option<ValueId>,
 ) -> Result<ValueId, &'static str> {
-    let (Some(integers), Some(scale)) = (integers, scale) else { return Err("an operand is absent") };
+    let (Some(integers), Some(scale)) = (integers, scale) else { return Err("an operand is missing") };
     let parts: Vec<ValueId> = [Some(integers), Some(scale), zero].into_iter().flatten().collect();
     Ok(b.op("DequantizeLinear", &parts, Attributes::none().int("axis", 1)))
 }

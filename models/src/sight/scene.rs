@@ -12,7 +12,7 @@ use crate::refusal::Refusal;
 const BATCH: usize = 2;
 const LENGTH: usize = 4;
 
-/// What fills the model's inputs, one after another: padding at the end, holes, and each the other way round. A mask whose ones
+/// What fills the model's inputs, one after another: padding at the end, holes, and each the other way around. A mask whose ones
 /// mark padding finds padding at the end in the second.
 const ROUNDS: usize = 4;
 pub(super) const PADDED: [usize; 2] = [0, 1];
@@ -65,7 +65,7 @@ impl<'g> Scene<'g> {
                 place: crate::place::Place::Model,
                 node: graph.node(node).name.clone(),
                 reason: format!(
-                    "does not take a batch of {batch} with lengths of {}: it {reason}; export the model with batch, source \
+                    "does not accept a batch of {batch} with lengths of {}: it {reason}; export the model with batch, source \
                      length and target length as three dynamic axes",
                     lengths.join(" and ")
                 ),

@@ -54,7 +54,7 @@ impl View<'_, '_> {
                 let maker = graph.producer_of(*first).map(|(node, _)| graph.node(node));
                 return Err(match maker {
                     Some(node) => format!(
-                        "is computed by the {} `{}` in a way that lstc does not follow: which positions it hides is not known",
+                        "is computed by the {} `{}` in a way that lstc does not understand: the positions that it hides are not known",
                         node.kind(),
                         node.name
                     ),
@@ -120,7 +120,7 @@ impl View<'_, '_> {
         })
     }
 
-    /// True where a position is none that a mask hides.
+    /// True where a position is not hidden by a mask.
     fn open(&self, mask: Option<(usize, Marks)>, round: usize, at: (usize, usize)) -> bool {
         mask.is_none_or(|(input, marks)| {
             let fits = self.scene.inputs[input].tower == self.place.keys();
@@ -128,7 +128,7 @@ impl View<'_, '_> {
         })
     }
 
-    /// True where the bias shows each query those keys that a meaning says. What padding sees is nobody's concern, nor what is
+    /// True where the bias shows each query those keys that a meaning says. What padding sees does not matter, nor what is
     /// seen where there is nothing to see.
     pub fn is(&self, meaning: Meaning) -> bool {
         if meaning.mask.is_none() && !self.is_constant() {
@@ -170,7 +170,7 @@ impl View<'_, '_> {
         Ok(())
     }
 
-    /// What is wrong with a bias that means nothing known.
+    /// What is wrong with a bias whose meaning is not known.
     pub fn oddness(&self) -> String {
         let graph = self.scene.graph;
         let inputs = inputs_behind(graph, &self.bias.iter().flat_map(|bias| bias.masks()).collect::<Vec<_>>());
@@ -184,7 +184,7 @@ impl View<'_, '_> {
             return "hides keys by their positions, and not just those that come later".to_owned();
         }
         if !self.all().all(sees_all) {
-            return format!("hides other keys than those that {names} marks as padding");
+            return format!("hides keys other than those that {names} marks as padding");
         }
         let is_low = |round: &Round| {
             let rows = (0..self.scene.batch).flat_map(|row| (0..self.queries()).map(move |query| (row, query)));
@@ -193,7 +193,9 @@ impl View<'_, '_> {
             rows.map(bias).any(|bias| bias <= -SHUT)
         };
         if self.rounds.iter().any(is_low) {
-            return format!("hides the queries that {names} marks as padding, and shows every query the keys that are");
+            return format!(
+                "hides the queries that {names} marks as padding, and shows the keys that are to every query"
+            );
         }
         format!("hides nothing where {names} holds ones and zeros, which is what lstc fills a mask with")
     }

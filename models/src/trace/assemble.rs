@@ -1,4 +1,4 @@
-//! From attempts in the order of the walk to a trace by place, with names for ids.
+//! Turns attempts in the order of the walk into a trace by place, with names for ids.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -19,7 +19,7 @@ use crate::restate::Fused;
 /// Bytes of names that a trace holds.
 const MAX_NAMES: usize = 1 << 26;
 
-/// Operands of one node that are told.
+/// Operands of one node that are reported.
 const MAX_OPERANDS: usize = 8;
 
 /// Where in a model attempts were made: ranges of a record.
@@ -40,7 +40,7 @@ pub struct TowerPlace {
 }
 
 impl TowerPlace {
-    /// A tower of which no more is known than its end.
+    /// A tower of which only the end is known.
     pub fn new(output: ValueId) -> TowerPlace {
         let (final_norm, embedding) = (0..0, 0..0);
         TowerPlace { kind: TowerKind::Encoder, output, final_norm, embedding, blocks: Vec::new(), ended: None }
@@ -55,7 +55,7 @@ pub struct BlockPlace {
 
 pub struct SublayerPlace {
     pub guess: SublayerGuess,
-    /// The point of the residual stream behind it.
+    /// The point of the residual stream after it.
     pub output: ValueId,
     pub tried: Range<usize>,
     /// Why it was not understood.
@@ -85,7 +85,7 @@ struct Telling<'g> {
     values: Vec<ValueId>,
     by_name: HashMap<&'g str, NodeId>,
     refusals: &'g [Refusal],
-    /// Bytes of names that may still be told.
+    /// Bytes of names that can still be reported.
     room: Cell<usize>,
     cut: Cell<bool>,
 }
@@ -147,9 +147,9 @@ impl Telling<'_> {
         }
     }
 
-    /// The refusals of a place, without those for which `told` holds.
-    fn refused(&self, place: Place, told: impl Fn(&Refusal) -> bool) -> Vec<Refusal> {
-        self.refusals.iter().filter(|r| r.place == place && !told(r)).cloned().collect()
+    /// The refusals of a place, without those for which `reported` holds.
+    fn refused(&self, place: Place, reported: impl Fn(&Refusal) -> bool) -> Vec<Refusal> {
+        self.refusals.iter().filter(|r| r.place == place && !reported(r)).cloned().collect()
     }
 
     fn sublayer(&self, place: &SublayerPlace) -> SublayerTrace {
@@ -244,7 +244,7 @@ pub fn operand(graph: &Graph, id: ValueId) -> Operand {
     Operand { value: value.name.clone(), shape: dtype + &shape, operator }
 }
 
-/// What gives a value that no node makes.
+/// The source of a value that no node makes.
 pub fn source(graph: &Graph, value: ValueId) -> &'static str {
     if graph.weight(value).is_some() { "constant" } else { "input" }
 }

@@ -1,4 +1,4 @@
-//! What a pattern found, in few words and without names.
+//! What a pattern found, in a few words and without names.
 
 use lstc_graph::{Graph, ValueId, count};
 

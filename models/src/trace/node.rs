@@ -11,7 +11,7 @@ use super::{Attempt, BlockTrace, FusedTrace, NodeRef, Operand, Outcome, Sublayer
 use crate::anatomy::TowerKind;
 use crate::place::{Place, as_path};
 
-/// Operands, readers and patterns of one node that are told.
+/// Operands, readers and patterns of one node that are reported.
 const MAX_TOLD: usize = 16;
 
 /// One node, or one value that no node makes.
@@ -22,11 +22,11 @@ pub struct NodeTrace {
     pub read_by: Vec<NodeRef>,
     /// An output of the graph is computed from it.
     pub live: bool,
-    /// What it was restated as, or why it was left as it is.
+    /// What it was restated as, or why it was left unchanged.
     pub fused: Option<FusedTrace>,
     /// The patterns that met it.
     pub parts: Vec<Meeting>,
-    /// Of a node that no pattern took: the nearest of those behind it that one did or that one failed on.
+    /// Of a node that no pattern took: the nearest of those after it that one did or that one failed on.
     pub nearest: Option<Nearest>,
 }
 
@@ -124,7 +124,7 @@ impl<'t> Index<'t> {
             let known = parts.entry(name).or_default();
             let at = known.iter().position(|k| k.place == part.place && k.known <= part.known);
             match at {
-                // Of patterns that were only tried at it, the inner one tells more than those around it.
+                // Of patterns that were only tried at it, the inner one says more than those around it.
                 Some(at) if (known[at].known, part.known) == (Known::Tried, Known::Tried) => known[at] = part,
                 Some(_) => {}
                 None if known.len() < MAX_TOLD => known.push(part),
@@ -160,7 +160,7 @@ impl<'t> Index<'t> {
             trace.sublayers().filter(|(_, s)| !s.outcome.is_match()).map(|(place, _)| place).collect();
         let fused = trace.fused.iter().map(|f| (f.node.name.as_str(), f)).collect();
         for known in parts.values_mut() {
-            // Where one pattern took the node, others that were tried at it tell nothing: they lie around that one, or
+            // Where one pattern took the node, others that were tried at it say nothing: they lie around that one, or
             // were the wrong ones.
             let took = |k: &Meeting| k.known == Known::Took && k.outcome.as_ref().is_some_and(Outcome::is_match);
             let places: HashSet<Place> = known.iter().filter(|k| took(k)).map(|k| k.place).collect();
@@ -190,15 +190,15 @@ impl<'t> Index<'t> {
         let outputs: Vec<ValueId> = node.outputs.iter().flatten().copied().collect();
         let place = NodeRef { name: node.name.clone(), operator: node.kind() };
         let reads = node.inputs.iter().flatten().take(MAX_TOLD).map(|v| operand(graph, *v)).collect();
-        self.told(graph, place, reads, &outputs)
+        self.reported(graph, place, reads, &outputs)
     }
 
     fn value(&self, graph: &Graph, value: ValueId) -> NodeTrace {
         let place = NodeRef { name: graph.value(value).name.clone(), operator: source(graph, value).to_owned() };
-        self.told(graph, place, Vec::new(), &[value])
+        self.reported(graph, place, Vec::new(), &[value])
     }
 
-    fn told(&self, graph: &Graph, node: NodeRef, reads: Vec<Operand>, outputs: &[ValueId]) -> NodeTrace {
+    fn reported(&self, graph: &Graph, node: NodeRef, reads: Vec<Operand>, outputs: &[ValueId]) -> NodeTrace {
         let uses = graph.uses();
         let parts = self.parts(&node.name);
         let mut readers: Vec<NodeId> = outputs.iter().flat_map(|v| uses.of(*v)).map(|(id, _)| *id).collect();

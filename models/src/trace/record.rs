@@ -1,4 +1,4 @@
-//! Attempts as they are made: a list in the order of beginning, each with its depth.
+//! Attempts as they are made: a list in the order in which they began, each with its depth.
 
 use std::cell::{Cell, RefCell};
 
@@ -22,7 +22,7 @@ const MAX_TEXT: usize = 1 << 24;
 pub struct Entry {
     pub pattern: &'static str,
     pub value: ValueId,
-    /// The node that makes the value, behind what copies it.
+    /// The node that makes the value, before what copies it.
     pub node: Option<NodeId>,
     pub depth: usize,
     /// What was found, in words; `None` while the pattern is being tried.

@@ -8,8 +8,8 @@
 //! It is subtracted within the product: `[dy, -sum(dy y)] [v, 1]^T`. Beside the product itself, one pass over what is as
 //! large as p is left of the four that the rules of the product and the softmax would make.
 //!
-//! Of all that a step of long texts keeps from forward to backward, p is the largest by far, and it is made of little. Where
-//! that is asked for, it is not kept but made again: `p = softmax(q k^T + ...)`, of the same operands in the same order.
+//! Of all that a step of long texts keeps from forward to backward, p is by far the largest, and it is cheap to compute. Where
+//! that is asked for, it is not kept but computed again: `p = softmax(q k^T + ...)`, of the same operands in the same order.
 
 use lstc_graph::{DType, Dim, Node, Uses, ValueId};
 

@@ -136,7 +136,7 @@ fn active(graph: &Graph, order: &[NodeId], wanted: &[ValueId]) -> Vec<bool> {
 }
 
 /// Shape operands that the graph computes at run time, by the shape that they spell. Those that are constants may have sizes
-/// that only a Reshape can tell.
+/// that only a Reshape can determine.
 fn computed_shapes(graph: &Graph) -> HashMap<String, ValueId> {
     let reshapes = graph.node_ids().map(|id| graph.node(id)).filter(|n| n.is("Reshape") && n.origin != Origin::SOURCE);
     let entry = |n: &Node| Some((shape_text(&graph.shape(n.output(0)?)?), n.input(1)?));
@@ -166,7 +166,7 @@ pub fn after(b: &Builder, value: ValueId, shape: &[Dim], done: ValueId) -> Value
     b.reshape_to(value, b.concat(&[as_it_is, none], 0), shape)
 }
 
-/// What a node hands on that [`after`] made: the value, and what it waits for.
+/// What a node made by [`after`] passes on: the value, and what it waits for.
 pub fn waits(graph: &Graph, node: &Node) -> Option<(ValueId, ValueId)> {
     let made = |value: ValueId, op: &str| Some(graph.node(graph.producer_of(value)?.0)).filter(|node| node.is(op));
     let value = node.input(0).filter(|_| node.is("Reshape"))?;
@@ -213,7 +213,7 @@ pub struct Backward<'b, 'g> {
 }
 
 impl Backward<'_, '_> {
-    /// The sum of what has come in for a value, so far and for good.
+    /// The sum of what has come in for a value, so far and final.
     fn total(&self, contributions: &mut HashMap<ValueId, Vec<ValueId>>, value: ValueId) -> Option<ValueId> {
         let parts = contributions.remove(&value)?;
         let total = parts.into_iter().reduce(|sum, part| self.plus(sum, part))?;
@@ -381,7 +381,7 @@ impl Backward<'_, '_> {
         ones
     }
 
-    /// `value`, which nodes cannot read before `done` is made: its shape is put together with none of the numbers of `done`.
+    /// `value`, which nodes cannot read before `done` is made: its shape is built with none of the numbers of `done`.
     ///
     /// ONNX Runtime runs nodes in an order of its own, and a node that nothing waits for last; what it reads stays in memory.
     pub fn after(&mut self, value: ValueId, done: ValueId) -> ValueId {

@@ -12,7 +12,7 @@ use lstc_graph::{Dim, Graph, Node, Uses, ValueId};
 use super::Backward;
 use super::rules::{is_active, x, y};
 
-/// What a norm is made of.
+/// The parts of a norm.
 struct Norm {
     x: ValueId,
     n: ValueId,

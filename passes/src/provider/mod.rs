@@ -66,7 +66,7 @@ pub fn integer_products(graph: &Graph) -> usize {
     graph.node_ids().filter(is_one).count()
 }
 
-/// Takes out what makes one node wait for another by a size of its result: the host would wait for the device there.
+/// Removes what makes one node wait for another by a size of its result: the host would wait for the device there.
 fn drop_waits(graph: &mut Graph) {
     for id in graph.node_ids().collect::<Vec<_>>() {
         if let (Some((value, _)), Some(waiting)) = (waits(graph, graph.node(id)), graph.node(id).output(0))
@@ -116,7 +116,7 @@ fn name_after(b: &Builder, value: ValueId) {
     b.scope(&b.read(|graph| graph.value(value).name.clone()));
 }
 
-/// Each new value takes the place and the name of the one beside it.
+/// Each new value takes the place and the name of its counterpart.
 fn replace(b: &Builder, made: Vec<(ValueId, ValueId)>) {
     b.edit(|graph| {
         let mut moved = HashMap::new();

@@ -16,7 +16,7 @@ use lstc_models::RESTATED;
 use super::{PROVIDER, name_after, replace};
 use crate::module::is_backbone;
 
-/// Has the backbone's quantised products multiply in bf16.
+/// Makes the backbone's quantised products multiply in bf16.
 pub(super) fn products(graph: &mut Graph) {
     let is_f32 = |graph: &Graph, v: Option<ValueId>| v.is_some_and(|v| graph.value(v).dtype == Some(DType::F32));
     let taken: Vec<NodeId> = graph
@@ -61,7 +61,7 @@ fn to(dtype: DType) -> Attributes {
     Attributes::none().int("to", dtype.onnx().into())
 }
 
-/// Takes out casts between a narrow type and f32 that change no number, and has norms give fp16 where nothing else is read.
+/// Removes casts between a narrow type and f32 that change no number, and makes norms give fp16 where nothing else is read.
 pub(super) fn casts(graph: &mut Graph) {
     let uses = graph.uses();
     let only_reader = |value: ValueId| match uses.of(value) {

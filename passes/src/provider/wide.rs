@@ -1,11 +1,11 @@
-//! Nodes of many operands, in steps: while a stream is captured, the provider joins and parts at most [`MOST`] values at once.
+//! Nodes of many operands, in steps: while a stream is captured, the provider joins and splits at most [`MOST`] values at once.
 //!
 //! ```text
 //! y = Concat(x_1, ..., x_n)            y = Concat(x_1, ..., x_31, Concat(x_32, ..., x_n))
 //! y_1, ..., y_n = Split(x)             y_1, ..., y_31, rest = Split(x);   y_32, ..., y_n = Split(rest)
 //! ```
 //!
-//! What is joined or parted in the second step is copied twice.
+//! What is joined or split in the second step is copied twice.
 
 use std::collections::HashMap;
 
@@ -16,7 +16,7 @@ use super::{PROVIDER, name_after, replace};
 /// Operands of a Concat, or outputs of a Split.
 const MOST: usize = 32;
 
-/// Takes the joints and partings of more than [`MOST`] values in steps. A Split whose sizes are not constants stays.
+/// Joins and splits more than [`MOST`] values in steps. A Split whose sizes are not constants stays.
 pub(super) fn in_steps(graph: &mut Graph) {
     let is_wide = |id: &NodeId| {
         let node = graph.node(*id);

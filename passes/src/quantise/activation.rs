@@ -5,7 +5,7 @@
 //! of x = Relu(h)          scale = max(h) / 255, zero = 0: integers = QuantizeLinear(h)
 //! ```
 //!
-//! Behind a ReLU the minimum is 0 and the zero point with it, and what is below 0 before it is 0 in unsigned integers, which
+//! After a ReLU the minimum is 0 and the zero point with it, and what is below 0 before it is 0 in unsigned integers, which
 //! saturate: the integers and the scale are the same without the ReLU, which is a pass over the widest values of a block. (A scale that
 //! is not a normal number is the smallest one instead.)
 

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Both products are with the same numbers, so that the gradient is the one of the loss that is computed. W_c is made from
-//! its integers, by a DequantizeLinear with a scale for each token, where a product takes it, and is gone behind it: of the
+//! its integers, by a DequantizeLinear with a scale for each token, where a product takes it, and is freed after it: of the
 //! vocabulary one chunk at a time is in memory in f32. No activation is quantised.
 //!
 //! Requires: a differentiated graph. Ensures: no node but the source's own reads the head's matrix in floats.
@@ -100,7 +100,7 @@ impl Pass for QuantiseHead {
         let opset = module.graph.opset();
         if opset < OPSET {
             let problem =
-                format!("--quantise-head needs opset {OPSET}, and the model is of opset {opset}: export it again");
+                format!("--quantise-head needs opset {OPSET}, and the model uses opset {opset}: export it again");
             return Err(vec![problem]);
         }
         let head = self::head(module).map_err(|problem| vec![problem])?;
@@ -110,7 +110,7 @@ impl Pass for QuantiseHead {
 }
 
 fn head(module: &mut Module) -> Result<QuantisedHead, String> {
-    let not_there = || "the LM head has no matrix of floats".to_owned();
+    let not_there = || "the LM head has no float matrix".to_owned();
     let graph = &module.graph;
     let MatrixValue { value: matrix, orientation } = module.head_matrix.ok_or_else(not_there)?;
     let readers: Vec<NodeId> = graph
@@ -158,7 +158,7 @@ fn head(module: &mut Module) -> Result<QuantisedHead, String> {
     Ok(QuantisedHead { orientation, chunks, bytes_before: weight.bytes().len() as u64, bytes_after })
 }
 
-/// Puts products with the chunks in the place of a product with the whole.
+/// Replaces a product with the whole by products with the chunks.
 fn replace(b: &Builder, id: NodeId, orientation: Orientation, chunks: &[Chunk]) {
     let node = b.read(|graph| graph.node(id).clone());
     let (Some(x), Some(y)) = (node.input(0), node.output(0)) else { return };

@@ -5,7 +5,7 @@
 //! here       x^T [length, batch, in] -> Q x -> [length, batch, heads, width] -> Transpose -> the same numbers
 //! ```
 //!
-//! ONNX Runtime's products read an operand whose first axis a Transpose moves behind the others where it lies, and with it goes a pass
+//! ONNX Runtime's products read an operand whose first axis a Transpose moves after the others without copying it, and with it goes a pass
 //! over queries, keys and values. What is transposed instead is the activation, once for all three, and in bytes. No number
 //! changes: an activation is quantised over all of its elements, in whichever order.
 
@@ -18,7 +18,7 @@ use super::{Product, Remade};
 /// Permutations of `[batch, length, heads, width]` that products read: queries and values, and keys.
 const BY_HEAD: [[i64; 4]; 2] = [[0, 2, 1, 3], [0, 2, 3, 1]];
 
-/// Who may read the heads: products, and who asks for their length.
+/// What may read the heads: products, and what asks for their length.
 const READERS: [&str; 2] = ["MatMul", "Shape"];
 
 /// As [`BY_HEAD`], of `[length, batch, heads, width]`.

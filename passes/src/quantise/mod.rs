@@ -1,4 +1,4 @@
-//! Puts products of another type in the place of the backbone's products with constant matrices.
+//! Replaces the backbone's products with constant matrices by products of another type.
 //!
 //! ```text
 //! int8   y = float(quantised(x) Q) (s_x s)     MatMulInteger, x quantised as the graph runs: the default domain
@@ -41,7 +41,7 @@ pub use product::{Product, Products, by_block, products};
 
 pub struct Quantise;
 
-/// The origin of nodes that compute the backbone's products in another type, and what stands around them.
+/// The origin of nodes that compute the backbone's products in another type, and the nodes around them.
 pub const QUANTISE: Origin = Origin::pass("quantise");
 
 /// The opset from which products and casts know bf16.
@@ -62,7 +62,7 @@ impl Store {
         Store { keep: Arc::new(keep), sketches: false }
     }
 
-    /// For what goes by shapes alone: no weight is read, and every new constant is zeros.
+    /// For uses that need only shapes: no weight is read, and every new constant is zeros.
     pub fn sketch() -> Store {
         Store { sketches: true, ..Store::default() }
     }
@@ -76,7 +76,7 @@ impl Store {
 impl Default for Store {
     fn default() -> Store {
         Store::new(|dtype, dims, bytes| {
-            Weight::new(dtype, dims, bytes.into(), None).ok_or_else(|| "a matrix has other dimensions".to_owned())
+            Weight::new(dtype, dims, bytes.into(), None).ok_or_else(|| "a matrix has different dimensions".to_owned())
         })
     }
 }
@@ -155,7 +155,7 @@ impl Quantised {
         self.constants.iter().map(|(constant, _)| constant).chain(made).copied().collect()
     }
 
-    /// What of a graph is not as this pass left it.
+    /// What in a graph is not as this pass left it.
     pub(crate) fn breaches(&self, graph: &Graph) -> Vec<String> {
         let mut breaches = Vec::new();
         let left: HashSet<NodeId> = graph.node_ids().collect();
@@ -182,7 +182,7 @@ impl Quantised {
         }
         let known: HashSet<NodeId> = self.made.iter().map(|(id, _)| *id).collect();
         for id in graph.node_ids().filter(|id| graph.node(*id).origin == QUANTISE && !known.contains(id)) {
-            breaches.push(format!("the node `{}` of pass quantise was added behind its back", graph.node(id).name));
+            breaches.push(format!("the node `{}` of pass quantise was not added by it", graph.node(id).name));
         }
         breaches
     }
@@ -245,7 +245,7 @@ impl Pass for Quantise {
         }
         let (precision, opset) = (module.options.backbone.precision, module.graph.opset());
         if precision == Precision::Bf16 && opset < BF16_OPSET {
-            let problem = format!("bf16 needs opset {BF16_OPSET}, and the model is of opset {opset}: export it again");
+            let problem = format!("bf16 needs opset {BF16_OPSET}, and the model uses opset {opset}: export it again");
             return Err(vec![problem]);
         }
         // Of the backbone's own head only a distilled loss has a use.
@@ -316,9 +316,9 @@ fn named(
     for name in names {
         match products.iter().find(|p| graph.value(p.y).name == *name) {
             Some(product) => found.push(product.y),
-            None => {
-                problems.push(format!("backbone.{what} names `{name}`, which no product with a constant matrix makes"))
-            }
+            None => problems.push(format!(
+                "backbone.{what} names `{name}`, which is not the result of a product with a constant matrix"
+            )),
         }
     }
     found

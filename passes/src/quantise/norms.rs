@@ -1,4 +1,4 @@
-//! Norms in the form of which ONNX Runtime makes one operator.
+//! Norms in the form that ONNX Runtime fuses into one operator.
 //!
 //! ```text
 //! exported   n = x (1 / root)

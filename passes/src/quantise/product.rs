@@ -1,4 +1,4 @@
-//! The backbone's products with constant matrices, found by what they are made of.
+//! The backbone's products with constant matrices, found by how they are computed.
 
 use std::collections::{HashMap, HashSet};
 
@@ -63,7 +63,7 @@ fn is_constant(graph: &Graph, value: ValueId) -> bool {
     graph.weight(value).is_some()
 }
 
-/// The constant of two axes that a value is or is made of, behind casts and transpositions; with `quantised`, also of
+/// The constant of two axes that a value is or is made of, after casts and transpositions; with `quantised`, also of
 /// integers or of other axes.
 fn constant(graph: &Graph, value: ValueId, quantised: bool) -> Option<(ValueId, Orientation)> {
     let (mut value, mut orientation) = (value, Orientation::InOut);
