@@ -546,13 +546,13 @@ fn what_cannot_be_is_refused() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let config = folder.path().join("config.yaml");
     fs::write(&config, "backbone: {type: int8, kept: [nothing]}\n").expect("it can be written");
-    assert!(refused(&["--config", text(&config)]).contains("names `nothing`, which no product"));
+    assert!(refused(&["--config", text(&config)]).contains("names `nothing`, which is not the result"));
     fs::write(&config, "backbone: {type: int8, kept: [], in_8_bits: [nothing]}\n").expect("it can be written");
     assert!(refused(&["--config", text(&config)]).contains("of an int4 backbone, and this one is int8"));
     fs::write(&config, "backbone: {type: int4, kept: [linear], in_8_bits: [nothing, linear]}\n")
         .expect("it can be written");
     let both = refused(&["--config", text(&config)]);
-    assert!(both.contains("backbone.in_8_bits names `nothing`, which no product"), "{both}");
+    assert!(both.contains("backbone.in_8_bits names `nothing`, which is not the result"), "{both}");
     assert!(both.contains("backbone.kept and backbone.in_8_bits both name `linear`"), "{both}");
 }
 

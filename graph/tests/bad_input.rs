@@ -374,10 +374,10 @@ fn external_data() {
         (vec![("location", "w.data"), ("offset", beyond)], "has external data whose offset is `3402"),
         (vec![("location", "w.data"), ("offset", "-1")], "has external data whose offset is `-1`"),
         (vec![("location", "w.data"), ("offset", "0x10")], "has external data whose offset is `0x10`"),
-        (vec![("location", "w.data"), ("offset", "0"), ("offset", "16")], "give the key `offset` twice"),
-        (vec![("location", "w.data"), ("offset", "16"), ("offset", "16")], "give the key `offset` twice"),
-        (vec![("location", "w.data"), ("length", "16"), ("length", "16")], "give the key `length` twice"),
-        (vec![("location", "w.data"), ("location", "empty.data")], "give the key `location` twice"),
+        (vec![("location", "w.data"), ("offset", "0"), ("offset", "16")], "repeat the key `offset`"),
+        (vec![("location", "w.data"), ("offset", "16"), ("offset", "16")], "repeat the key `offset`"),
+        (vec![("location", "w.data"), ("length", "16"), ("length", "16")], "repeat the key `length`"),
+        (vec![("location", "w.data"), ("location", "empty.data")], "repeat the key `location`"),
         (vec![("location", "w.data"), ("length", "many")], "has external data whose length is `many`"),
         (vec![("location", "w.data"), ("length", "17")], "takes 16 bytes, but its external data declares 17"),
         (vec![("location", "w.data"), ("length", &huge)], "its external data declares 18446744073709551615"),
@@ -473,7 +473,7 @@ fn shapes_that_hurt() {
     harmless(&shaped("Expand", &[i64::MAX, i64::MIN]));
     harmless(&shaped("Tile", &[i64::MAX, i64::MAX]));
     refused(&shaped("Tile", &[-3, 1, 1]), &["Tile `the_tile`: input or attribute has invalid value"]);
-    refused(&shaped("Reshape", &[4, -7]), &["dimension of -7"]);
+    refused(&shaped("Reshape", &[4, -7]), &["is reshaped to [4, -7], which has a negative size"]);
 
     // Shapes whose length is declared, and whose contents are not there.
     let asked = |op: &str, inputs: &[&str], length: i64| {

@@ -167,7 +167,7 @@ fn models_without_an_lm_head_are_refused() {
             &["the LM head: ", last, reason, "LayerNormalization"],
             &["the final norm of the encoder: ", last, "is a LayerNormalization, where a Mul was expected"],
             &["the residual stream of the encoder: ", "is a norm of the residual stream itself"],
-            &["the embedding of the encoder: ", "token_type_embeddings", "expected the rows of"],
+            &["the embedding of the encoder: ", "token_type_embeddings", "expected table rows"],
             &["the embedding of the encoder: ", "word_embeddings", "it is added to the residual stream"],
             &["the embedding of the encoder: ", "position_embeddings", "it is added to the residual stream"],
             &["block 0 of the encoder: ", "layer.0/attention/output/dense/Add", bias],
