@@ -164,6 +164,7 @@ fn halves_give_what_the_whole_gives() {
         "folded_position_bias",
         "opset_23",
         "unoptimised_dynamo",
+        "unoptimised_sdpa",
     ] {
         check(name);
     }

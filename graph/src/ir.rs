@@ -144,6 +144,16 @@ impl Node {
     pub fn output(&self, index: usize) -> Option<ValueId> {
         self.outputs.get(index).copied().flatten()
     }
+
+    /// True where the node reads the numbers of an operand; of others it reads the type or the shape alone.
+    pub fn reads_numbers(&self, slot: usize) -> bool {
+        !(slot == 0 && (self.is("Shape") || self.is("Size")) || slot == 1 && self.is("CastLike"))
+    }
+
+    /// The operands whose numbers the node reads.
+    pub fn numbers(&self) -> impl Iterator<Item = ValueId> {
+        self.inputs.iter().enumerate().filter(|(slot, _)| self.reads_numbers(*slot)).filter_map(|(_, value)| *value)
+    }
 }
 
 /// Who reads each value: `(node, input slot)`, in node order.

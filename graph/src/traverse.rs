@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use petgraph::algo::toposort;
 use petgraph::graph::{DiGraph, NodeIndex};
 
-use crate::ir::{Graph, NodeId, Role, Source, ValueId};
+use crate::ir::{Graph, Node, NodeId, Role, Source, ValueId};
 
 impl Graph {
     /// The data flow between nodes as a petgraph: one edge for each value that a node reads from another.
@@ -73,6 +73,25 @@ impl Graph {
         values: impl IntoIterator<Item = ValueId>,
         stop: impl Fn(ValueId) -> bool,
     ) -> HashSet<NodeId> {
+        self.behind(values, stop, |node, open| open.extend(node.inputs.iter().flatten()))
+    }
+
+    /// The nodes that decide the numbers of the given values, without looking behind a value for which `stop` holds. Nodes of which
+    /// a type or a shape alone is read are not among them.
+    pub fn makers_until(
+        &self,
+        values: impl IntoIterator<Item = ValueId>,
+        stop: impl Fn(ValueId) -> bool,
+    ) -> HashSet<NodeId> {
+        self.behind(values, stop, |node, open| open.extend(node.numbers()))
+    }
+
+    fn behind(
+        &self,
+        values: impl IntoIterator<Item = ValueId>,
+        stop: impl Fn(ValueId) -> bool,
+        read: impl Fn(&Node, &mut Vec<ValueId>),
+    ) -> HashSet<NodeId> {
         let mut seen = HashSet::new();
         let mut open: Vec<ValueId> = values.into_iter().collect();
         while let Some(value) = open.pop() {
@@ -82,7 +101,7 @@ impl Graph {
             if let Source::Node(node, _) = self.value(value).source
                 && seen.insert(node)
             {
-                open.extend(self.node(node).inputs.iter().flatten());
+                read(self.node(node), &mut open);
             }
         }
         seen

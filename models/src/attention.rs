@@ -296,9 +296,6 @@ impl Matcher<'_> {
     /// A value computed from the model's inputs, shapes and small constants alone: no learned tensor, no hidden state.
     fn is_mask(&self, value: ValueId) -> bool {
         let graph = self.graph;
-        let is_shape = |v: ValueId| {
-            graph.producer_of(v).is_some_and(|(n, _)| graph.node(n).is("Shape") || graph.node(n).is("Size"))
-        };
         let learned = |v: ValueId| {
             graph.weight(v).is_some_and(|w| {
                 // Zeros and huge negative numbers are a mask, whatever the heads; other numbers a folded position bias.
@@ -310,10 +307,9 @@ impl Matcher<'_> {
         if learned(value) {
             return false;
         }
-        graph.ancestors_until([value], is_shape).into_iter().all(|id| {
+        graph.makers_until([value], |_| false).into_iter().all(|id| {
             let node = graph.node(id);
-            let learns = node.inputs.iter().flatten().any(|v| !is_shape(*v) && learned(*v));
-            node.is("Shape") || node.is("Size") || !(learns || node.is("MatMul") || node.is("Softmax"))
+            !(node.numbers().any(learned) || node.is("MatMul") || node.is("Softmax"))
         })
     }
 

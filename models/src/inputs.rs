@@ -63,13 +63,11 @@ pub fn unread_inputs(graph: &Graph, anatomy: &Anatomy) -> Vec<ValueId> {
     graph.inputs.iter().copied().filter(|v| !read.iter().any(|r| r.value == *v)).collect()
 }
 
-/// The graph inputs whose contents, not only shapes, the values are computed from.
+/// The graph inputs whose contents, not only types and shapes, the values are computed from.
 pub(crate) fn inputs_behind(graph: &Graph, values: &[ValueId]) -> Vec<ValueId> {
-    let is_shape =
-        |v: ValueId| graph.producer_of(v).is_some_and(|(n, _)| graph.node(n).is("Shape") || graph.node(n).is("Size"));
-    let nodes = graph.ancestors_until(values.iter().copied(), is_shape);
-    let read = nodes.iter().flat_map(|id| graph.node(*id).inputs.iter().flatten()).chain(values);
-    let mut inputs: Vec<ValueId> = read.filter(|v| graph.inputs.contains(v)).copied().collect();
+    let nodes = graph.makers_until(values.iter().copied(), |_| false);
+    let read = nodes.iter().flat_map(|id| graph.node(*id).numbers()).chain(values.iter().copied());
+    let mut inputs: Vec<ValueId> = read.filter(|v| graph.inputs.contains(v)).collect();
     inputs.sort_unstable();
     inputs.dedup();
     inputs

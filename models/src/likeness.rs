@@ -434,11 +434,10 @@ fn is_on_stream(survey: &Survey, value: Option<ValueId>) -> bool {
 fn positions(survey: &Survey) -> Vec<Positions> {
     let graph = survey.graph;
     let selves: Vec<&Sighting> = survey.attentions.iter().filter(|a| !a.crosses).collect();
-    let is_shape = |v: ValueId| graph.producer_of(v).is_some_and(|(n, _)| graph.node(n).is("Shape"));
     let mut on_scores: HashSet<NodeId> = HashSet::new();
     let mut relative = false;
     for attention in &survey.attentions {
-        let terms = graph.ancestors_until(attention.terms.iter().copied(), is_shape);
+        let terms = graph.makers_until(attention.terms.iter().copied(), |_| false);
         let folded = || attention.terms.iter().any(|v| is_rows(graph, *v)) && !survey.is_causal(attention);
         relative |= !attention.crosses && (folded() || terms.iter().any(|id| reads_by_place(survey, *id)));
         on_scores.extend(terms.iter().chain(&attention.scored));

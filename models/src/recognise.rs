@@ -372,7 +372,7 @@ impl<'g> Walk<'_, 'g> {
                 if guess == Guess::Cross {
                     self.contexts.extend(self.survey().context(branch, residual));
                 }
-                self.suspects.extend(self.graph().ancestors_until([branch], |v| v == residual));
+                self.suspects.extend(self.graph().makers_until([branch], |v| v == residual));
                 Ok((Step::Stranger(guess, mismatch), residual))
             }
         }
@@ -385,8 +385,8 @@ impl<'g> Walk<'_, 'g> {
         let depth = |v: ValueId| self.depths[v.index()];
         let ([mut stream, mut branch], shallow, deep) =
             if depth(a) <= depth(b) { (settled, a, b) } else { ([settled[1], settled[0]], b, a) };
-        let between = self.graph().ancestors_until([deep], |v| v == shallow || depth(v) <= depth(shallow));
-        let computed = deep == shallow || between.iter().any(|n| self.graph().node(*n).inputs.contains(&Some(shallow)));
+        let between = self.graph().makers_until([deep], |v| v == shallow || depth(v) <= depth(shallow));
+        let computed = deep == shallow || between.iter().any(|n| self.graph().node(*n).numbers().any(|v| v == shallow));
         if !computed {
             std::mem::swap(&mut stream, &mut branch);
         }
@@ -434,7 +434,7 @@ impl<'g> Walk<'_, 'g> {
 
     fn guess_by_softmax(&self, branch: ValueId, residual: ValueId) -> Guess {
         // Beyond cross-attention, past its own softmax, is another tower with softmaxes of its own.
-        let nodes = self.graph().ancestors_until([branch], |v| v == residual);
+        let nodes = self.graph().makers_until([branch], |v| v == residual);
         match nodes.iter().filter(|n| self.graph().node(**n).is("Softmax")).count() {
             0 => Guess::FeedForward,
             1 => Guess::SelfAttention,

@@ -60,10 +60,8 @@ impl<'g> Survey<'g> {
         for (place, id) in nodes.iter().enumerate() {
             let node = graph.node(*id);
             order[id.index()] = place;
-            let read = node.inputs.iter().flatten().fold(0, |all, v| all | contents[v.index()]);
-            if !node.is("Shape") && !node.is("Size") {
-                node.outputs.iter().flatten().for_each(|v| contents[v.index()] = read);
-            }
+            let read = node.numbers().fold(0, |all, v| all | contents[v.index()]);
+            node.outputs.iter().flatten().for_each(|v| contents[v.index()] = read);
         }
         let mut survey = Survey { graph, uses: graph.uses(), contents, order, attentions: Vec::new() };
         survey.attentions = nodes.into_iter().filter_map(|id| survey.sight(id)).collect();
@@ -174,15 +172,15 @@ impl<'g> Survey<'g> {
                 continue;
             }
             sources.rotates |= node.is("Neg") || node.op == "RotaryEmbedding";
-            let is_float = |v: &&ValueId| self.graph.value(**v).dtype.is_some_and(DType::is_float);
-            open.extend(node.inputs.iter().flatten().filter(is_float));
+            let is_float = |v: &ValueId| self.graph.value(*v).dtype.is_some_and(DType::is_float);
+            open.extend(node.numbers().filter(is_float));
         }
         sources
     }
 
     /// What the nearest cross-attention on a branch of a residual stream attends to.
     pub fn context(&self, branch: ValueId, residual: ValueId) -> Option<ValueId> {
-        let nodes = self.graph.ancestors_until([branch], |v| v == residual);
+        let nodes = self.graph.makers_until([branch], |v| v == residual);
         let on_branch = self.attentions.iter().filter(|a| a.crosses && nodes.contains(&a.node));
         let nearest = on_branch.max_by_key(|a| self.order[a.node.index()])?;
         self.sources(nearest.keys).projected.first().copied()
@@ -318,13 +316,8 @@ impl<'g> Survey<'g> {
         if node.op == "GroupQueryAttention" || flag("unidirectional") || flag("is_causal") {
             return true;
         }
-        let is_shape = |v: ValueId| {
-            self.graph
-                .producer_of(v)
-                .is_some_and(|(n, _)| self.graph.node(n).is("Shape") || self.graph.node(n).is("Size"))
-        };
-        let made = self.graph.ancestors_until(attention.terms.iter().copied(), is_shape);
-        let read = made.iter().flat_map(|id| self.graph.node(*id).inputs.iter().flatten()).chain(&attention.terms);
+        let made = self.graph.makers_until(attention.terms.iter().copied(), |_| false);
+        let read = made.iter().flat_map(|id| self.graph.node(*id).numbers()).chain(attention.terms.iter().copied());
         let several = |v: Option<ValueId>| v.is_some_and(|v| self.graph.weight(v).is_none_or(|w| w.elements() > 1));
         let compares = |node: &Node| {
             node.is("Trilu")
@@ -333,7 +326,7 @@ impl<'g> Survey<'g> {
                     && several(node.input(1))
         };
         made.iter().any(|id| compares(self.graph.node(*id)))
-            || read.into_iter().filter_map(|v| self.graph.weight(*v)).any(is_triangle)
+            || read.into_iter().filter_map(|v| self.graph.weight(v)).any(is_triangle)
     }
 }
 

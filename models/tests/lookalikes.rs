@@ -12,6 +12,8 @@ use prost::Message;
 const KEYS: &str = "/model/encoder/block.0/layer.0/SelfAttention/k/MatMul_output_0";
 const SCORES: &str = "/model/encoder/block.0/layer.0/SelfAttention/MatMul_output_0";
 const PROBABILITIES: &str = "/model/encoder/block.0/layer.0/SelfAttention/Softmax_output_0";
+/// The length of what is attended to, where heads are put together again.
+const LENGTH: &str = "/model/encoder/block.0/layer.0/SelfAttention/Unsqueeze_10_output_0";
 
 fn node(op: &str, inputs: &[&str], outputs: &[&str]) -> NodeProto {
     NodeProto {
@@ -303,4 +305,32 @@ fn a_node_that_onnx_does_not_allow_is_refused() {
         *relu = with_int(relu.clone(), "slope", 2);
     });
     assert!(unknown.is_err_and(|e| e.contains("has an attribute `slope`, which Relu does not have")));
+}
+
+#[test]
+fn who_reads_a_type_or_a_shape_alone_reads_no_numbers() {
+    let least = |x: &str| with_int(node("ReduceMin", &[x], &["least"]), "keepdims", 0);
+    // Scores times the root of a one, or of the least key.
+    let scaled = |x: &'static str, like: &'static str| {
+        move |graph: &mut GraphProto| {
+            graph.initializer.push(f32s("one", &[], &[1.0]));
+            let factor = [least(KEYS), node("CastLike", &[x, like], &["cast"]), node("Sqrt", &["cast"], &["factor"])];
+            let product = node("Mul", &[SCORES, "factor"], &["scaled"]);
+            spliced(graph, SCORES, "scaled", factor.into_iter().chain([product]).collect());
+        }
+    };
+    accepts(scaled("one", KEYS));
+    accepts(scaled("one", "least"));
+    refuses("scales the scores by something that is not constant", scaled("least", "one"));
+
+    // The length that heads are laid out by, and a zero that is made of probabilities.
+    let laid_out = |zero: Vec<NodeProto>| {
+        move |graph: &mut GraphProto| {
+            let sum = node("Add", &[LENGTH, "zero"], &["sum"]);
+            spliced(graph, LENGTH, "sum", zero.into_iter().chain([sum]).collect());
+        }
+    };
+    accepts(laid_out(vec![node("Size", &[PROBABILITIES], &["size"]), node("Sub", &["size", "size"], &["zero"])]));
+    let words = "is also read by the ReduceMin `new least`, which is not part of the model";
+    refuses(words, laid_out(vec![least(PROBABILITIES), cast("least", I64, "zero")]));
 }

@@ -113,6 +113,9 @@ CASES = [
     Case("single_head_static", layers=(1, 1), exporter="dynamo", opset=18, symbolic=(), heads=1, d_kv=16, reduction=2,
          vocab=64, sizes=(3, 8, 5), seed=5),
     Case("unoptimised_dynamo", layers=(1, 2), exporter="dynamo", opset=18, folded=False, reduction=4, vocab=64, seed=5),
+    # The exporter inlines its own function for attention: a scale is the root of a one that is cast like the queries.
+    Case("unoptimised_sdpa", layers=(1, 1), d_model=16, d_kv=8, d_ff=24, heads=2, exporter="dynamo", opset=20, folded=False,
+         attention="sdpa", reduction=2, vocab=32, sizes=(3, 7, 4), seed=5),
     Case("unfolded_sdpa", layers=(2, 1), opset=14, folded=False, attention="sdpa", gated=True, tied=False, reduction=4,
          vocab=64, seed=4),
     Case("opset_23", layers=(2, 1), exporter="dynamo", opset=23, gated=True, tied=False, reduction=4, magnitude=True,

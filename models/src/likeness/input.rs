@@ -134,7 +134,8 @@ impl Behind {
                 let constant = |slot: usize| node.input(slot).is_some_and(|v| survey.contents(v) == 0);
                 let is_integer = graph.value(value).dtype.is_some_and(|d| !d.is_float());
                 match node.op.as_str() {
-                    "Shape" | "Size" | "CumSum" | "Softmax" => {}
+                    _ if !node.reads_numbers(*slot) => {}
+                    "CumSum" | "Softmax" => {}
                     "Gather" if *slot == 1 && constant(0) && is_table(survey, node.input(0)) => {
                         let copies = moved && !steps_over(survey, value);
                         found.looked_up |= copies;

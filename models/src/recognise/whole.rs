@@ -104,22 +104,21 @@ impl Walk<'_, '_> {
         }
     }
 
-    /// Refuses nodes that read the inside of what was recognised and whose results reach an output. What only a shape
-    /// is taken of does not count.
+    /// Refuses nodes that read the inside of what was recognised and whose results reach an output. Who reads a type
+    /// or a shape alone does not count.
     fn strangers(&mut self, claimed: &HashSet<NodeId>) {
         let graph = self.graph();
-        let is_shape = |v: ValueId| {
-            graph.producer_of(v).is_some_and(|(n, _)| graph.node(n).is("Shape") || graph.node(n).is("Size"))
-        };
-        let live = graph.ancestors_until(outputs(graph), is_shape);
+        let live = graph.makers_until(outputs(graph), |_| false);
         let uses = graph.uses();
         for id in graph.node_ids().filter(|id| claimed.contains(id) && !constant_glue(graph, *id)) {
             for value in graph.node(id).outputs.iter().flatten() {
                 let excused = |user: &NodeId| {
                     self.suspects.contains(user) && self.stream.contains(&self.matcher.settle_with(*value, |_| {}))
                 };
-                let stranger =
-                    |(user, _): &&(NodeId, usize)| !claimed.contains(user) && live.contains(user) && !excused(user);
+                let stranger = |(user, slot): &&(NodeId, usize)| {
+                    let reads = graph.node(*user).reads_numbers(*slot) && live.contains(user);
+                    reads && !claimed.contains(user) && !excused(user)
+                };
                 let Some((user, _)) = uses.of(*value).iter().find(stranger) else { continue };
                 let user = graph.node(*user);
                 self.refusals.push(Refusal {

@@ -18,9 +18,6 @@ use super::{Product, Remade};
 /// Permutations of `[batch, length, heads, width]` that products read: queries and values, and keys.
 const BY_HEAD: [[i64; 4]; 2] = [[0, 2, 1, 3], [0, 2, 3, 1]];
 
-/// What may read the heads: products, and what asks for their length.
-const READERS: [&str; 2] = ["MatMul", "Shape"];
-
 /// As [`BY_HEAD`], of `[length, batch, heads, width]`.
 const LENGTH_FIRST: [[i64; 4]; 2] = [[1, 2, 0, 3], [1, 2, 3, 0]];
 
@@ -57,8 +54,10 @@ impl Heads {
             let way = BY_HEAD.iter().position(|way| way == perm)?;
             let value = node.output(0).filter(|value| !needed.contains(value))?;
             let readers = uses.of(value);
-            (!readers.is_empty() && readers.iter().all(|(id, _)| READERS.iter().any(|op| graph.node(*id).is(op))))
-                .then_some((*id, value, way))
+            // Products, and who asks for their type or their length alone.
+            let serves =
+                |(id, slot): &(NodeId, usize)| graph.node(*id).is("MatMul") || !graph.node(*id).reads_numbers(*slot);
+            (!readers.is_empty() && readers.iter().all(serves)).then_some((*id, value, way))
         };
         let transposed: Vec<_> = uses.of(split).iter().map(transposed).collect::<Option<_>>()?;
         let (heads, width) = (i64::from(*heads), i64::from(*width));

@@ -15,8 +15,8 @@ use safetensors::SafeTensors;
 /// Largest difference, relative to the largest logit.
 const BOUND: f64 = 1e-3;
 
-/// Of this export tract cannot tell the shape of a Reshape, which is the source model's own.
-const REFUSED: [&str; 1] = ["unoptimised_dynamo"];
+/// Of these exports tract cannot infer the shape of a Reshape, which is the source model's own.
+const REFUSED: [&str; 2] = ["unoptimised_dynamo", "unoptimised_sdpa"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
