@@ -210,7 +210,7 @@ fn fewer_bytes_cost_little() {
     let cache = work.path("int8");
     refused(
         &work.train_briefly("other", &["--cache", text(&cache), "--cache-dtype", "fp16"]),
-        &["kept in int8, not fp16"],
+        &["stored as int8, not fp16"],
     );
     refused(&work.train_briefly("half", &["--cache", text(&cache), "--tap-dtype", "fp16"]), &["train.cache_dtype"]);
     // Without a type, the cache's own.
@@ -401,7 +401,7 @@ fn a_run_goes_on_with_taps_as_it_began() {
     // Another in its place is refused.
     fs::remove_dir_all(&cache).expect("it is removed");
     json(&work.build("taps", &["--cache-dtype", "fp16"]).output().expect("lstc runs"));
-    refused(&resume().output().expect("lstc runs"), &["kept in fp16, not int8"]);
+    refused(&resume().output().expect("lstc runs"), &["stored as fp16, not int8"]);
     fs::write(work.path("parts/train.yaml"), "").expect("it can be written");
     refused(&resume().output().expect("lstc runs"), &["train.yaml` is damaged: it is empty"]);
 }

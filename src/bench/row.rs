@@ -122,7 +122,7 @@ fn batch(opened: &Opened, settings: &Settings) -> anyhow::Result<Batch> {
     let rows = fixed.batch.unwrap_or(settings.batch);
     let source = fixed.source.unwrap_or(settings.source_length);
     let target = fixed.target.unwrap_or(settings.target_length);
-    let vocabulary = opened.record.model.vocabulary as i64;
+    let vocabulary = opened.record.model.tokens() as i64;
     if vocabulary <= 8 {
         bail!("a vocabulary of {vocabulary} tokens is too small for a benchmark");
     }

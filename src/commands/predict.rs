@@ -133,7 +133,7 @@ impl Predict {
     ) -> anyhow::Result<Vec<Label>> {
         let Some(file) = &self.labels_from else {
             return match &self.labels[..] {
-                [] => recorded_labels(side, opened.record.model.vocabulary as u64),
+                [] => recorded_labels(side, opened.record.model.tokens() as u64),
                 given => named_labels(given, tokenizer, reading.max_target_length),
             };
         };

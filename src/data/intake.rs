@@ -236,7 +236,7 @@ impl<'a> Intake<'a> {
             None => Ok(()),
             Some(id) => {
                 let size = self.vocabulary;
-                Err(format!("field {name} has token {id}, but the model's vocabulary has {size} tokens"))
+                Err(format!("field {name} has token {id}, but the model has embeddings for {size} tokens"))
             }
         }
     }

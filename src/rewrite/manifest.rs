@@ -167,9 +167,20 @@ pub struct ModelSummary {
     pub exporter: String,
     pub opset: i64,
     pub towers: Vec<TowerSummary>,
+    /// Tokens that the LM head scores.
     pub vocabulary: usize,
+    /// Tokens that every tower has an embedding of, where these are fewer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embedded: Option<usize>,
     pub head_scale: f32,
     pub tied: bool,
+}
+
+impl ModelSummary {
+    /// The tokens that may be read: ids below this.
+    pub fn tokens(&self) -> usize {
+        self.embedded.unwrap_or(self.vocabulary)
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -210,12 +221,15 @@ impl ModelSummary {
                 tokens: graph.value(tower.tokens).name.clone(),
             })
         });
+        let vocabulary = anatomy.head.linear.outputs;
+        let embedded = anatomy.towers.iter().map(|tower| tower.table.dims(graph)[0]).min();
         ModelSummary {
             family: anatomy.family.to_owned(),
             exporter: graph.producer.clone(),
             opset: graph.opset(),
             towers: towers.collect(),
-            vocabulary: anatomy.head.linear.outputs,
+            vocabulary,
+            embedded: embedded.filter(|embedded| *embedded < vocabulary),
             head_scale: anatomy.head.scale,
             tied: anatomy.head.tied,
         }

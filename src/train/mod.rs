@@ -325,7 +325,7 @@ pub fn read_corpus(
     scratch: &Path,
     notify: &mut impl FnMut(Event),
 ) -> anyhow::Result<Corpus> {
-    let vocabulary = u32::try_from(opened.record.model.vocabulary).unwrap_or(u32::MAX);
+    let vocabulary = u32::try_from(opened.record.model.tokens()).unwrap_or(u32::MAX);
     let mut progress = |done, of| notify(Event::Reading { file, done, of });
     let reading = reading.within(&opened.fixed());
     let corpus = Corpus::read(file, &reading, tokenizer, opened.record.tokens, scratch, vocabulary, &mut progress)?;

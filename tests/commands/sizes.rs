@@ -7,7 +7,7 @@ use lstc_graph::onnx::proto::tensor_shape_proto::dimension::Value;
 use lstc_graph::onnx::proto::type_proto;
 use prost::Message;
 
-use super::{Tuned, case, code, lstc, stderr, text};
+use super::{Tuned, archive, case, code, lstc, stderr, text};
 
 /// Fixes the length of the decoder's input of a model.
 fn with_target_length(length: i64) -> Vec<u8> {
@@ -72,9 +72,34 @@ fn tokens_that_the_model_does_not_have_leave_no_run() {
     fs::write(&data, "{\"input_ids\": [5, 96, 1], \"labels\": [7, 1]}\n").expect("the folder is there");
     let no = lstc(&["train", text(&directory), "--train", text(&data)]);
     let told = stderr(&no);
-    assert!(told.contains("field `input_ids` has token 96, but the model's vocabulary has 96 tokens"), "{told}");
+    assert!(told.contains("field `input_ids` has token 96, but the model has embeddings for 96 tokens"), "{told}");
     assert!(code(&no) == 2 && !directory.join("run").exists());
     let model = tuned.path("model.onnx");
     let again = lstc(&["rewrite", text(&model), "-o", text(&directory), "--force"]);
     assert_eq!(code(&again), 0, "{}", stderr(&again));
+}
+
+/// A head that is padded to more tokens than the embedding has: those beyond cannot be read, and the others train.
+#[test]
+fn a_token_without_an_embedding_is_refused_before_anything_runs() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    archive::unpack("ts_padded_vocab", folder.path());
+    let (directory, data) = (folder.path().join("tuned"), folder.path().join("data.jsonl"));
+    let yes = lstc(&["rewrite", text(&folder.path().join("model.onnx")), "-o", text(&directory)]);
+    assert_eq!(code(&yes), 0, "{}", stderr(&yes));
+    let train = |row: &str| {
+        fs::write(&data, row).expect("the folder is there");
+        lstc(&["train", text(&directory), "--train", text(&data), "--epochs", "1"])
+    };
+    for row in ["{\"input_ids\": [5, 64, 1], \"labels\": [7, 1]}\n", "{\"input_ids\": [5, 1], \"labels\": [70, 1]}\n"] {
+        let no = train(row);
+        assert!(
+            code(&no) == 2 && stderr(&no).contains("but the model has embeddings for 64 tokens"),
+            "{}",
+            stderr(&no)
+        );
+        assert!(!directory.join("run").exists());
+    }
+    let yes = train("{\"input_ids\": [5, 63, 1], \"labels\": [7, 1]}\n");
+    assert_eq!(code(&yes), 0, "{}", stderr(&yes));
 }

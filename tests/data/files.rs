@@ -267,7 +267,7 @@ fn bad_rows_of_token_ids_are_named() {
     ];
     insta::assert_snapshot!(bad.iter().map(|row| told(row)).collect::<String>(), @r"
     `a.jsonl`, line 2: no field `input_ids`; it has `label`, `text`
-    `a.jsonl`, line 2: field `input_ids` has token 4096, but the model's vocabulary has 4096 tokens
+    `a.jsonl`, line 2: field `input_ids` has token 4096, but the model has embeddings for 4096 tokens
     `a.jsonl`, line 2: field `labels` has 4294967301 at index 0, which is not a token id
     `a.jsonl`, line 2: field `input_ids` has -1 at index 1, which is not a token id
     `a.jsonl`, line 2: field `input_ids` is not an array of integers

@@ -78,16 +78,6 @@ impl Walk<'_, '_> {
             check(Place::Tower(tower.kind), "the final norm weighs", gains(&tower.final_norm), width);
         }
         check(Place::Head, "it reads", anatomy.head.linear.inputs, anatomy.last().width);
-        for tower in &anatomy.towers {
-            let (rows, tokens) = (tower.table.dims(graph)[0], anatomy.head.linear.outputs);
-            if rows < tokens {
-                let reason = format!(
-                    "it scores {tokens} tokens, and the embedding of the {} has {rows}: tokens from {rows} on have no embedding",
-                    tower.kind
-                );
-                found.push((Place::Head, reason));
-            }
-        }
         for (place, reason) in found {
             self.refuse(place, "", reason);
         }
