@@ -302,7 +302,7 @@ fn what_is_no_side_network_is_told() {
     };
     assert!(said(&["--side", text(&tuned.path("model.onnx"))]).contains("is not a safetensors file"));
     assert!(said(&["--side", text(&tuned.path("nowhere"))]).contains("cannot read the side network"));
-    assert!(said(&["--side", text(tuned.folder.path())]).contains("holds no best.safetensors"));
+    assert!(said(&["--side", text(tuned.folder.path())]).contains("does not hold best.safetensors"));
     fs::write(tuned.path("other.safetensors"), "").expect("an empty file");
     assert!(said(&["--side", text(&tuned.path("other.safetensors"))]).contains("is not a safetensors file"));
     fs::remove_dir_all(tuned.directory().join("run")).expect("it is there");

@@ -305,7 +305,7 @@ fn a_file_of_something_else_says_what_names_are_wanted() {
     write(&tuned.path("ref.safetensors"), &StateDict::from([("classifier.weight".to_owned(), zeros)]));
     let done = tuned.import(&[]);
     assert_eq!(done.status.code(), Some(2));
-    assert!(stderr(&done).contains("hint: names are those of the reference's state dict"), "{}", stderr(&done));
+    assert!(stderr(&done).contains("hint: name the tensors as in the reference's state dict"), "{}", stderr(&done));
 }
 
 #[test]

@@ -200,12 +200,12 @@ def processed():
             model = derived(f"{form}_{tool}", source, backbone, step, "quantised")
             if form == "2f" and tool == "qdq_extended":
                 # ONNX Runtime drops a Relu before a quantisation whose zero point is the lowest integer.
-                model.refused = "an activation that lstc does not know"
+                model.refused = "an activation that lstc does not"
             yield model
         # The quantiser lifts the opset to 21 and leaves the nodes as they are: opset 17's ReduceMean would be unsound.
         model = derived(f"{form}_nbits_4_qdq", "ts_opset_18" if form == "ts" else source, backbone,
                         variants.nbits(4, 32, True, form=QuantFormat.QDQ), "quantised")
-        model.refused = "element type INT4, which lstc does not support"
+        model.refused = "element type INT4, which lstc does not"
         yield model
         yield derived(f"{form}_f16_converted", source, backbone, variants.half_by_converter, "f16")
         yield derived(f"{form}_f16_ort", source, backbone, variants.half_by_ort, "f16")
