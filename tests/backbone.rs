@@ -159,7 +159,8 @@ fn side_networks_of_one_model_share_its_copied_weights() {
 fn weights_of_another_model_are_not_shared() {
     let (model, other) = (Model::of("relu_torchscript"), Model::of("merge_last"));
     other.rewritten("a", &[]);
-    for (directory, reason) in [(other.path("a"), "is different"), (model.path("nowhere"), "is not a rewritten model")] {
+    for (directory, reason) in [(other.path("a"), "is different"), (model.path("nowhere"), "is not a rewritten model")]
+    {
         let refused = model.rewrite("b", &["--link", "--share", text(&directory)]);
         assert_eq!(refused.status.code(), Some(2), "{}", stdout(&refused));
         let told = stderr(&refused);
