@@ -550,7 +550,7 @@ fn what_cannot_be_is_refused() {
     fs::write(&config, "backbone: {type: int8, kept: [nothing]}\n").expect("it can be written");
     assert!(refused(&["--config", text(&config)]).contains("names `nothing`, which is not the result"));
     fs::write(&config, "backbone: {type: int8, kept: [], in_8_bits: [nothing]}\n").expect("it can be written");
-    assert!(refused(&["--config", text(&config)]).contains("of an int4 backbone, and this one is int8"));
+    assert!(refused(&["--config", text(&config)]).contains("needs an int4 backbone, and this one is int8"));
     fs::write(&config, "backbone: {type: int4, kept: [linear], in_8_bits: [nothing, linear]}\n")
         .expect("it can be written");
     let both = refused(&["--config", text(&config)]);
