@@ -185,6 +185,7 @@ fn comparison(before: &Metrics, after: &Metrics, (trainable, frozen): (usize, us
             ["loss".to_owned(), format!("{:.3}", before.loss), format!("{:.3}", after.loss)],
         ],
     );
+    let table = report::trimmed(&table.to_string());
     let percentage = 100.0 * trainable as f64 / frozen as f64;
     format!(
         "{table}\n\n  trainable      {trainable} parameters, {percentage:.1} % of the backbone's {frozen}\n  step           \

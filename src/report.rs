@@ -174,7 +174,7 @@ pub fn note(text: impl fmt::Display) {
 }
 
 /// Text whose lines do not end with blanks, as the last cells of tables do.
-fn trimmed(text: &str) -> String {
+pub fn trimmed(text: &str) -> String {
     text.split('\n').map(|line| line.trim_end_matches(' ')).collect::<Vec<_>>().join("\n")
 }
 
