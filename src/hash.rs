@@ -1,10 +1,35 @@
-//! Hashes of files: SHA-256, and BLAKE3 for those that may be large.
+//! Hashes of files: SHA-256, and BLAKE3 for those that may be large. And what shows that a hash is still that of its file.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read, Seek};
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+/// A state of a file. A file that was written to is in another, and so is a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    bytes: u64,
+    device: u64,
+    inode: u64,
+    /// Seconds and nanoseconds: when its contents, and when anything about it, last changed.
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl State {
+    pub fn new(metadata: &Metadata) -> State {
+        State {
+            bytes: metadata.len(),
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
 
 /// The SHA-256 of a file, in hexadecimal, from its start; the file is left at its start again.
 pub fn sha256(file: &mut File) -> io::Result<String> {

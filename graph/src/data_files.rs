@@ -108,21 +108,51 @@ pub enum Means {
     Copied,
 }
 
-/// Writes the large weights of `graphs` to `folder/name`, and files named after it where one is not enough: hard links to the
-/// data files that they lie in, and a copy of those that cannot be linked. The folder is one that goes again once the graphs have run.
+/// The large weights of graphs that only run: read where they lie if that is one folder's data files, and otherwise from files that
+/// are written to `scratch`. With them, the folder that has them. The source's files get no second name: a process that is killed
+/// would leave it.
 ///
 /// # Errors
-/// From the file system, e.g. no space, or a file of that name.
-pub fn write_data(graphs: &[&Graph], folder: &Path, name: &str) -> io::Result<(DataFiles, Vec<Saved>)> {
-    let mut writer = DataWriter::new(graphs, folder, name);
-    writer.link(Links::HardLinks)?;
-    writer.copy(&mut |_| ())
+/// From the file system, e.g. no space.
+pub fn data_to_run(graphs: &[&Graph], scratch: &Path) -> io::Result<(DataFiles, PathBuf)> {
+    let mut writer = DataWriter::new(graphs, scratch, "weights.data");
+    if let Some(found) = where_they_lie(&writer.left) {
+        return Ok(found);
+    }
+    writer.link(Links::Reflinks)?;
+    let (data, _) = writer.copy(&mut |_| ())?;
+    Ok((data, scratch.to_owned()))
+}
+
+/// The data files that hold all of some weights, and their folder; `None` if there is not one that has them all.
+fn where_they_lie(weights: &[(&str, &Weight)]) -> Option<(DataFiles, PathBuf)> {
+    let mut data = DataFiles::default();
+    let mut files: HashMap<&Path, (PathBuf, Arc<str>)> = HashMap::new();
+    let mut shared: Option<PathBuf> = None;
+    for (_, weight) in weights {
+        let FileRange { file, offset } = data_file(weight)?;
+        let (folder, name) = match files.get(file.as_path()) {
+            Some(known) => known.clone(),
+            None => {
+                // ONNX Runtime follows links before it looks for a file in the folder.
+                let real = file.canonicalize().ok()?;
+                let found = (real.parent()?.to_owned(), Arc::from(real.file_name()?.to_str()?));
+                files.insert(file, found.clone());
+                found
+            }
+        };
+        if *shared.get_or_insert_with(|| folder.clone()) != folder {
+            return None;
+        }
+        data.put(weight, name, *offset);
+    }
+    Some((data, shared?))
 }
 
 /// Writes the large weights of `graphs`, and nothing else, to a file of its own; the number of its bytes.
 ///
 /// # Errors
-/// As [`write_data`].
+/// From the file system, e.g. no space, or a file of that name.
 pub fn copy_data(graphs: &[&Graph], folder: &Path, name: &str) -> io::Result<(DataFiles, u64)> {
     let (data, saved) = DataWriter::new(graphs, folder, name).copy(&mut |_| ())?;
     Ok((data, saved.iter().map(|s| s.bytes).sum()))

@@ -32,7 +32,7 @@ mod words;
 
 pub use attribute::{Attribute, Attributes};
 pub use compare::Comparer;
-pub use data_files::{DataFiles, DataWriter, Links, Means, Saved, copy_data, write_data};
+pub use data_files::{DataFiles, DataWriter, Links, Means, Saved, copy_data, data_to_run};
 pub use dot::dot;
 pub use dtype::DType;
 pub use emit::Builder;
@@ -50,4 +50,4 @@ pub use text::{ParseError, listing, parse, print};
 pub use verify::{Flaw, verify};
 pub use weight::{FileRange, Weight};
 pub use widen::widen;
-pub use words::count;
+pub use words::{an, count};

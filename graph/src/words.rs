@@ -11,6 +11,12 @@ pub fn count<N: Display + PartialEq + From<u8>>(number: N, one: &str) -> String 
     }
 }
 
+/// A word after its article.
+pub fn an(word: &str) -> String {
+    let article = if word.starts_with(['A', 'E', 'I', 'O', 'U', 'a', 'e', 'i', 'o']) { "an" } else { "a" };
+    format!("{article} {word}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

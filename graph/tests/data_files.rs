@@ -1,11 +1,12 @@
 //! Data files: linked where they can be, shared, copied; and mapped weights that give their memory back.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use lstc_graph::{
-    DataFiles, DataWriter, Graph, Links, Means, Saved, Weight, copy_data, encode, load, parse, print, write_data,
+    DataFiles, DataWriter, Graph, Links, Means, Saved, Weight, copy_data, data_to_run, encode, load, parse, print,
 };
 
 const ELEMENTS: usize = 4096;
@@ -42,6 +43,14 @@ fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary folder")
 }
 
+/// Links the data files of a graph's weights in `folder`, and copies what lies in none.
+fn write_data(graph: &Graph, folder: &Path) -> io::Result<(DataFiles, Vec<Saved>)> {
+    let graphs = [graph];
+    let mut writer = DataWriter::new(&graphs, folder, "w.data");
+    writer.link(Links::HardLinks)?;
+    writer.copy(&mut |_| ())
+}
+
 fn names(saved: &[Saved]) -> Vec<(&str, &'static str)> {
     let how = |s: &Saved| match s.means {
         Means::Linked(_) => "linked",
@@ -55,12 +64,12 @@ fn names(saved: &[Saved]) -> Vec<(&str, &'static str)> {
 fn each_data_file_is_linked_and_what_lies_in_none_is_copied() {
     let (source, tuned) = (folder(), folder());
     let mut model = in_two_files(source.path());
-    let (_, saved) = write_data(&[&model], folder().path(), "w.data").expect("it can be written");
+    let (_, saved) = write_data(&model, folder().path()).expect("it can be written");
     assert_eq!(names(&saved), [("w.data", "linked"), ("w.1.data", "linked")]);
 
     let made = model.add_weight("made", Weight::from_f32(&[ELEMENTS], &[3.0; ELEMENTS]));
     model.outputs.push(made);
-    let (data, saved) = write_data(&[&model], tuned.path(), "w.data").expect("it can be written");
+    let (data, saved) = write_data(&model, tuned.path()).expect("it can be written");
     assert_eq!(names(&saved), [("w.data", "linked"), ("w.1.data", "linked"), ("w.2.data", "copied")]);
     for (link, file) in [("w.data", "a.bin"), ("w.1.data", "b.bin")] {
         let inode = |path: &Path| fs::metadata(path).expect("it is there").ino();
@@ -82,7 +91,7 @@ fn each_data_file_is_linked_and_what_lies_in_none_is_copied() {
 fn a_copy_is_linked_by_whoever_shares_it() {
     let (first, second) = (folder(), folder());
     let model = graph(&[("a", 1.0), ("b", 2.0)]);
-    let (data, saved) = write_data(&[&model], first.path(), "w.data").expect("it can be written");
+    let (data, saved) = write_data(&model, first.path()).expect("it can be written");
     assert_eq!(names(&saved), [("w.data", "copied")]);
     fs::write(first.path().join("model.onnx"), encode(&model, &data)).expect("it can be written");
     let shared = [load(&first.path().join("model.onnx")).unwrap_or_else(|e| panic!("{e}"))];
@@ -134,6 +143,32 @@ fn a_file_keeps_its_one_name_unless_hard_links_are_asked_for() {
 }
 
 #[test]
+fn weights_are_run_from_where_they_lie() {
+    let (source, scratch) = (folder(), folder());
+    let mut model = in_two_files(source.path());
+    let files = || fs::read_dir(scratch.path()).expect("a folder").count();
+    let check = |model: &Graph| {
+        let (data, folder) = data_to_run(&[model], scratch.path()).expect("it can be written");
+        let bytes = encode(model, &data);
+        assert!(bytes.len() < 4096, "nothing is embedded");
+        let file = folder.join("run.onnx");
+        fs::write(&file, bytes).expect("it can be written");
+        assert_eq!(print(&load(&file).unwrap_or_else(|e| panic!("{e}"))), print(model));
+        folder
+    };
+    assert_eq!(check(&model), source.path().canonicalize().expect("it is there"));
+    assert_eq!(files(), 0);
+
+    // One weight more, which lies nowhere: all of them go to the scratch folder.
+    let made = model.add_weight("made", Weight::from_f32(&[ELEMENTS], &[3.0; ELEMENTS]));
+    model.outputs.push(made);
+    assert_eq!(check(&model), scratch.path());
+    for name in ["a.bin", "b.bin"] {
+        assert_eq!(fs::metadata(source.path().join(name)).expect("it is there").nlink(), 1);
+    }
+}
+
+#[test]
 fn a_copy_keeps_holes_and_is_no_wider_than_its_source() {
     const LARGE: usize = 16 << 20;
     let (source, tuned) = (folder(), folder());
@@ -164,8 +199,8 @@ fn a_name_that_is_there_is_not_written_through() {
     let model = in_two_files(source.path());
     let taken = tuned.path().join("w.data");
     fs::write(&taken, "mine").expect("it can be written");
-    assert!(write_data(&[&model], tuned.path(), "w.data").is_err());
-    assert!(write_data(&[&graph(&[("a", 1.0)])], tuned.path(), "w.data").is_err());
+    assert!(write_data(&model, tuned.path()).is_err());
+    assert!(write_data(&graph(&[("a", 1.0)]), tuned.path()).is_err());
     assert_eq!(fs::read(&taken).expect("it is there"), b"mine");
 }
 

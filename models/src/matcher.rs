@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::HashSet;
 
-use lstc_graph::{DType, Graph, Node, NodeId, ValueId, Weight};
+use lstc_graph::{DType, Graph, Node, NodeId, ValueId, Weight, an};
 
 use crate::anatomy::Norm;
 use crate::trace::{Found, Record, Remark};
@@ -366,12 +366,6 @@ impl<'g> Matcher<'g> {
         }
         (values, constant)
     }
-}
-
-/// A word after its article.
-pub fn an(word: &str) -> String {
-    let article = if word.starts_with(['A', 'E', 'I', 'O', 'U', 'a', 'e', 'i', 'o']) { "an" } else { "a" };
-    format!("{article} {word}")
 }
 
 /// Operators, any of which will do.

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, Metadata};
 use std::io::Write as _;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
@@ -19,7 +19,7 @@ use super::config::Config;
 use super::manifest::{self, Record};
 use super::{GRAPHS, MANIFEST, TOKENIZER};
 use crate::files;
-use crate::hash::blake3;
+use crate::hash::{State, blake3};
 use crate::report::{Hinted, ProgressLine, word};
 
 /// The states of the data files when they were hashed.
@@ -34,36 +34,25 @@ pub struct WrittenFile {
     pub blake3: String,
 }
 
-/// A state of a file. Writing to a file changes it.
+/// A file whose hash is known, in the state in which it was hashed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct State {
+struct Hashed {
     blake3: String,
-    bytes: u64,
-    device: u64,
-    inode: u64,
-    /// Seconds and nanoseconds: when its contents, and when anything about it, changed.
-    modified: (i64, i64),
-    changed: (i64, i64),
+    #[serde(flatten)]
+    state: State,
 }
 
-impl State {
-    fn new(metadata: &Metadata, blake3: &str) -> State {
-        State {
-            blake3: blake3.to_owned(),
-            bytes: metadata.len(),
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        }
+impl Hashed {
+    fn new(metadata: &Metadata, blake3: &str) -> Hashed {
+        Hashed { blake3: blake3.to_owned(), state: State::new(metadata) }
     }
 }
 
-type Seen = BTreeMap<String, State>;
+type Seen = BTreeMap<String, Hashed>;
 
 /// The state in which a file was found.
 enum Found {
-    Same(State),
+    Same(Hashed),
     Changed { names: u64 },
     Missing,
 }
@@ -84,7 +73,7 @@ impl WrittenFile {
     }
 
     /// Looks at the file, and hashes it unless it is in a state that is known.
-    fn look(&self, directory: &Path, known: Option<&State>) -> anyhow::Result<Found> {
+    fn look(&self, directory: &Path, known: Option<&Hashed>) -> anyhow::Result<Found> {
         let path = directory.join(&self.file);
         let context = || format!("cannot read `{}`", path.display());
         // A manifest names files beside it, and reading a pipe would block.
@@ -95,9 +84,9 @@ impl WrittenFile {
         let mut file = regular::open(&path).with_context(context)?;
         // Before it is read: a change made meanwhile is noticed next time.
         let metadata = file.metadata().with_context(context)?;
-        let state = State::new(&metadata, &self.blake3);
-        if known == Some(&state) {
-            return Ok(Found::Same(state));
+        let hashed = Hashed::new(&metadata, &self.blake3);
+        if known == Some(&hashed) {
+            return Ok(Found::Same(hashed));
         }
         let changed = Found::Changed { names: metadata.nlink() };
         if metadata.len() != self.bytes {
@@ -108,7 +97,7 @@ impl WrittenFile {
             line.show(format!("checking {} ...", self.file));
         }
         let found = blake3(&mut file, &AtomicBool::new(false)).with_context(context)?;
-        Ok(if found.as_ref() == Some(&self.blake3) { Found::Same(state) } else { changed })
+        Ok(if found.as_ref() == Some(&self.blake3) { Found::Same(hashed) } else { changed })
     }
 }
 
@@ -147,10 +136,10 @@ fn check(directory: &Path, files: &[WrittenFile]) -> anyhow::Result<()> {
             let hint = format!("{why}put back what was there, or rewrite the model: `lstc rewrite MODEL -o DIR`");
             return Err(Hinted::new(error, hint).into());
         }
-        if let Found::Same(state) = found
+        if let Found::Same(hashed) = found
             && file.is_data()
         {
-            now.insert(file.file.clone(), state);
+            now.insert(file.file.clone(), hashed);
         }
     }
     if now != seen {
@@ -184,11 +173,11 @@ pub fn differences(directory: &Path, files: &[WrittenFile]) -> anyhow::Result<Ve
 /// # Errors
 /// From the file system.
 pub fn remember(directory: &Path, files: &[WrittenFile]) -> anyhow::Result<()> {
-    let state = |file: &WrittenFile| {
+    let hashed = |file: &WrittenFile| {
         let metadata = fs::metadata(directory.join(&file.file))?;
-        Ok((file.file.clone(), State::new(&metadata, &file.blake3)))
+        Ok((file.file.clone(), Hashed::new(&metadata, &file.blake3)))
     };
-    let seen: std::io::Result<Seen> = files.iter().filter(|file| file.is_data()).map(state).collect();
+    let seen: std::io::Result<Seen> = files.iter().filter(|file| file.is_data()).map(hashed).collect();
     keep(directory, &seen?)
 }
 

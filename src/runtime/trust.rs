@@ -13,7 +13,7 @@ use anyhow::Context;
 use lstc_graph::regular;
 use serde::{Deserialize, Serialize};
 
-use crate::hash::blake3;
+use crate::hash::{State, blake3};
 
 /// What was installed, in its directory.
 const RECORD: &str = "installed.json";
@@ -32,30 +32,6 @@ struct Library {
     file: String,
     blake3: String,
     state: State,
-}
-
-/// A state of a file. A file that was written to has another, and is hashed again.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct State {
-    bytes: u64,
-    device: u64,
-    inode: u64,
-    /// Seconds and nanoseconds: when its contents, and when anything else about it, last changed.
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl State {
-    fn new(metadata: &Metadata) -> State {
-        State {
-            bytes: metadata.len(),
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
 }
 
 /// Makes what was unpacked into a directory writable by its owner alone, and records its libraries.

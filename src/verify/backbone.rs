@@ -5,7 +5,7 @@
 //! written ones were sliced. Values that are computed from products in another precision are compared with those of the graph
 //! that the compiler makes again; [`super::quantised`] compares these with the source's.
 
-use lstc_graph::{Graph, ValueId, encode, write_data};
+use lstc_graph::{Graph, ValueId, data_to_run, encode};
 use lstc_passes::Module;
 use lstc_passes::options::Precision;
 
@@ -56,12 +56,12 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
         let originals: Vec<ValueId> = values.iter().chain([&logits]).copied().collect();
         let names = give(&mut reference, &originals);
         let reference = reference.slice(&reference.outputs);
-        let folder = Scratch::new()?;
-        let (data, _) = write_data(&[&reference, &tuned], folder.path(), "source.data")?;
+        let scratch = Scratch::new()?;
+        let (data, folder) = data_to_run(&[&reference, &tuned], scratch.path())?;
         for optimisation in [Optimisation::Off, Optimisation::All] {
             let open = |graph: &Graph| {
                 let session = subject.runtime.session().optimisation(optimisation);
-                session.load(&encode(&on_cpu(graph), &data), Some(folder.path()))
+                session.load(&encode(&on_cpu(graph), &data), Some(&folder))
             };
             let expected = run_all(open(&reference)?, &at_sizes, &names)?;
             let mut graph = disk.clone();

@@ -1,7 +1,7 @@
 //! Each block at full width, emitted in the side network's canonical form with the backbone's weights, compared with the
 //! backbone itself: the source's own, in whatever precision the written graphs compute its products.
 
-use lstc_graph::{Builder, DType, Graph, Origin, ValueId, encode, write_data};
+use lstc_graph::{Builder, DType, Graph, Origin, ValueId, data_to_run, encode};
 use lstc_models::{Attention, AttentionKind, SublayerKind};
 use lstc_passes::block::{
     AttentionWeights, Dropout, FeedForwardWeights, MatrixValue, Rows, attention, feed_forward, norm,
@@ -46,12 +46,12 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
     let outputs = graph.outputs.clone();
     let names = give(&mut graph, &outputs);
     let graph = graph.slice(&graph.outputs);
-    let folder = Scratch::new()?;
-    let (data, _) = write_data(&[&graph], folder.path(), "source.data")?;
+    let scratch = Scratch::new()?;
+    let (data, folder) = data_to_run(&[&graph], scratch.path())?;
     let inputs = sample::inputs(module, subject.seed)?;
     let evaluate = |graph: &Graph| -> anyhow::Result<Vec<Tensor>> {
         let session = subject.runtime.session().optimisation(Optimisation::Off);
-        let results = run(&mut session.load(&encode(graph, &data), Some(folder.path()))?, &inputs, &names)?;
+        let results = run(&mut session.load(&encode(graph, &data), Some(&folder))?, &inputs, &names)?;
         Ok(results.into_iter().map(narrow).collect())
     };
     let (results, exact) = (evaluate(&graph)?, evaluate(&widen(&graph))?);

@@ -1,6 +1,6 @@
 //! Values that fixed sizes turned into constants, compared with the source model run at those sizes.
 
-use lstc_graph::{DType, ValueId, Weight, encode, write_data};
+use lstc_graph::{DType, ValueId, Weight, data_to_run, encode};
 
 use super::backbone::{same_bits, source_of};
 use super::{Check, Subject, give, run, sample};
@@ -19,10 +19,10 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
     let mut source = source_of(subject)?;
     let names = give(&mut source, &folded);
     let source = source.slice(&source.outputs);
-    let folder = Scratch::new()?;
-    let (data, _) = write_data(&[&source], folder.path(), "source.data")?;
+    let scratch = Scratch::new()?;
+    let (data, folder) = data_to_run(&[&source], scratch.path())?;
     let session = subject.runtime.session().optimisation(Optimisation::Off);
-    let mut session = session.load(&encode(&source, &data), Some(folder.path()))?;
+    let mut session = session.load(&encode(&source, &data), Some(&folder))?;
     let computed = run(&mut session, &sample::inputs(module, subject.seed)?, &names)?;
 
     let constant = |v: &ValueId| module.graph.weight(*v).and_then(tensor);

@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use lstc_graph::{DType, encode, load, write_data};
+use lstc_graph::{DType, data_to_run, encode, load};
 use ndarray::{ArrayD, IxDyn};
 
 use super::backbone::relative;
@@ -15,6 +15,7 @@ use super::{Check, Subject, give, run, sample};
 use crate::rewrite::manifest;
 use crate::rewrite::opened::on_cpu;
 use crate::runtime::{Dim, ElementType, Optimisation, Port, Session, Tensor};
+use crate::scratch::Scratch;
 
 const NAME: &str = "the source's files, as ONNX Runtime reads them: logits";
 
@@ -32,10 +33,10 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Check> {
     let mut graph = super::backbone::source_of(subject)?;
     let names = give(&mut graph, &[module.anatomy.head.logits]);
     let graph = graph.slice(&graph.outputs);
-    let folder = tempfile::tempdir()?;
-    let (data, _) = write_data(&[&graph], folder.path(), "source.data")?;
+    let scratch = Scratch::new()?;
+    let (data, folder) = data_to_run(&[&graph], scratch.path())?;
     let session = subject.runtime.session().optimisation(Optimisation::Off);
-    let mut session = session.load(&encode(&on_cpu(&graph), &data), Some(folder.path()))?;
+    let mut session = session.load(&encode(&on_cpu(&graph), &data), Some(&folder))?;
     let wanted = run(&mut session, &inputs, &names)?;
 
     let vocabulary = module.anatomy.head.linear.outputs;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, anyhow};
-use lstc_graph::{DType, Dim, Graph, encode, write_data};
+use lstc_graph::{DType, Dim, Graph, data_to_run, encode};
 use lstc_models::Anatomy;
 use lstc_passes::options::{BackboneOptions, Precision, Sizes};
 use lstc_passes::quantise::{Quantise, by_block, products};
@@ -115,10 +115,9 @@ impl Bench<'_> {
         block.give(input);
         block.outputs = vec![output];
         let block = runnable(&block.slice(&[output]), self.runtime, self.device)?.into_owned();
-        let folder = tempfile::tempdir_in(self.scratch)?;
-        let (data, _) = write_data(&[&block], folder.path(), "block.data")?;
-        let mut session =
-            self.runtime.session().device(self.device).load(&encode(&block, &data), Some(folder.path()))?;
+        let scratch = tempfile::tempdir_in(self.scratch)?;
+        let (data, folder) = data_to_run(&[&block], scratch.path())?;
+        let mut session = self.runtime.session().device(self.device).load(&encode(&block, &data), Some(&folder))?;
         let batch = if self.device == Device::Cpu { BATCH } else { BATCH_ON_CUDA };
         let feeds = feeds(&block, &self.options.sizes, batch)?;
         let output = block.value(output).name.clone();

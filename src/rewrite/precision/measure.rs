@@ -1,11 +1,12 @@
 //! The quantised backbone against the source's own, at every tap and at the logits.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
-use lstc_graph::{DataFiles, Graph, ValueId, encode, write_data};
+use lstc_graph::{DataFiles, Graph, ValueId, data_to_run, encode};
 use lstc_passes::Module;
 use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
 
 use super::TapError;
 use super::sample::Feeds;
@@ -57,18 +58,21 @@ impl Squares {
     }
 }
 
-/// A graph with its weights in a folder.
-pub(super) struct Bench<'b> {
-    pub runtime: &'static Runtime,
-    pub folder: &'b Path,
-    pub data: DataFiles,
+/// Graphs that can run: their weights lie in a folder.
+pub(super) struct Bench {
+    runtime: &'static Runtime,
+    data: DataFiles,
+    folder: PathBuf,
+    /// What had to be written.
+    _written: TempDir,
 }
 
-impl Bench<'_> {
-    /// Puts the weights of graphs into a folder.
-    pub(super) fn new<'b>(runtime: &'static Runtime, folder: &'b Path, graphs: &[&Graph]) -> anyhow::Result<Bench<'b>> {
-        let (data, _) = write_data(graphs, folder, "sample.data")?;
-        Ok(Bench { runtime, folder, data })
+impl Bench {
+    /// Makes sure that the weights of graphs lie in a folder; those that do not are written to one in `scratch`.
+    pub(super) fn new(runtime: &'static Runtime, scratch: &Path, graphs: &[&Graph]) -> anyhow::Result<Bench> {
+        let written = tempfile::tempdir_in(scratch)?;
+        let (data, folder) = data_to_run(graphs, written.path())?;
+        Ok(Bench { runtime, data, folder, _written: written })
     }
 
     /// A session over a graph. The source's own weights are read from their mapped file; a quantised graph runs as it
@@ -77,7 +81,7 @@ impl Bench<'_> {
         let graph = on_cpu(graph);
         let optimisation = if is_source { Optimisation::Off } else { Optimisation::All };
         let session = self.runtime.session().optimisation(optimisation).deterministic(true).mapped(is_source);
-        Ok(session.load(&encode(&graph, &self.data), Some(self.folder))?)
+        Ok(session.load(&encode(&graph, &self.data), Some(&self.folder))?)
     }
 }
 
@@ -104,19 +108,18 @@ pub fn measure(runtime: &'static Runtime, module: &Module, feeds: &Feeds, scratc
         (graph.slice(&graph.outputs), names)
     };
     let ((source, names), (quantised, found_names)) = (ready(module.source()), ready(&module.graph));
-    let bench = Bench::new(runtime, scratch, &[&source, &quantised])?;
     let mut squares = vec![Squares::default(); values.len()];
     let (mut changed, mut positions) = (0_usize, 0_usize);
     let mut wanted = Vec::new();
     {
-        let mut session = bench.session(&source, true)?;
+        let mut session = Bench::new(runtime, scratch, &[&source])?.session(&source, true)?;
         for feed in feeds {
             wanted.push(run(&mut session, feed, &names)?);
         }
     }
     // A graph in which nothing has changed runs as the source's.
     let is_source = module.quantised.as_ref().is_some_and(|q| q.remade().next().is_none());
-    let mut session = bench.session(&quantised, is_source)?;
+    let mut session = Bench::new(runtime, scratch, &[&quantised])?.session(&quantised, is_source)?;
     for (feed, wanted) in feeds.iter().zip(&wanted) {
         let found = run(&mut session, feed, &found_names)?;
         for (squares, (found, wanted)) in squares.iter_mut().zip(found.iter().zip(wanted)) {

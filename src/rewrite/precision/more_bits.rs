@@ -156,7 +156,7 @@ struct Walk<'m> {
     levels: &'m [Level],
     /// If products one by one do not hold the limit, all of a block take more bits, and give them back.
     together: bool,
-    bench: &'m Bench<'m>,
+    bench: &'m Bench,
     /// For each batch the model's inputs, and the values of the cut.
     state: Feeds,
     /// Values that are given instead of computed.
