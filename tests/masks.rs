@@ -138,6 +138,9 @@ fn a_mask_whose_ones_mark_padding_trains_as_one_whose_ones_mark_tokens() {
     for (name, mask) in [("plain.onnx", "attention_mask"), ("inverted.onnx", "padding")] {
         assert!(logits(name, mask).iter().all(|error| *error < 1e-5), "{name}");
     }
+    let inverted = Work::new(&["inverted.onnx"]);
+    let verdict = lstc(&["verify", text(&inverted.path("tuned"))]);
+    assert!(verdict.status.success(), "{}{}", stdout(&verdict), stderr(&verdict));
     assert!(logits("inverted.onnx", "attention_mask").iter().any(|error| *error > 1e-2));
     let plain = Work::new(&["plain.onnx"]).losses();
     for name in ["inverted.onnx", "of_tokens.onnx"] {

@@ -201,6 +201,11 @@ impl Reader {
             }
         }
         declared.extend(graph.output.iter().map(|info| (info.name(), info)));
+        let mut seen = HashSet::new();
+        for node in nodes.iter().filter(|node| !node.name().is_empty() && !seen.insert(node.name())) {
+            let place = format!("{} `{}`", node.op_type(), node.name());
+            self.problem(place, "has the name of another node, and ONNX Runtime refuses such a model");
+        }
         let outputs: Vec<Vec<Option<ValueId>>> =
             nodes.iter().enumerate().map(|(i, n)| self.outputs(n, NodeId(i as u32), &declared)).collect();
         for (node, outputs) in nodes.into_iter().zip(outputs) {

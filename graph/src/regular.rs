@@ -1,24 +1,39 @@
 //! Files that a user names: opened only where they are regular files, without waiting, and read up to a limit.
 //!
 //! A named pipe would be waited on for ever, a device may have no end, and either may change what it is between two looks.
+//! What Git leaves in place of a large file that was not fetched is refused too: it is a regular file, but never the one that was
+//! meant.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::OFlags;
 
+/// What a Git LFS pointer begins with, and bytes of the longest (<https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md>).
+const POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+const LONGEST_POINTER: u64 = 1023;
+
 /// Opens a regular file for reading.
 ///
 /// # Errors
-/// From the file system; a directory, a pipe, a socket or a device.
+/// From the file system; a directory, a pipe, a socket or a device; a Git LFS pointer.
 pub fn open(path: &Path) -> io::Result<File> {
     // Opening a device may do something to it already.
     check(&std::fs::metadata(path)?)?;
     // Another file may have taken its place: a pipe is not waited on, and what was opened decides.
     let file = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)?;
-    check(&file.metadata()?)?;
+    let metadata = file.metadata()?;
+    check(&metadata)?;
+    let mut start = [0; POINTER.len()];
+    let is_pointer = (POINTER.len() as u64..=LONGEST_POINTER).contains(&metadata.len())
+        && file.read_exact_at(&mut start, 0).is_ok()
+        && start == *POINTER;
+    if is_pointer {
+        let reason = "it is a Git LFS pointer, not the file itself, which `git lfs pull` fetches";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+    }
     Ok(file)
 }
 
@@ -76,6 +91,12 @@ mod tests {
         assert_eq!(read(&path("a"), 3).expect_err("a larger file").kind(), io::ErrorKind::FileTooLarge);
         std::fs::write(path("latin"), b"\xe9").expect("a temporary folder");
         assert_eq!(read_text(&path("latin"), 4).expect_err("not UTF-8").kind(), io::ErrorKind::InvalidData);
+
+        let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n";
+        std::fs::write(path("pointer"), pointer).expect("a temporary folder");
+        refused(&path("pointer"), "git lfs pull");
+        std::fs::write(path("prose"), format!("{pointer}{}", "x".repeat(1024))).expect("a temporary folder");
+        assert!(read(&path("prose"), 4096).is_ok());
 
         std::os::unix::fs::symlink(path("a"), path("link")).expect("a temporary folder");
         assert_eq!(read(&path("link"), 4).expect("a link to a regular file"), b"text");

@@ -1,6 +1,8 @@
 //! Writing ONNX files: weights embedded, or in data files that several graphs may share.
 
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Write};
+use std::iter;
 
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
@@ -8,7 +10,7 @@ use prost::encoding::{WireType, encode_key, encode_varint};
 use crate::attribute::Attribute;
 use crate::data_files::{DataFiles, Place};
 use crate::infer::{Dim, dim_text};
-use crate::ir::{Graph, Origin, ValueId};
+use crate::ir::{Graph, NodeId, Origin, ValueId};
 use crate::onnx::proto::attribute_proto::AttributeType;
 use crate::onnx::proto::tensor_proto::DataLocation;
 use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension};
@@ -147,12 +149,13 @@ fn model_fields(graph: &Graph, about: &About) -> ModelProto {
 fn graph_fields(graph: &Graph) -> GraphProto {
     let order = graph.order().unwrap_or_else(|_| graph.node_ids().collect());
     let name = |v: &Option<ValueId>| v.map_or_else(String::new, |v| graph.value(v).name.clone());
+    let mut names = node_names(graph, &order);
     let node = |id| {
         let node = graph.node(id);
         NodeProto {
             input: node.inputs.iter().map(name).collect(),
             output: node.outputs.iter().map(name).collect(),
-            name: Some(node.name.clone()),
+            name: names.remove(&id),
             op_type: Some(node.op.clone()),
             domain: (!node.domain.is_empty()).then(|| node.domain.clone()),
             attribute: node.attributes.iter().map(|(k, v)| attribute(k, v)).collect(),
@@ -167,6 +170,23 @@ fn graph_fields(graph: &Graph) -> GraphProto {
         output: graph.outputs.iter().map(|v| info(graph, *v)).collect(),
         ..GraphProto::default()
     }
+}
+
+/// The names of nodes, each once, as ONNX Runtime demands. What passes make gives way to what the source has.
+fn node_names(graph: &Graph, order: &[NodeId]) -> HashMap<NodeId, String> {
+    let (of_source, made): (Vec<NodeId>, Vec<NodeId>) =
+        order.iter().partition(|id| graph.node(**id).origin == Origin::SOURCE);
+    let mut taken: HashSet<String> = HashSet::new();
+    let mut names = HashMap::new();
+    for id in of_source.into_iter().chain(made) {
+        let wanted = &graph.node(id).name;
+        let numbered = (1_usize..).map(|number| format!("{wanted}_{number}"));
+        let mut tries = iter::once(wanted.clone()).chain(numbered);
+        let name = tries.find(|name| !taken.contains(name)).expect("there are more numbers than nodes");
+        taken.insert(name.clone());
+        names.insert(id, name);
+    }
+    names
 }
 
 /// Begins the `doc_string` of a node that a pass made; the pass's name follows.

@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -131,7 +132,10 @@ fn output(name: &str) -> ValueInfoProto {
 }
 
 /// A model with an input `x: f32[B, 4]` and an output `y`.
-fn model(nodes: Vec<NodeProto>, initializers: Vec<TensorProto>) -> ModelProto {
+/// A model of these nodes. The first of a kind has a name.
+fn model(mut nodes: Vec<NodeProto>, initializers: Vec<TensorProto>) -> ModelProto {
+    let mut seen = HashSet::new();
+    nodes.iter_mut().filter(|node| !seen.insert(node.op_type().to_owned())).for_each(|node| node.name = None);
     ModelProto {
         ir_version: Some(8),
         opset_import: vec![OperatorSetIdProto { domain: None, version: Some(17) }],
@@ -235,7 +239,7 @@ fn graphs_that_are_none() {
         &["Relu `the_relu`: reads `q`, which is not defined"],
     );
     let cycle = vec![node("Relu", &["b"], &["a"]), node("Relu", &["a"], &["b"]), node("Add", &["x", "b"], &["y"])];
-    refused(&model(cycle, Vec::new()), &["Relu `the_relu`: is part of a cycle"]);
+    refused(&model(cycle, Vec::new()), &["Relu `b`: is part of a cycle"]);
     let own = vec![node("Add", &["x", "y"], &["y"])];
     refused(&model(own, Vec::new()), &["Add `the_add`: is part of a cycle"]);
     let twice = vec![node("Relu", &["x"], &["y"]), node("Abs", &["x"], &["y"])];
@@ -244,6 +248,9 @@ fn graphs_that_are_none() {
     let mut twice = with_weight(i64s("w", &[1]));
     graph_of(&mut twice).initializer.push(i64s("w", &[1]));
     refused(&twice, &["value `w`: is defined twice"]);
+    let mut twice = model(vec![node("Relu", &["x"], &["z"]), node("Relu", &["z"], &["y"])], Vec::new());
+    graph_of(&mut twice).node[1].name = Some("the_relu".to_owned());
+    refused(&twice, &["Relu `the_relu`: has the name of another node"]);
     let mut twice = relu();
     graph_of(&mut twice).input.push(input("x", DataType::Float, &[1]));
     refused(&twice, &["value `x`: is defined twice"]);

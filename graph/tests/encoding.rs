@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 
-use lstc_graph::onnx::proto::ModelProto;
+use lstc_graph::onnx::proto::{ModelProto, NodeProto};
 use lstc_graph::{About, DType, DataFiles, Encoding, Graph, Weight, copy_data, encode, load, parse, print};
 use prost::Message;
 
@@ -43,6 +43,15 @@ fn no_doc_and_no_metadata_leave_nothing() {
     let bytes = encode(&graph(), &DataFiles::default());
     let model = ModelProto::decode(bytes.as_slice()).expect("an ONNX model");
     assert!(model.doc_string.is_none() && model.metadata_props.is_empty());
+}
+
+#[test]
+fn no_two_nodes_have_one_name() {
+    let mut graph = parse("(x: f32[2]) {\n y = Relu(x)\n z = Abs(y)\n w = Neg(z)\n}", 17).expect("a graph");
+    graph.rename_nodes(|index| if index == 1 { "n_1".to_owned() } else { "n".to_owned() });
+    let model = ModelProto::decode(encode(&graph, &DataFiles::default()).as_slice()).expect("an ONNX model");
+    let nodes = model.graph.expect("a graph").node;
+    assert_eq!(nodes.iter().map(NodeProto::name).collect::<Vec<_>>(), ["n", "n_1", "n_2"]);
 }
 
 #[test]

@@ -2,7 +2,8 @@
 //!
 //! A bias is nodes that an exporter wrote, which say nothing of its purpose. So it is computed, for two examples of a few tokens,
 //! with ones and zeros in the model's mask, and what it lets through is compared with what a mask can mean: all keys, those that are
-//! not padding, those that do not come later. What means none of these is refused.
+//! not padding, those that do not come later. What means none of these is refused. It is computed again at lengths that people
+//! train with, and must mean the same there: a mask that is the first rows of a table may end where the table does.
 //!
 //! **Invariant:** nothing is taken from names: neither which input is a mask, nor whether its ones mark tokens or padding.
 
@@ -16,63 +17,43 @@ use lstc_graph::{Graph, ValueId};
 use crate::anatomy::{Anatomy, Attention, AttentionKind, Bias, Marks, PaddingMask, SublayerKind, TowerKind};
 use crate::inputs::{InputRole, inputs_behind};
 use crate::refusal::Refusal;
-use scene::{Round, Scene};
+use scene::{Round, Scene, Size};
 use view::{Meaning, View, folded};
+
+/// Enough to tell the meanings apart.
+const FEW: Size = Size { batch: 2, length: 4 };
+/// Longer than the texts and answers that most models are trained on.
+const MANY: Size = Size { batch: 1, length: 160 };
 
 /// Finds what hides padding from each attention of a model, and writes it there.
 ///
 /// Returns what is refused: a decoder that sees later positions, an encoder that does not, and biases that hide anything but
 /// padding.
 pub(crate) fn look(graph: &Graph, anatomy: &mut Anatomy) -> Vec<Refusal> {
-    let scene = match Scene::new(graph, anatomy) {
+    let few = match Scene::new(graph, anatomy, FEW) {
         Ok(scene) => scene,
         Err(refusal) => return vec![refusal],
     };
-    let values: Vec<ValueId> = attentions(anatomy).flat_map(|(_, a)| a.bias.iter().flat_map(Bias::masks)).collect();
-    let rounds = scene.rounds(&values);
-    let mut judged: HashMap<(Place, Vec<ValueId>), Result<Option<PaddingMask>, String>> = HashMap::new();
-    let mut refusals: Vec<(Place, Refusal, usize)> = Vec::new();
-    let places: Vec<(Place, usize)> = places(anatomy);
-    for (place, block) in places {
-        let tower = &anatomy.towers[place.tower];
-        let Some(attention) = tower.blocks[block].attention(place.kind) else { continue };
-        let key = (place, attention.bias.iter().flat_map(Bias::masks).collect::<Vec<_>>());
-        // A bias that an exporter folded has no value to know it by.
-        let is_known = !key.1.is_empty() || attention.bias.is_none();
-        let found = match judged.get(&key).filter(|_| is_known) {
-            Some(found) => found.clone(),
-            None => scene.judge(tower.kind, place, attention, &rounds),
-        };
-        judged.insert(key, found.clone());
-        match found {
-            Ok(mask) => {
-                if let Some(attention) = anatomy.towers[place.tower].blocks[block].attention_mut(place.kind) {
-                    attention.mask = mask;
-                }
-            }
-            Err(reason) => match refusals.iter_mut().find(|(p, refusal, _)| *p == place && refusal.reason == reason) {
-                Some((.., more)) => *more += 1,
-                None => {
-                    let named = attention.bias.iter().flat_map(Bias::masks).next().unwrap_or(attention.softmax);
-                    let node = graph.value(named).name.clone();
-                    refusals.push((
-                        place,
-                        Refusal { place: crate::place::Place::Block(tower.kind, block), node, reason },
-                        0,
-                    ));
-                }
-            },
+    let found = few.judge_all(anatomy);
+    for (place, block, mask) in &found.masks {
+        if let Some(attention) = anatomy.towers[place.tower].blocks[*block].attention_mut(place.kind) {
+            attention.mask = *mask;
         }
     }
-    let with_more = |(_, mut refusal, more): (Place, Refusal, usize)| {
-        if more > 0 {
-            refusal.reason += &format!(" ({more} more of its blocks do the same)");
-        }
-        refusal
-    };
-    let mut refusals: Vec<Refusal> = refusals.into_iter().map(with_more).collect();
+    let mut refusals = found.refusals;
     refusals.extend(contradictions(graph, anatomy));
+    if refusals.is_empty() {
+        // At lengths that the model does not accept, it hides nothing from anybody.
+        let many = Scene::new(graph, anatomy, MANY).ok().filter(|many| many.lengths != few.lengths);
+        refusals.extend(many.iter().flat_map(|many| many.differences(anatomy)));
+    }
     refusals
+}
+
+/// What was found of all attentions.
+struct Judged {
+    masks: Vec<(Place, usize, Option<PaddingMask>)>,
+    refusals: Vec<Refusal>,
 }
 
 /// An input whose ones mark tokens for one attention and padding for another.
@@ -131,6 +112,65 @@ fn places(anatomy: &Anatomy) -> Vec<(Place, usize)> {
 }
 
 impl Scene<'_> {
+    /// What hides padding from each attention, and what is refused.
+    fn judge_all(&self, anatomy: &Anatomy) -> Judged {
+        let values: Vec<ValueId> = attentions(anatomy).flat_map(|(_, a)| a.bias.iter().flat_map(Bias::masks)).collect();
+        let rounds = self.rounds(&values);
+        let mut judged: HashMap<(Place, Vec<ValueId>), Result<Option<PaddingMask>, String>> = HashMap::new();
+        let mut masks = Vec::new();
+        let mut refusals: Vec<(Place, Refusal, usize)> = Vec::new();
+        for (place, block) in places(anatomy) {
+            let tower = &anatomy.towers[place.tower];
+            let Some(attention) = tower.blocks[block].attention(place.kind) else { continue };
+            let key = (place, attention.bias.iter().flat_map(Bias::masks).collect::<Vec<_>>());
+            // A bias that an exporter folded has no value to know it by.
+            let is_known = !key.1.is_empty() || attention.bias.is_none();
+            let found = match judged.get(&key).filter(|_| is_known) {
+                Some(found) => found.clone(),
+                None => self.judge(tower.kind, place, attention, &rounds),
+            };
+            judged.insert(key, found.clone());
+            match found {
+                Ok(mask) => masks.push((place, block, mask)),
+                Err(reason) => match refusals.iter_mut().find(|(p, r, _)| *p == place && r.reason == reason) {
+                    Some((.., more)) => *more += 1,
+                    None => refusals.push((place, self.refusal(tower.kind, block, attention, reason), 0)),
+                },
+            }
+        }
+        let with_more = |(_, mut refusal, more): (Place, Refusal, usize)| {
+            if more > 0 {
+                refusal.reason += &format!(" ({more} more of its blocks do the same)");
+            }
+            refusal
+        };
+        Judged { masks, refusals: refusals.into_iter().map(with_more).collect() }
+    }
+
+    /// Where attentions hide something else than the anatomy says.
+    fn differences(&self, anatomy: &Anatomy) -> Vec<Refusal> {
+        let at = || format!("at lengths of {}", self.lengths_text());
+        let Judged { masks, mut refusals } = self.judge_all(anatomy);
+        for refusal in &mut refusals {
+            refusal.reason = format!("{} it {}", at(), refusal.reason);
+        }
+        for (place, block, mask) in masks {
+            let tower = &anatomy.towers[place.tower];
+            let Some(attention) = tower.blocks[block].attention(place.kind) else { continue };
+            if attention.mask != mask {
+                let reason = format!("hides other positions {} than at short ones", at());
+                refusals.push(self.refusal(tower.kind, block, attention, reason));
+            }
+        }
+        refusals
+    }
+
+    fn refusal(&self, tower: TowerKind, block: usize, attention: &Attention, reason: String) -> Refusal {
+        let named = attention.bias.iter().flat_map(Bias::masks).next().unwrap_or(attention.softmax);
+        let node = self.graph.value(named).name.clone();
+        Refusal { place: crate::place::Place::Block(tower, block), node, reason }
+    }
+
     /// What hides padding from an attention, `None` where nothing does; or why it is refused.
     fn judge(
         &self,

@@ -110,6 +110,12 @@ fn an_encoder_that_does_not_is_refused() {
 }
 
 #[test]
+fn a_mask_must_mean_the_same_at_long_lengths() {
+    is_refused("sees_the_far.onnx", &["block 0 of the decoder", "at lengths of 161 and 160", "see later ones"]);
+    is_refused("near_by.onnx", &["block 0 of the encoder", "at lengths of 161 and 160", "padding marked in"]);
+}
+
+#[test]
 fn queries_may_be_hidden_with_the_keys_but_not_alone() {
     roles("of_both.onnx");
     is_refused("of_queries.onnx", &["block 0 of the encoder", "hides the queries"]);

@@ -119,8 +119,8 @@ impl Cache {
     /// A cache for something else, with all differences; a folder that holds other files; a model whose taps depend on the
     /// padding; from the file system.
     pub fn open(request: &Request, opened: &Opened, identity: Identity, corpus: &Corpus) -> anyhow::Result<Cache> {
-        if let Some(readers) = opened.reads_padding() {
-            let error = anyhow!("{readers} reads padding: the taps depend on how a batch is padded");
+        if let Some(reading) = opened.reads_padding() {
+            let error = anyhow!("{reading}: the taps depend on how a batch is padded");
             let hint = "a cache keeps the taps of an example without padding; export the model with the source's \
                         attention_mask in every attention over it";
             return Err(Hinted::new(error, hint).into());

@@ -425,7 +425,7 @@ fn report_plan(plan: &Plan) {
     }
     if plan.truncated != (0, 0) {
         let (sources, targets) = plan.truncated;
-        report::note(format!("cut to the length limits: {sources} inputs, {targets} targets"));
+        report::note(format!("cut to the length limits: {}, {}", count(sources, "input"), count(targets, "target")));
     }
 }
 

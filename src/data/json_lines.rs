@@ -96,8 +96,10 @@ fn has_text(fields: &Fields, input: &Template) -> bool {
 }
 
 fn form(fields: &Fields, input: &Template) -> Form {
-    let has_ids = is_ids(fields, INPUT_IDS);
-    match has_ids && (is_ids(fields, LABELS) || !has_text(fields, input)) {
+    let has_both = is_ids(fields, INPUT_IDS) && is_ids(fields, LABELS);
+    // Whatever `input_ids` holds, it is what such a row was to be read from.
+    let has_no_other = fields.get(INPUT_IDS).is_some() && !has_text(fields, input);
+    match has_both || has_no_other {
         true => Form::Ids,
         false => Form::Text,
     }

@@ -33,7 +33,7 @@ impl Guess {
         let examples: usize = counts.values().sum();
         let tokens: usize = counts.iter().map(|(target, count)| target.len() * count).sum();
         let share = |count: usize| count as f64 / examples.max(1) as f64;
-        let surprise = |count: &usize| -(*count as f64) * share(*count).ln();
+        let surprise = |count: &usize| *count as f64 * share(*count).recip().ln();
         Guess {
             majority: share(counts.values().copied().max().unwrap_or_default()),
             loss: counts.values().map(surprise).sum::<f64>() / tokens.max(1) as f64,

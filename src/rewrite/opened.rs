@@ -234,15 +234,19 @@ impl Opened {
         self.record.inputs.iter().map(|i| i.tower).max().unwrap_or(TowerKind::Decoder)
     }
 
-    /// The attentions that read the padding of a source, in words; `None` if padding is hidden from all.
+    /// Which attentions over a source read padding, in words; `None` if it is hidden from all.
     pub fn reads_padding(&self) -> Option<String> {
         let last = self.last();
         let mut masks = self.inputs.iter().filter(|i| i.summary.tower != last && i.summary.role == InputRole::Mask);
         match &self.record.reads_padding {
             Some(found) if found.is_empty() => None,
-            Some(found) => Some(found.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")),
+            Some(found) => {
+                let readers: Vec<String> = found.iter().map(ToString::to_string).collect();
+                let read = if readers.len() == 1 { "reads" } else { "read" };
+                Some(format!("{} {read} padding", readers.join(" and ")))
+            }
             None if masks.next().is_some() => None,
-            None => Some("the model, which takes no mask for its source,".to_owned()),
+            None => Some("the model, which takes no mask for its source, reads padding".to_owned()),
         }
     }
 

@@ -252,9 +252,9 @@ pub fn train(request: &Request, mut notify: impl FnMut(Event)) -> anyhow::Result
     let _made = scratch::make(&out).with_context(|| format!("cannot create `{}`", out.display()))?;
     let lock = lock(&out)?;
     scratch::sweep(&out);
-    if let Some(readers) = opened.reads_padding() {
+    if let Some(reading) = opened.reads_padding() {
         notify(Event::Warning(&format!(
-            "{readers} reads padding: losses depend on which examples share a batch; to avoid this, export the model with the \
+            "{reading}: losses depend on which examples share a batch; to avoid this, export the model with the \
              source's attention_mask in every attention over it"
         )));
     }
@@ -329,9 +329,8 @@ pub fn read_corpus(
     let mut progress = |done, of| notify(Event::Reading { file, done, of });
     let reading = reading.within(&opened.fixed());
     let corpus = Corpus::read(file, &reading, tokenizer, opened.record.tokens, scratch, vocabulary, &mut progress)?;
-    if let Some(readers) = opened.reads_padding().filter(|_| corpus.hides_source()) {
-        let error =
-            anyhow!("`{}` hides tokens between others, in `attention_mask`, and {readers} reads them", file.display());
+    if let Some(reading) = opened.reads_padding().filter(|_| corpus.hides_source()) {
+        let error = anyhow!("`{}` hides tokens between others in `attention_mask`, but {reading}", file.display());
         let hint = "export the model with the source's attention_mask in every attention over it";
         return Err(Hinted::new(error, hint).into());
     }

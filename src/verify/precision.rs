@@ -1,6 +1,6 @@
 //! How far correct results may lie apart, by the arithmetic of the backbone.
 
-use lstc_graph::DType;
+use lstc_graph::{DType, Graph, ValueId};
 use lstc_models::{Frozen, Linear, SublayerKind};
 use lstc_passes::Module;
 
@@ -42,7 +42,7 @@ impl Arithmetic {
             Arithmetic::Quantised
         } else if is(&|f: &Frozen| of_type(f, DType::BF16)) {
             Arithmetic::Coarse
-        } else if is(&|f: &Frozen| of_type(f, DType::F16)) {
+        } else if is(&|f: &Frozen| of_type(f, DType::F16)) || is_half(source, module.anatomy.head.logits) {
             Arithmetic::Half
         } else {
             Arithmetic::Single
@@ -63,6 +63,12 @@ impl Arithmetic {
     pub(super) fn is_repeatable(self) -> bool {
         self != Arithmetic::Half
     }
+}
+
+/// True where a value on the way to another is rounded to f16.
+fn is_half(graph: &Graph, value: ValueId) -> bool {
+    let makes_half = |id| graph.node(id).outputs.iter().flatten().any(|v| graph.value(*v).dtype == Some(DType::F16));
+    graph.ancestors([value]).into_iter().any(makes_half)
 }
 
 fn linears(kind: &SublayerKind) -> Vec<&Linear> {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use lstc_graph::{DType, Dim, Graph, Uses, ValueId};
+use lstc_models::{InputRole, model_inputs};
 use lstc_passes::Module;
 use ndarray::{ArrayD, IxDyn};
 use rand_chacha::ChaCha8Rng;
@@ -17,9 +18,15 @@ const SIZES: [[usize; 6]; 2] = [[2, 9, 5, 7, 3, 4], [3, 4, 7, 2, 6, 5]];
 /// What an input holds.
 #[derive(Clone, Copy)]
 enum Content {
-    Tokens { vocabulary: usize },
-    Labels { vocabulary: usize },
+    Tokens {
+        vocabulary: usize,
+    },
+    Labels {
+        vocabulary: usize,
+    },
     Mask,
+    /// A mask whose ones mark padding.
+    Padding,
 }
 
 /// Inputs of the model by name, with `labels`, at the first sizes.
@@ -40,9 +47,12 @@ pub fn sizes(module: &Module, seed: u64) -> anyhow::Result<Vec<Vec<(String, Tens
 fn sized(module: &Module, seed: u64, sizes: [usize; 6]) -> anyhow::Result<Vec<(String, Tensor)>> {
     let (graph, anatomy) = (&module.graph, &module.anatomy);
     let rows = |tower: &lstc_models::Tower| tower.table.dims(graph)[0];
+    let roles = model_inputs(graph, anatomy);
+    let marks_padding = |input| roles.iter().any(|known| known.value == input && known.role == InputRole::Padding);
     let given = graph.inputs.iter().filter(|v| !module.is_new(**v)).map(|input| {
         let tower = anatomy.towers.iter().find(|t| t.tokens == *input);
-        (*input, tower.map_or(Content::Mask, |t| Content::Tokens { vocabulary: rows(t) }))
+        let mask = if marks_padding(*input) { Content::Padding } else { Content::Mask };
+        (*input, tower.map_or(mask, |t| Content::Tokens { vocabulary: rows(t) }))
     });
     let vocabulary = anatomy.head.linear.outputs.min(rows(anatomy.last()));
     let labels = module.labels.map(|labels| (labels, Content::Labels { vocabulary }));
@@ -101,14 +111,19 @@ fn fill(
                 Content::Tokens { vocabulary } => token(vocabulary),
                 Content::Labels { .. } if column + 1 == last && row % 2 == 1 => -100,
                 Content::Labels { vocabulary } => token(vocabulary),
-                // The later rows end in padding.
-                Content::Mask => i64::from(row == 0 || column + 2 < last.max(3)),
+                Content::Mask => i64::from(is_token(row, column, last)),
+                Content::Padding => i64::from(!is_token(row, column, last)),
             }
         };
         let array = ArrayD::from_shape_simple_fn(IxDyn(&shape), &mut next);
         filled.push((value.name.clone(), cast(&array, value.dtype, &value.name)?));
     }
     Ok(filled)
+}
+
+/// The later rows end in padding.
+fn is_token(row: usize, column: usize, length: usize) -> bool {
+    row == 0 || column + 2 < length.max(3)
 }
 
 fn shape(graph: &Graph, input: ValueId, sizes: &mut HashMap<String, usize>, of_symbols: [usize; 6]) -> Vec<usize> {

@@ -182,26 +182,31 @@ def main():
         "of_both": lambda mask: where(square(mask, True, True), lowest),
         "of_both_infinite": lambda mask: where(square(mask, True, True), float("-inf")),
         "causal_encoder": lambda mask: where(square(mask, False, True).tril(), lowest),
+        "near_by": lambda mask: where(square(mask, False, True).tril(30).triu(-30), lowest),
         "added_as_it_is": lambda mask: mask[:, None, None, :].float(),
     }
     for name, bias in biases.items():
         export(f"{name}.onnx", OverEncoder(bias), whole, names)
 
     class OverDecoder(nn.Module):
-        """The decoder's own bias lets each position see `ahead` of those behind it."""
+        """The decoder's own bias lets each position see `ahead` of those behind it, and those from `beyond` on."""
 
-        def __init__(self, ahead):
+        def __init__(self, ahead, beyond=None):
             super().__init__()
-            self.encoder, self.decoder, self.ahead = eager.encoder, Decoder(eager), ahead
+            self.encoder, self.decoder, self.ahead, self.beyond = eager.encoder, Decoder(eager), ahead, beyond
 
         def forward(self, input_ids, attention_mask, decoder_input_ids):
             states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
             length = decoder_input_ids.shape[1]
             kept = torch.ones((decoder_input_ids.shape[0], 1, length, length), dtype=torch.bool).tril(self.ahead)
+            if self.beyond is not None:
+                kept = kept | (torch.arange(length) >= self.beyond)
             return self.decoder(decoder_input_ids, states, attention_mask, where(kept, lowest))
 
     export("sees_the_next.onnx", OverDecoder(1), whole, names)
     export("sees_the_earlier.onnx", OverDecoder(0), whole, names)
+    # As a mask that is cut from a table of 40 positions leaves it: no short target shows it.
+    export("sees_the_far.onnx", OverDecoder(0, beyond=40), whole, names)
 
     # A pair of files.
     states = torch.from_numpy(np.random.default_rng(3).normal(size=(2, 7, 16)).astype(np.float32))

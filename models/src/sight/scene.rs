@@ -8,9 +8,12 @@ use crate::anatomy::{Anatomy, MASKED_TOKEN};
 use crate::inputs::{InputRole, ModelInput, inputs_behind, model_inputs};
 use crate::refusal::Refusal;
 
-/// The batch and the shortest length, where the model does not fix them. Each tower has another length.
-const BATCH: usize = 2;
-const LENGTH: usize = 4;
+/// A batch and the shortest of the lengths, where the model does not fix them. Each tower has another length.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Size {
+    pub batch: usize,
+    pub length: usize,
+}
 
 /// What fills the model's inputs, one after another: padding at the end, holes, and each the other way around. A mask whose ones
 /// mark padding finds padding at the end in the second.
@@ -31,16 +34,16 @@ pub(super) struct Scene<'g> {
 pub(super) type Round = HashMap<ValueId, Result<Numbers, ValueId>>;
 
 impl<'g> Scene<'g> {
-    pub fn new(graph: &'g Graph, anatomy: &Anatomy) -> Result<Scene<'g>, Refusal> {
+    pub fn new(graph: &'g Graph, anatomy: &Anatomy, size: Size) -> Result<Scene<'g>, Refusal> {
         let inputs = model_inputs(graph, anatomy);
         let of_inputs = |tower: Option<usize>, axis: usize| {
             let of_tower = inputs.iter().filter(|input| tower.is_none_or(|tower| input.tower == tower));
             of_tower.filter_map(|input| fixed(graph.shape(input.value)?.get(axis)?)).next()
         };
-        let batch = of_inputs(None, 0).unwrap_or(BATCH);
+        let batch = of_inputs(None, 0).unwrap_or(size.batch);
         let towers = anatomy.towers.len();
         let lengths: Vec<usize> =
-            (0..towers).map(|tower| of_inputs(Some(tower), 1).unwrap_or(LENGTH + towers - 1 - tower)).collect();
+            (0..towers).map(|tower| of_inputs(Some(tower), 1).unwrap_or(size.length + towers - 1 - tower)).collect();
         let mut named: HashMap<String, usize> = HashMap::new();
         for input in &inputs {
             for (dim, size) in graph.shape(input.value).into_iter().flatten().zip([batch, lengths[input.tower]]) {
@@ -60,18 +63,22 @@ impl<'g> Scene<'g> {
         };
         let sizes: Vec<(ValueId, Vec<usize>)> = graph.inputs.iter().map(|v| (*v, sizes(v))).collect();
         let sized = Sized::new(graph, &sizes).map_err(|(node, reason)| {
-            let lengths: Vec<String> = lengths.iter().map(usize::to_string).collect();
             Refusal {
                 place: crate::place::Place::Model,
                 node: graph.node(node).name.clone(),
                 reason: format!(
                     "does not accept a batch of {batch} with lengths of {}: it {reason}; export the model with batch, source \
                      length and target length as three dynamic axes",
-                    lengths.join(" and ")
+                    text_of(&lengths)
                 ),
             }
         })?;
         Ok(Scene { graph, sized, inputs, batch, lengths })
+    }
+
+    /// The towers' lengths, as text.
+    pub fn lengths_text(&self) -> String {
+        text_of(&self.lengths)
     }
 
     /// What an input of this place among the inputs holds at a position, in a round.
@@ -117,6 +124,11 @@ impl<'g> Scene<'g> {
         };
         (0..if reads_inputs { ROUNDS } else { 1 }).map(run).collect()
     }
+}
+
+fn text_of(lengths: &[usize]) -> String {
+    let lengths: Vec<String> = lengths.iter().map(usize::to_string).collect();
+    lengths.join(" and ")
 }
 
 /// The size of an axis that the file fixes.

@@ -184,7 +184,7 @@ impl View<'_, '_> {
             return "hides keys by their positions, and not just those that come later".to_owned();
         }
         if !self.all().all(sees_all) {
-            return format!("hides keys other than those that {names} marks as padding");
+            return format!("hides keys other than the padding marked in {names}");
         }
         let is_low = |round: &Round| {
             let rows = (0..self.scene.batch).flat_map(|row| (0..self.queries()).map(move |query| (row, query)));
@@ -194,7 +194,7 @@ impl View<'_, '_> {
         };
         if self.rounds.iter().any(is_low) {
             return format!(
-                "hides the queries that {names} marks as padding, and shows the keys that are to every query"
+                "hides the queries that are padding according to {names}, and shows the keys that are to every query"
             );
         }
         format!("hides nothing where {names} holds ones and zeros, which is what lstc fills a mask with")

@@ -54,7 +54,7 @@ struct Configuration {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a token id must be an integer, or a list of integers")]
 enum OneOrMore {
     One(i64),
     More(Vec<i64>),
