@@ -28,6 +28,8 @@ pub struct Likeness {
     pub positions: Vec<Positions>,
     /// Products with an added term of low rank.
     pub low_rank: usize,
+    /// Sums, softmaxes and other nodes than products that read quantised activations.
+    pub quantised_elsewhere: usize,
     /// What each input is for, by name.
     pub inputs: Vec<(String, Use)>,
 }
@@ -123,6 +125,7 @@ impl Likeness {
             placement,
             positions: positions(&survey),
             low_rank: survey.low_rank().len(),
+            quantised_elsewhere: survey.quantised_elsewhere(),
             inputs: uses.into_iter().map(|(v, used)| (graph.value(v).name.clone(), used)).collect(),
         }
     }
@@ -261,6 +264,13 @@ impl Likeness {
         if self.low_rank > 0 {
             return Some("merge the LoRA before the export: `model = model.merge_and_unload()`".to_owned());
         }
+        if self.quantised_elsewhere > 0 {
+            return Some(
+                "quantise the products alone, not the sums and softmaxes between them: \
+                 `quantize_static(..., op_types_to_quantize=[\"MatMul\"])`"
+                    .to_owned(),
+            );
+        }
         Some(match self.build {
             Build::CachedStep => {
                 "training needs the decoder without a cache: decoder_model.onnx of an Optimum export, or an export with \
@@ -281,6 +291,11 @@ impl Likeness {
             ),
             Build::EncoderDecoder if self.is_like_t5() && self.is(Use::Embedded) => {
                 format!("export it with `input_ids` as an input instead of {}", self.named(Use::Embedded))
+            }
+            Build::EncoderDecoder if self.is_like_t5() && self.is(Use::Unknown) => {
+                "export the logits alone: `torch.onnx.export(model, (input_ids, attention_mask, decoder_input_ids), ...)`; lstc \
+                 computes the loss itself"
+                    .to_owned()
             }
             _ => return None,
         })

@@ -24,7 +24,7 @@ pub struct Sighting {
     pub terms: Vec<ValueId>,
     /// The nodes from the product of queries and keys on.
     pub scored: HashSet<NodeId>,
-    /// Its keys are not made of everything that its queries are made of.
+    /// Its keys are not made of everything that its queries are made of, or of a value that other queries attend to as well.
     pub crosses: bool,
 }
 
@@ -65,7 +65,25 @@ impl<'g> Survey<'g> {
         }
         let mut survey = Survey { graph, uses: graph.uses(), contents, order, attentions: Vec::new() };
         survey.attentions = nodes.into_iter().filter_map(|id| survey.sight(id)).collect();
+        for at in survey.of_shared_keys() {
+            survey.attentions[at].crosses = true;
+        }
         survey
+    }
+
+    /// The attentions whose keys are made of a value that their queries are not made of, and other attentions attend to it too: the
+    /// end of an encoder, of whose input the decoder's tokens are made.
+    fn of_shared_keys(&self) -> Vec<usize> {
+        let apart = |attention: &Sighting| {
+            let (queries, keys) = (self.sources(attention.queries).projected, self.sources(attention.keys).projected);
+            match keys[..] {
+                [key] if !queries.is_empty() && !queries.contains(&key) => Some(key),
+                _ => None,
+            }
+        };
+        let keys: Vec<Option<ValueId>> = self.attentions.iter().map(apart).collect();
+        let is_shared = |key: &Option<ValueId>| key.is_some() && keys.iter().filter(|other| *other == key).count() > 1;
+        (0..keys.len()).filter(|at| is_shared(&keys[*at])).collect()
     }
 
     /// The inputs whose contents go into a value, a bit each.
@@ -94,7 +112,7 @@ impl<'g> Survey<'g> {
 
     /// The operands of the product that scores are made of. What else goes into them is collected.
     fn scores(&self, value: ValueId, terms: &mut Vec<ValueId>, seen: &mut HashSet<NodeId>) -> Option<[ValueId; 2]> {
-        const PASSES: [&str; 15] = [
+        const PASSES: [&str; 17] = [
             "Add",
             "Sub",
             "Mul",
@@ -110,6 +128,8 @@ impl<'g> Survey<'g> {
             "Unsqueeze",
             "Squeeze",
             "Dropout",
+            "QuantizeLinear",
+            "DequantizeLinear",
         ];
         let (id, _) = self.graph.producer_of(value)?;
         let node = self.graph.node(id);
@@ -140,7 +160,9 @@ impl<'g> Survey<'g> {
                 if node.is("MatMul") && *slot == 0 {
                     return node.input(1);
                 }
-                if ["Cast", "Dropout", "Identity", "Where", "Mul", "Reshape"].iter().any(|op| node.is(op)) {
+                const PASSES: [&str; 8] =
+                    ["Cast", "Dropout", "Identity", "Where", "Mul", "Reshape", "QuantizeLinear", "DequantizeLinear"];
+                if PASSES.iter().any(|op| node.is(op)) {
                     open.extend(node.output(0));
                 }
             }
@@ -172,8 +194,9 @@ impl<'g> Survey<'g> {
                 continue;
             }
             sources.rotates |= node.is("Neg") || node.op == "RotaryEmbedding";
-            let is_float = |v: &ValueId| self.graph.value(*v).dtype.is_some_and(DType::is_float);
-            open.extend(node.numbers().filter(is_float));
+            let holds_numbers =
+                |v: &ValueId| node.is("DequantizeLinear") || self.graph.value(*v).dtype.is_some_and(DType::is_float);
+            open.extend(node.numbers().filter(holds_numbers));
         }
         sources
     }
@@ -220,6 +243,20 @@ impl<'g> Survey<'g> {
             operands.is_some_and(|(a, b)| is_low(a, b).or_else(|| is_low(b, a)).is_some())
         };
         self.graph.node_ids().filter(adds).collect()
+    }
+
+    /// Nodes other than products that read quantised activations.
+    pub fn quantised_elsewhere(&self) -> usize {
+        const OTHERS: [&str; 8] = ["Add", "Sub", "Mul", "Div", "Softmax", "Pow", "ReduceMean", "Sqrt"];
+        let is_rounded = |v: &ValueId| {
+            let maker = self.graph.producer_of(*v).map(|(id, _)| self.graph.node(id));
+            self.contents(*v) != 0 && maker.is_some_and(|node| node.is("DequantizeLinear"))
+        };
+        let rounds = |id: &NodeId| {
+            let node = self.graph.node(*id);
+            OTHERS.iter().any(|op| node.is(op)) && node.inputs.iter().flatten().any(is_rounded)
+        };
+        self.graph.node_ids().filter(rounds).count()
     }
 
     /// True for a product with a constant matrix to which a constant is added.

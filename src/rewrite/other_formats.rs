@@ -64,16 +64,26 @@ const FORMATS: &[Format] = &[
     },
 ];
 
+/// What a server answers instead of a file begins with.
+const WEB_PAGE: [&str; 2] = ["<!doctype html", "<html"];
+
 /// # Errors
-/// A file that is a model of another format.
+/// A file that is a model of another format, or a web page.
 pub fn check(file: &Path) -> anyhow::Result<()> {
     let name = file.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-    if name.ends_with(".onnx") {
-        return Ok(());
-    }
     let mut start = [0; 16];
     // A file that cannot be read is reported when it is read in full.
     let Ok(read) = regular::open(file).and_then(|mut file| file.read(&mut start)) else { return Ok(()) };
+    let text = String::from_utf8_lossy(&start[..read]).to_lowercase();
+    if WEB_PAGE.iter().any(|tag| text.trim_start().starts_with(tag)) {
+        let error = anyhow!("`{}` is a web page, not a model", file.display());
+        return Err(
+            Hinted::new(error, "download the model again: open the page to see what the server answered").into()
+        );
+    }
+    if name.ends_with(".onnx") {
+        return Ok(());
+    }
     let begins = |format: &&Format| {
         let (offset, magic) = format.magic;
         !magic.is_empty() && start[..read].get(offset..).is_some_and(|bytes| bytes.starts_with(magic))

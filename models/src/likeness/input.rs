@@ -123,6 +123,9 @@ impl Behind {
         let graph = survey.graph;
         let mut found = Behind::default();
         let mut seen = HashSet::new();
+        // A table of position biases is read at distances.
+        let terms = survey.attentions.iter().flat_map(|attention| attention.terms.iter().copied());
+        let on_scores = graph.makers_until(terms, |_| false);
         // Whether a value still holds the input's numbers, and no others.
         let mut open = vec![(input, true)];
         while let Some((value, moved)) = open.pop() {
@@ -136,6 +139,7 @@ impl Behind {
                 match node.op.as_str() {
                     _ if !node.reads_numbers(*slot) => {}
                     "CumSum" | "Softmax" => {}
+                    "Gather" if on_scores.contains(id) => {}
                     "Gather" if *slot == 1 && constant(0) && is_table(survey, node.input(0)) => {
                         let copies = moved && !steps_over(survey, value);
                         found.looked_up |= copies;
