@@ -1,8 +1,7 @@
 """Trains a side network with train.onnx alone: python train.py tuned/ [steps]
 
 Needs onnxruntime, numpy and safetensors. The batch is made up, of token ids from 2 to 31, and the labels are the decoder's
-tokens one place ahead: put arrays of your own into `batch`. The result is trained.safetensors in the current folder, not in
-tuned/: `lstc rewrite --force` replaces all of that.
+tokens one place ahead: put arrays of your own into `batch`. The result is trained.safetensors in the current folder.
 """
 
 import sys

@@ -428,8 +428,8 @@ fn blocks_that_are_not_there_are_named() {
     assert_eq!(
         keep(&[0, 2], &[7]),
         [
-            "block 2 of the encoder is to be kept, but it has blocks 0 to 1",
-            "block 7 of the decoder is to be kept, but it has blocks 0 to 2",
+            "block 2 of the encoder cannot be kept: it has blocks 0 to 1",
+            "block 7 of the decoder cannot be kept: it has blocks 0 to 2",
         ]
     );
     assert_eq!(

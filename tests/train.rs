@@ -430,7 +430,10 @@ fn a_run_is_not_lost_to_another_rewrite() {
     succeeded(&run(&["train", text(&directory), "--train", text(&data), "--epochs", "1"]));
     let model = case("relu_torchscript").join("model.onnx");
     let again = run(&["rewrite", text(&model), "-o", text(&directory), "--force"]);
-    refused(&again, &["holds files that no rewrite wrote", "`run`, a training run", "or write to another directory"]);
+    refused(
+        &again,
+        &["holds files that `lstc rewrite` did not write", "`run`, a training run", "or write to another directory"],
+    );
     assert!(directory.join("run/best.safetensors").exists());
 }
 

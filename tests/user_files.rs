@@ -271,7 +271,7 @@ fn what_no_rewrite_wrote_is_never_deleted() {
     done(&tuned.command(&["train", "--out", text(&tuned.path("tuned/run-2"))]));
     refused(
         &tuned.rewrite("tuned", &["--force"]),
-        &["holds files that no rewrite wrote", "`run-2`, a training run", "move it"],
+        &["holds files that `lstc rewrite` did not write", "`run-2`, a training run", "move them"],
     );
     assert!(tuned.path("tuned/run-2/best.safetensors").exists());
     fs::rename(tuned.path("tuned/run-2"), tuned.path("run-2")).expect("it is moved");
@@ -281,7 +281,10 @@ fn what_no_rewrite_wrote_is_never_deleted() {
         let path = tuned.path("tuned").join(foreign);
         fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
         fs::write(&path, "mine").expect("it can be written");
-        refused(&tuned.rewrite("tuned", &["--force"]), &["holds files that no rewrite wrote", &format!("`{foreign}`")]);
+        refused(
+            &tuned.rewrite("tuned", &["--force"]),
+            &["holds files that `lstc rewrite` did not write", &format!("`{foreign}`")],
+        );
         assert_eq!(fs::read(&path).expect("it is there"), b"mine");
         fs::remove_file(&path).expect("it is there");
     }

@@ -180,7 +180,7 @@ fn side_tower(
         problems.push(format!("the kept blocks of the {} must be in ascending order, each once: {kept:?}", tower.kind));
     }
     if let Some(bad) = kept.iter().find(|b| **b >= count) {
-        problems.push(format!("block {bad} of the {} is to be kept, but it has blocks 0 to {}", tower.kind, count - 1));
+        problems.push(format!("block {bad} of the {} cannot be kept: it has blocks 0 to {}", tower.kind, count - 1));
     }
     let block = &tower.blocks[0];
     let attention = block.attention(AttentionKind::SelfAttention).expect("the family's blocks have self-attention");

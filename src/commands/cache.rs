@@ -216,7 +216,7 @@ impl fmt::Display for BuildReport {
             writeln!(f, "  bad rows left out  {}", self.skipped)?;
         }
         let (added, before, share) = (built.added, built.before, built.share);
-        write!(f, "  {} added to {before} of the share's {share}", count(added, "row"))?;
+        write!(f, "  {} added; {} of {share} to keep are cached", count(added, "row"), before + added)?;
         if built.tokens > 0 {
             write!(f, ", {} tokens/s, {:.1} s", thousands(built.tokens_per_second), built.seconds)?;
         }

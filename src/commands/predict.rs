@@ -33,7 +33,7 @@ Each row of the output has its line number in the data, and its input. Data is r
     after_long_help = "\
 Examples:
   lstc predict tuned/ --data new.jsonl > answers.jsonl
-  lstc predict tuned/ --data new.csv --format csv -o answers.csv
+  lstc predict tuned/ --data new.csv -o answers.csv
   lstc predict tuned/ --data new.jsonl --labels positive,negative
   lstc predict tuned/ --data new.jsonl --side tuned/side.safetensors --labels-from train.jsonl     before training
   lstc predict tuned/ --data new.jsonl --generate"
@@ -54,9 +54,9 @@ pub struct Predict {
     #[arg(long, requires = "output")]
     force: bool,
 
-    /// Format of the answers
-    #[arg(long, value_enum, default_value_t)]
-    format: AnswerForm,
+    /// Format of the answers [default: csv if --output ends in .csv, else jsonl]
+    #[arg(long, value_enum)]
+    format: Option<AnswerForm>,
 
     /// Side network, or the folder of a run [default: best.safetensors of the directory's run]
     #[arg(long, value_name = "FILE")]
@@ -158,6 +158,12 @@ impl Predict {
         self.output.as_deref().map(|path| Output::new(path, &inputs, self.force)).transpose()
     }
 
+    fn form(&self) -> AnswerForm {
+        let is_csv = |path: &PathBuf| path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
+        let by_name = if self.output.as_ref().is_some_and(is_csv) { AnswerForm::Csv } else { AnswerForm::Jsonl };
+        self.format.unwrap_or(by_name)
+    }
+
     fn write(
         &self,
         output: Option<&Output>,
@@ -167,7 +173,7 @@ impl Predict {
         tokenizer: Option<&Tokenizer>,
     ) -> anyhow::Result<()> {
         let mut inputs = Inputs::open(&self.data, reading)?;
-        let mut write = |out: &mut dyn Write| write_answers(out, self.format, scored, labels, tokenizer, &mut inputs);
+        let mut write = |out: &mut dyn Write| write_answers(out, self.form(), scored, labels, tokenizer, &mut inputs);
         match output {
             Some(output) => output.write(|file| {
                 let mut out = std::io::BufWriter::new(file);

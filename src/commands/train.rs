@@ -45,7 +45,7 @@ one with the lowest loss. Without --eval it is the last.
 targets are labels, each label keeps its share in both parts. --seed decides which examples are held out.
 
 If the targets are labels, training reports what can be reached by guessing from the labels' frequencies alone: the accuracy \
-of always giving the most frequent one (the majority), and the least loss. An evaluation that is no better says so.
+of always giving the most frequent one (the majority), and the lowest loss. An evaluation that is no better says so.
 
 --from RUN starts another run, from the best side network of RUN or from a side network file, with RUN's options unless flags \
 override them. AdamW's moments start at zero, and the schedule starts again: the learning rate warms up to --lr and falls until \
@@ -163,7 +163,7 @@ struct TrainFlags {
     map_weights: Option<bool>,
 
     /// On the CPU, whether the backbone reads the next batch while the side network learns from the previous one, which takes
-    /// memory for the taps of one more batch; auto does if there are twice as many cores as --threads [default: auto]
+    /// memory for the taps of one more batch; auto overlaps if there are twice as many cores as --threads [default: auto]
     #[arg(long, value_enum)]
     overlap: Option<Overlap>,
 
@@ -247,6 +247,9 @@ impl Train {
         let mut started = config.training();
         let out = self.out.clone().or_else(|| started.train.out.clone());
         if let Some(from) = &self.from {
+            if !from.exists() {
+                bail!("there is no run in `{}`", from.display());
+            }
             started = run_of(from).unwrap_or(started);
             started.train.seed = started.train.seed.or(Some(config.method.seed));
         }
@@ -407,6 +410,11 @@ fn report_plan(plan: &Plan) {
     let done = if plan.done > 0 { format!(", continuing after step {}", plan.done) } else { String::new() };
     let (examples, steps) = (count(plan.examples, "example"), count(plan.steps, "step"));
     report::note(format!("{examples}{eval}{labels}; {steps}{done}"));
+    if plan.labels == 0 && plan.eval_examples.is_some() {
+        report::note(
+            "the targets are not labels (over 100 different ones, or too few rows of each): evaluated by loss",
+        );
+    }
     if let Some(Guess { majority, loss }) = plan.guess {
         report::note(format!("without the input: majority {}, loss of a guess {loss:.4}", percent(majority)));
     }
@@ -450,6 +458,9 @@ impl fmt::Display for Outcome<'_> {
         if let Some(best) = &s.best {
             let accuracy = best.accuracy.map_or_else(String::new, |a| format!(", accuracy {}", percent(a)));
             writeln!(f, "  best   epoch {}: loss {:.4}{accuracy}", best.epoch, best.loss)?;
+        }
+        if let (None, Some(loss)) = (&s.best, s.loss) {
+            writeln!(f, "  loss   {loss:.4} in the last step, on the training data")?;
         }
         if s.step_seconds > 0.0 {
             let (ms, rate) = (1e3 * s.step_seconds, thousands(s.tokens_per_second));

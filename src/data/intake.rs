@@ -264,7 +264,12 @@ impl<'a> Intake<'a> {
         let problem = format!("`{}`, line {line}: {why}", self.path.display());
         match self.reading.on_bad_row {
             OnBadRow::Fail => {
-                Err(Hinted::new(anyhow!(problem), "--on-bad-row skip leaves such rows out and counts them").into())
+                let skip = "--on-bad-row skip leaves such rows out and counts them";
+                let hint = match self.examples {
+                    0 => format!("--input-field, --template and --target-field name the fields to read; {skip}"),
+                    _ => skip.to_owned(),
+                };
+                Err(Hinted::new(anyhow!(problem), hint).into())
             }
             OnBadRow::Skip => {
                 self.skipped.count += 1;

@@ -10,10 +10,9 @@ use super::{Scored, text};
 use crate::data::{Input, Inputs, Tokenizer};
 
 /// The format of the answers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum AnswerForm {
     /// One JSON object per line.
-    #[default]
     Jsonl,
     /// Comma-separated, with a header row, as in RFC 4180.
     Csv,

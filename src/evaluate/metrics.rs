@@ -142,15 +142,15 @@ impl fmt::Display for Metrics {
         writeln!(f, "examples             {}", self.examples)?;
         writeln!(f, "loss                 {:.4}", self.loss)?;
         if let Some(guess) = &self.guess {
-            let stands = if guess.is_reached_by(self.loss) { "; this loss is not below it" } else { "" };
+            let stands = if guess.is_reached_by(self.loss) { "; this loss is no lower" } else { "" };
             writeln!(f, "loss of a guess      {:.4}{stands}", guess.loss)?;
         }
         if let Some(accuracy) = self.accuracy {
             writeln!(f, "label by likelihood  {}", percent(accuracy))?;
         }
         if let (Some(accuracy), Some(guess)) = (self.accuracy, &self.guess) {
-            let stands = if accuracy <= guess.majority { "; the accuracy is not above it" } else { "" };
-            writeln!(f, "majority's share     {}{stands}", percent(guess.majority))?;
+            let stands = if accuracy <= guess.majority { "; the accuracy is no higher" } else { "" };
+            writeln!(f, "majority baseline    {}{stands}", percent(guess.majority))?;
         }
         if let Some(f1) = self.macro_f1 {
             writeln!(f, "macro F1             {f1:.4}")?;
@@ -231,10 +231,10 @@ mod tests {
     #[test]
     fn a_report_says_what_a_guess_reaches() {
         let text = lettered("aabb", "aaaa").to_string();
-        assert!(text.contains("majority's share     50.0 %; the accuracy is not above it\n"), "{text}");
+        assert!(text.contains("majority baseline    50.0 %; the accuracy is no higher\n"), "{text}");
         let text = lettered("aabb", "aaab").to_string();
         assert!(
-            text.contains("majority's share     50.0 %\n") && text.contains("macro F1             0.7333\n"),
+            text.contains("majority baseline    50.0 %\n") && text.contains("macro F1             0.7333\n"),
             "{text}"
         );
     }

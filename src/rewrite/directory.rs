@@ -46,8 +46,12 @@ pub fn check(model: &[PathBuf], output: &Path, force: bool) -> anyhow::Result<()
         if more > 0 {
             listed += &format!("\n  and {more} more");
         }
-        let error = anyhow!("`{shown}` holds files that no rewrite wrote, and that would be lost\n  {listed}");
-        return Err(Hinted::new(error, "move it elsewhere, or write to another directory: -o DIR").into());
+        let error = anyhow!("`{shown}` holds files that `lstc rewrite` did not write and would delete\n  {listed}");
+        return Err(Hinted::new(
+            error,
+            "move them elsewhere, also with --force, or write to another directory: -o DIR",
+        )
+        .into());
     }
     if !force {
         return Err(Hinted::new(anyhow!("`{shown}` already exists"), "--force replaces it").into());

@@ -18,7 +18,7 @@ use super::precision::Quantised;
 use super::{MANIFEST, Origins, Settled, SourceModel, held};
 use crate::data::Reading;
 use crate::report::Hinted;
-use crate::train::{Started, TrainOptions};
+use crate::train::{Started, TrainOptions, is_run};
 
 /// What a file of the source model holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -530,7 +530,15 @@ pub fn text(directory: &Path) -> anyhow::Result<String> {
     match regular::read_text(&directory.join(MANIFEST), Config::LIMIT) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let error = anyhow!("it does not hold {MANIFEST}").context(context());
-            Err(Hinted::new(error, "`lstc rewrite model.onnx -o tuned/` makes one").into())
+            let hint = match directory.parent().filter(|above| is_run(directory) && above.join(MANIFEST).is_file()) {
+                Some(above) => format!("it is a run of `{}`: pass that, and the run with --side", above.display()),
+                None => "`lstc rewrite model.onnx -o tuned/` makes one".to_owned(),
+            };
+            Err(Hinted::new(error, hint).into())
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+            let error = anyhow!("it is a file").context(context());
+            Err(Hinted::new(error, "pass the directory that `lstc rewrite` wrote").into())
         }
         read => read.with_context(context),
     }

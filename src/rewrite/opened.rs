@@ -343,7 +343,10 @@ pub fn side_file(directory: &Path, given: Option<&Path>) -> anyhow::Result<PathB
         Some(path) if path.is_dir() => {
             let best = path.join(BEST);
             if !best.exists() {
-                bail!("`{}` is not the folder of a run: it does not hold {BEST}", path.display());
+                let error = anyhow!("`{}` is not the folder of a run: it does not hold {BEST}", path.display());
+                let own = path.join(RUN);
+                let hint = format!("its run is in `{}`", own.display());
+                return Err(if own.join(BEST).exists() { Hinted::new(error, hint).into() } else { error });
             }
             Ok(best)
         }

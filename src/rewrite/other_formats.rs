@@ -116,7 +116,7 @@ fn refusal(what: String, way: &Way, folder: &Path) -> anyhow::Error {
     let quoted = word(&folder.to_string_lossy());
     let hint = match way {
         Way::Optimum => format!(
-            "export it to ONNX, and rewrite that:\n  pip install optimum[onnxruntime]\n  optimum-cli export onnx --model {quoted} --task \
+            "export it to ONNX, and rewrite that:\n  pip install 'optimum-onnx[onnxruntime]'\n  optimum-cli export onnx --model {quoted} --task \
              text2text-generation exported/\n  lstc rewrite exported/ -o tuned/"
         ),
         Way::Command(command) => format!("convert it to ONNX:\n  {}", command.replace("{}", &quoted)),

@@ -22,6 +22,7 @@ mod stepper;
 
 use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -119,7 +120,7 @@ pub fn is_left(folder: &Path, name: &OsStr) -> bool {
 fn check_vacant(out: &Path) -> anyhow::Result<()> {
     if out.join(CHECKPOINT).exists() {
         let error = anyhow!("there is a run in `{}` already", out.display());
-        let hint = "--resume continues it; --out DIR starts another in the folder DIR, also with --from";
+        let hint = "--resume continues it; --out DIR starts a new run there, and --from starts it from this one";
         return Err(Hinted::new(error, hint).into());
     }
     let is_there = |name: &&str| fs::symlink_metadata(out.join(name)).is_ok() && !is_left(out, OsStr::new(name));
@@ -285,6 +286,11 @@ pub struct Data {
     pub labels: Vec<Label>,
 }
 
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    let file = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+    file(one).is_some() && file(one) == file(other)
+}
+
 impl Data {
     /// Reads what a run is started with.
     ///
@@ -301,6 +307,9 @@ impl Data {
         let data = options.data.as_deref().ok_or_else(|| {
             Hinted::new(anyhow!("no training data is given"), "--train FILE, or `train: {data: FILE}` in lst.yaml")
         })?;
+        if options.eval.as_deref().is_some_and(|eval| is_same_file(eval, data)) {
+            notify(Event::Warning("evaluating on the training data: --eval 0.1 holds out a tenth of it instead"));
+        }
         let mut read = |file: &Path| read_corpus(opened, &started.data, tokenizer, file, scratch, notify);
         let train = read(data)?;
         let eval = options.eval.as_deref().map(&mut read).transpose()?;

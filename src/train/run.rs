@@ -161,8 +161,7 @@ impl<'r> Run<'r> {
         let path = |path: &Path| report::word(&path.to_string_lossy());
         let (directory, run) = (path(&self.opened.directory), path(&self.out));
         format!(
-            "the run is finished, and its learning rate has reached its end; to train further from its best side network, in a new \
-             run: `lstc train {directory} --from {run} --epochs N --out DIR`"
+            "the run is finished. To train further from its best side network, start a new run: `lstc train {directory} --from {run} --epochs N --out DIR`"
         )
     }
 

@@ -100,7 +100,7 @@ fn special_tokens_come_from_all_that_lies_beside_the_model_or_above_it() {
         let has_tokenizer = files.iter().any(|(name, _)| name.ends_with("tokenizer.json"));
         assert_eq!(repository.path("tuned/tokenizer.json").exists(), has_tokenizer, "{files:?}");
         if files.len() == 1 && files[0].1.get("model_type").is_none() {
-            assert!(said.contains("T5 by convention: nothing beside the model names it"), "{said}");
+            assert!(said.contains("T5's default: no file beside the model names it"), "{said}");
         }
     }
     let all = Repository::new(&[("config.json", config(None)), ("generation_config.json", generation(5))]);

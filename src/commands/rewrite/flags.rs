@@ -173,7 +173,7 @@ struct BackboneFlags {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     quantise_head: Option<bool>,
 
-    /// The device to train on: cpu, cuda or cuda:1. Only --backbone auto needs it in this machine
+    /// The device to train on: cpu, cuda or cuda:1. Only --backbone auto needs it on this machine
     #[arg(long, value_name = "DEVICE", default_value_t)]
     device: Device,
 }

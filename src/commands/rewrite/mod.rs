@@ -259,7 +259,7 @@ fn show_copy(line: &mut ProgressLine, links: Links, Copying { done, of, in_data_
     if *done == 0 && *in_data_files > 0 {
         let size = Bytes(*in_data_files);
         let why = match links {
-            Links::Reflinks => "their file system has no reflinks to the output's; --link makes hard links",
+            Links::Reflinks => "the file systems cannot share them (no reflinks); --link makes hard links",
             Links::HardLinks => "they cannot be linked from their file system to the output's",
         };
         report::note(format!("copying {size} of weights: {why}"));

@@ -166,7 +166,7 @@ pub fn special_tokens(
             Hinted::new(error, format!("set it with {flags} ID, or put the model's config.json beside it")).into()
         );
     }
-    let by_convention = || format!("{} by convention: nothing beside the model names it", family.to_uppercase());
+    let by_convention = || format!("{}'s default: no file beside the model names it", family.to_uppercase());
     let mut settled =
         settled.into_iter().zip(own_ids).map(|(found, own)| found.unwrap_or_else(|| (own, by_convention())));
     let [pad, end, start] = std::array::from_fn(|_| settled.next().expect("there are three"));
