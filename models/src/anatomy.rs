@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use lstc_graph::{Dim, ValueId};
+use lstc_graph::{Dim, ValueId, Weight};
 use serde::{Deserialize, Serialize};
 
 pub use crate::frozen::Frozen;
@@ -274,8 +274,7 @@ impl Attention {
 #[derive(Clone, Debug)]
 pub enum Bias {
     Relative(Relative),
-    /// A value computed from the model's inputs alone, added as it is.
-    Mask(ValueId),
+    Mask(Mask),
     Sum(Vec<Bias>),
     /// `where(keep, inner, fill)`: `keep` a boolean value, `fill` a scalar.
     Where {
@@ -313,12 +312,31 @@ impl Bias {
     /// Those of them that are masks.
     pub fn masks(&self) -> Vec<ValueId> {
         match self {
-            Bias::Relative(_) => Vec::new(),
-            Bias::Mask(v) => vec![*v],
+            Bias::Mask(Mask::Value(v)) => vec![*v],
+            Bias::Relative(_) | Bias::Mask(Mask::Unfolded(_)) => Vec::new(),
             Bias::Sum(terms) => terms.iter().flat_map(Bias::masks).collect(),
             Bias::Where { keep, inner, fill } => [*keep, *fill].into_iter().chain(inner.masks()).collect(),
         }
     }
+
+    /// The mask that was read off a folded bias.
+    pub fn unfolded_mask(&self) -> Option<&Weight> {
+        match self {
+            Bias::Mask(Mask::Unfolded(mask)) => Some(mask),
+            Bias::Relative(_) | Bias::Mask(Mask::Value(_)) => None,
+            Bias::Sum(terms) => terms.iter().find_map(Bias::unfolded_mask),
+            Bias::Where { inner, .. } => inner.unfolded_mask(),
+        }
+    }
+}
+
+/// A mask, added as it is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Mask {
+    /// The backbone's own value, computed from the model's inputs alone.
+    Value(ValueId),
+    /// Read off a folded bias: `[1, 1, queries, keys]`.
+    Unfolded(Weight),
 }
 
 /// A learned bias for each bucket of relative distance and each head.
@@ -336,7 +354,7 @@ pub enum Buckets {
     /// The backbone's own value.
     Value(ValueId),
     /// Read off a folded bias.
-    Unfolded(lstc_graph::Weight),
+    Unfolded(Weight),
 }
 
 #[derive(Clone, Debug)]

@@ -2,10 +2,10 @@
 
 use std::collections::HashSet;
 
-use lstc_graph::{DType, Dim, Graph, ValueId, Weight, dim_text};
+use lstc_graph::{DType, Dim, Graph, ValueId, dim_text};
 
-use crate::anatomy::{Attention, AttentionKind, Bias, Buckets, Frozen, Linear, Relative};
-use crate::folded::{Unfolded, unfold};
+use crate::anatomy::{Attention, AttentionKind, Bias, Buckets, Frozen, Linear, Mask, Relative};
+use crate::folded::{Unfolded, masks, unfold};
 use crate::matcher::{Match, Matcher, Mismatch};
 use crate::trace::Found;
 
@@ -67,6 +67,10 @@ impl Matcher<'_> {
         let widths = [q.linear.outputs, k.linear.outputs, v.linear.outputs, o.inputs];
         if widths.iter().any(|w| Some(*w) != heads.checked_mul(head_width)) {
             return Err(self.mismatch(product, format!("{heads} heads of {head_width} do not fit widths {widths:?}")));
+        }
+        let columns = bias.as_ref().and_then(Bias::relative).map(|relative| relative.table.dims(self.graph)[1]);
+        if let Some(columns) = columns.filter(|columns| *columns != heads) {
+            return Err(self.mismatch(product, format!("its position table has {columns} columns for {heads} heads")));
         }
         let kind = if k.input == q.input { AttentionKind::SelfAttention } else { AttentionKind::Cross };
         let attention = Attention {
@@ -224,7 +228,7 @@ impl Matcher<'_> {
             return Ok(None);
         }
         if self.mask(value).is_ok() {
-            return Ok(Some(Bias::Mask(value)));
+            return Ok(Some(Bias::Mask(Mask::Value(value))));
         }
         match self.node(value) {
             Some((id, node)) if node.is("Add") => {
@@ -244,23 +248,29 @@ impl Matcher<'_> {
                 }
             }
             Some(_) => self.relative(value).map(|r| Some(Bias::Relative(r))),
-            None => self.folded(value).map(|r| Some(Bias::Relative(r))),
+            None => self.folded(value).map(Some),
         }
     }
 
-    /// A relative bias that the exporter folded into a constant.
-    fn folded(&self, value: ValueId) -> Match<Relative> {
+    /// A relative bias that the exporter folded into a constant, alone or with a mask.
+    fn folded(&self, value: ValueId) -> Match<Bias> {
         self.trying("folded bias", value, || self.folded_at(value))
     }
 
-    fn folded_at(&self, value: ValueId) -> Match<Relative> {
-        if let Some(Unfolded { table, rows, buckets }) = self.graph.weight(value).and_then(unfold) {
-            return Ok(Relative { table: Frozen::Unfolded(table), rows, buckets: Buckets::Unfolded(buckets) });
-        }
-        let value = self.graph.value(value);
-        let shape = value.shape().map_or_else(String::new, |s| lstc_graph::shape_text(&s));
-        let reason = format!("is a bias {shape} on the attention scores that does not depend on distance alone");
-        Err(Mismatch::at(&value.name, reason))
+    fn folded_at(&self, value: ValueId) -> Match<Bias> {
+        let name = &self.graph.value(value).name;
+        let Some(weight) = self.graph.weight(value) else {
+            return Err(Mismatch::at(name, "is a graph input that is added to the attention scores"));
+        };
+        let Unfolded { table, rows, buckets, mask } = unfold(weight).map_err(|reason| {
+            Mismatch::at(name, format!("is a bias {:?} on the attention scores that {reason}", weight.dims()))
+        })?;
+        let relative =
+            Bias::Relative(Relative { table: Frozen::Unfolded(table), rows, buckets: Buckets::Unfolded(buckets) });
+        Ok(match mask {
+            Some(mask) => Bias::Sum(vec![relative, Bias::Mask(Mask::Unfolded(mask))]),
+            None => relative,
+        })
     }
 
     /// `unsqueeze(transpose(table[buckets], [2, 0, 1]))`
@@ -335,12 +345,6 @@ impl Matcher<'_> {
             }
         }
     }
-}
-
-/// True for a constant of zeros and of numbers that no softmax lets through.
-fn masks(weight: &Weight) -> bool {
-    const SHUT: f32 = -1e4;
-    weight.to_f32().is_some_and(|values| values.iter().all(|v| *v == 0.0 || *v <= SHUT))
 }
 
 fn sum(a: Option<Bias>, b: Option<Bias>) -> Option<Bias> {

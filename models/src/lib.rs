@@ -32,7 +32,7 @@ mod trace;
 
 pub use anatomy::{
     Activation, Anatomy, Attention, AttentionKind, Bias, Block, Buckets, FeedForward, Frozen, Head, Linear,
-    MASKED_TOKEN, Marks, Norm, Orientation, PaddingMask, Relative, Sublayer, SublayerKind, Tower, TowerKind,
+    MASKED_TOKEN, Marks, Mask, Norm, Orientation, PaddingMask, Relative, Sublayer, SublayerKind, Tower, TowerKind,
 };
 pub use families::{Family, Names, SpecialTokens, families};
 pub use frozen::Part;

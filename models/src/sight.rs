@@ -12,13 +12,13 @@ mod view;
 
 use std::collections::HashMap;
 
-use lstc_graph::{Graph, ValueId};
+use lstc_graph::{Graph, Numbers, ValueId, Weight};
 
 use crate::anatomy::{Anatomy, Attention, AttentionKind, Bias, Marks, PaddingMask, SublayerKind, TowerKind};
 use crate::inputs::{InputRole, inputs_behind};
 use crate::refusal::Refusal;
 use scene::{Round, Scene, Size};
-use view::{Meaning, View, folded};
+use view::{Meaning, View};
 
 /// Enough to tell the meanings apart.
 const FEW: Size = Size { batch: 2, length: 4 };
@@ -111,6 +111,10 @@ fn places(anatomy: &Anatomy) -> Vec<(Place, usize)> {
     places
 }
 
+fn numbers(weight: &Weight) -> Option<Numbers> {
+    Some(Numbers { dims: weight.dims().to_vec(), elements: weight.to_f32()? })
+}
+
 impl Scene<'_> {
     /// What hides padding from each attention, and what is refused.
     fn judge_all(&self, anatomy: &Anatomy) -> Judged {
@@ -122,9 +126,9 @@ impl Scene<'_> {
         for (place, block) in places(anatomy) {
             let tower = &anatomy.towers[place.tower];
             let Some(attention) = tower.blocks[block].attention(place.kind) else { continue };
-            let key = (place, attention.bias.iter().flat_map(Bias::masks).collect::<Vec<_>>());
-            // A bias that an exporter folded has no value to know it by.
-            let is_known = !key.1.is_empty() || attention.bias.is_none();
+            let key = (place, attention.bias.iter().flat_map(Bias::values).collect::<Vec<_>>());
+            // A mask that was read off a folded bias has no value to know it by.
+            let is_known = attention.bias.as_ref().and_then(Bias::unfolded_mask).is_none();
             let found = match judged.get(&key).filter(|_| is_known) {
                 Some(found) => found.clone(),
                 None => self.judge(tower.kind, place, attention, &rounds),
@@ -182,8 +186,8 @@ impl Scene<'_> {
         let values: Vec<ValueId> = attention.bias.iter().flat_map(Bias::masks).collect();
         let behind = inputs_behind(self.graph, &values);
         let bias = attention.bias.as_ref();
-        let folded = bias.and_then(Bias::relative).and_then(|relative| folded(self.graph, relative));
-        let view = View { scene: self, place, bias, folded, heads: attention.heads, rounds };
+        let unfolded = bias.and_then(Bias::unfolded_mask).and_then(numbers);
+        let view = View { scene: self, place, bias, unfolded, heads: attention.heads, rounds };
         view.complete()?;
         let buckets: Vec<ValueId> = bias.iter().flat_map(|bias| bias.buckets()).collect();
         if let Some(input) = inputs_behind(self.graph, &buckets).first() {

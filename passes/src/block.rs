@@ -4,7 +4,7 @@
 //! block at width d/r and, for the proof that the anatomy is right, the backbone's own block at full width.
 
 use lstc_graph::{Attributes, Builder, DType, Dim, ValueId, Weight};
-use lstc_models::{Activation, Attention, Bias, Buckets, FeedForward, Linear, Orientation};
+use lstc_models::{Activation, Attention, Bias, Buckets, FeedForward, Linear, Mask, Orientation};
 
 use crate::mask;
 
@@ -188,7 +188,7 @@ impl ScoreBias {
             None => &[],
         };
         let mask_of_keys = |(at, term): (usize, &Bias)| match term {
-            Bias::Mask(mask) => Some((at, mask::of_keys(b, *mask, shape)?)),
+            Bias::Mask(Mask::Value(mask)) => Some((at, mask::of_keys(b, *mask, shape)?)),
             _ => None,
         };
         let of_keys = terms.iter().enumerate().find_map(mask_of_keys);
@@ -296,7 +296,8 @@ fn is_part(b: &Builder, bias: ValueId, scores: &[Dim; 4]) -> bool {
 /// A bias that broadcasts to the scores' shape.
 fn bias_value(b: &Builder, bias: &Bias, table: Option<ValueId>, shape: &[Dim; 4]) -> ValueId {
     match bias {
-        Bias::Mask(value) => b.cast(*value, DType::F32),
+        Bias::Mask(Mask::Value(value)) => b.cast(*value, DType::F32),
+        Bias::Mask(Mask::Unfolded(mask)) => b.constant(mask.clone()),
         Bias::Relative(relative) => {
             let table = table.expect("a layer with a relative bias has a table");
             let buckets = match &relative.buckets {

@@ -1,10 +1,10 @@
 //! What one attention sees.
 
-use lstc_graph::{Graph, Numbers, ValueId};
+use lstc_graph::{Numbers, ValueId};
 
 use super::Place;
 use super::scene::{PADDED, Round, Scene};
-use crate::anatomy::{AttentionKind, Bias, Buckets, Marks, Relative};
+use crate::anatomy::{AttentionKind, Bias, Marks, Mask};
 use crate::inputs::inputs_behind;
 
 /// A bias this far below the largest of its row shuts a key out: no score makes up for it.
@@ -31,8 +31,8 @@ pub(super) struct View<'s, 'g> {
     pub scene: &'s Scene<'g>,
     pub place: Place,
     pub bias: Option<&'s Bias>,
-    /// The position bias, where the file holds it as a constant, which may hold a causal mask too: `[heads, queries, keys]`.
-    pub folded: Option<Numbers>,
+    /// The mask that was read off a folded bias.
+    pub unfolded: Option<Numbers>,
     pub heads: usize,
     pub rounds: &'s [Round],
 }
@@ -73,8 +73,9 @@ impl View<'_, '_> {
             _ => f32::NAN,
         };
         match bias {
-            Bias::Mask(value) => read(value),
-            Bias::Relative(_) => self.folded.as_ref().map_or(0.0, |folded| element(folded, at)),
+            Bias::Mask(Mask::Value(value)) => read(value),
+            Bias::Mask(Mask::Unfolded(_)) => self.unfolded.as_ref().map_or(f32::NAN, |mask| element(mask, at)),
+            Bias::Relative(_) => 0.0,
             Bias::Sum(terms) => terms.iter().map(|term| self.at(round, term, at)).sum(),
             Bias::Where { keep, inner, .. } if read(keep) != 0.0 => self.at(round, inner, at),
             Bias::Where { fill, .. } => read(fill),
@@ -98,7 +99,7 @@ impl View<'_, '_> {
             Some(Ok(numbers)) => numbers.dims.len() == 4 && numbers.dims[1] > 1,
             _ => false,
         };
-        let differ = self.folded.is_some() || self.bias.iter().flat_map(|bias| bias.masks()).any(by_head);
+        let differ = self.bias.iter().flat_map(|bias| bias.masks()).any(by_head);
         if differ { self.heads } else { 1 }
     }
 
@@ -213,18 +214,4 @@ fn element(numbers: &Numbers, at: [usize; 4]) -> f32 {
         place = place * size + if *size == 1 { 0 } else { index };
     }
     numbers.elements.get(place).copied().unwrap_or(f32::NAN)
-}
-
-/// A position bias that the file holds as a constant.
-pub(super) fn folded(graph: &Graph, relative: &Relative) -> Option<Numbers> {
-    let Buckets::Unfolded(buckets) = &relative.buckets else { return None };
-    let (table, numbers) = (relative.table.weight(graph), buckets.to_i64()?);
-    let (&[rows, heads], &[queries, keys]) = (table.dims(), buckets.dims()) else { return None };
-    let table = table.to_f32()?;
-    let at = |place: usize| {
-        let row = usize::try_from(*numbers.get(place % (queries * keys))?).ok().filter(|row| *row < rows)?;
-        table.get(row * heads + place / (queries * keys)).copied()
-    };
-    let elements: Option<Vec<f32>> = (0..heads * queries * keys).map(at).collect();
-    Some(Numbers { dims: vec![heads, queries, keys], elements: elements? })
 }

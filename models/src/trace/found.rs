@@ -3,7 +3,7 @@
 use lstc_graph::{Graph, ValueId, count};
 
 use crate::anatomy::{
-    Activation, Attention, Bias, Buckets, FeedForward, Frozen, Head, Linear, Norm, Orientation, Relative,
+    Activation, Attention, Bias, Buckets, FeedForward, Frozen, Head, Linear, Mask, Norm, Orientation, Relative,
 };
 
 /// Something that a pattern finds.
@@ -41,7 +41,8 @@ impl Found for Bias {
     fn words(&self, graph: &Graph) -> String {
         match self {
             Bias::Relative(relative) => relative.words(graph),
-            Bias::Mask(_) => "a mask".to_owned(),
+            Bias::Mask(Mask::Value(_)) => "a mask".to_owned(),
+            Bias::Mask(Mask::Unfolded(_)) => "a mask read back from that constant".to_owned(),
             Bias::Sum(terms) => terms.iter().map(|t| t.words(graph)).collect::<Vec<_>>().join(" + "),
             Bias::Where { inner, .. } => format!("{} where a mask holds", inner.words(graph)),
         }
