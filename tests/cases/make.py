@@ -76,6 +76,7 @@ class Case:
     # data and training
     sizes: tuple = (3, 9, 6)  # batch, enc_seq, dec_seq
     pad_left: bool = False
+    padded: bool = True  # sources of several lengths in a batch
     lr: float = 3e-3
     weight_decay: float = 0.01
     seed: int = 0
@@ -166,7 +167,7 @@ def draw_batch(case):
     attention_mask = torch.ones_like(input_ids)
     for row in range(1, batch):
         padding = slice(0, 2 * row) if case.pad_left else slice(enc_seq - 2 * row, enc_seq)
-        attention_mask[row, padding] = 0
+        attention_mask[row, padding] = 0 if case.padded else 1
         labels[row, dec_seq - row :] = -100
     decoder_input_ids = torch.zeros_like(labels)
     decoder_input_ids[:, 1:] = labels[:, :-1].clamp(min=0)

@@ -74,6 +74,8 @@ BACKBONES |= {
         Backbone("buckets_16_20", buckets=(16, 20), sizes=(2, 27, 14), seed=39),
         Backbone("buckets_64_256", buckets=(64, 256), sizes=(2, 40, 36), seed=40),
         Backbone("sdpa", attention="sdpa", gated=True, seed=46),
+        Backbone("static_sdpa", attention="sdpa", gated=True, tied=False, seed=47),
+        Backbone("static_sdpa_full", attention="sdpa", layers=(1, 2), padded=False, seed=48),
         Backbone("one_head", heads=1, seed=41),
         Backbone("five_heads", heads=5, seed=42),
         Backbone("four_heads", heads=4, gated=True, seed=45),  # d_kv * heads = d_model, which ONNX Runtime's fusions ask for

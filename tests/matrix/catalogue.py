@@ -44,15 +44,15 @@ class Model:
         return f"{self.backbone}_folded_scale" if self.folded_scale else self.backbone
 
 
-def exported(name, backbone, form, *, arithmetic="f32", **options):
+def exported(name, backbone, form, *, arithmetic="f32", write=None, refused="", **options):
     """An export as it comes. `form`: ts | dy | 2f; `by` says with which exporter the two files are written."""
     by = options.pop("by", "ts" if form == "2f" else form)
-    write = exports.two_files if form == "2f" else exports.single
+    write = write or (exports.two_files if form == "2f" else exports.single)
 
     def run(_workshop, folder):
         write(folder, BACKBONES[backbone], exporter=EXPORTERS[by], **options)
 
-    return Model(name, backbone, run, arithmetic=arithmetic)
+    return Model(name, backbone, run, arithmetic=arithmetic, refused=refused)
 
 
 def base_cases():
@@ -117,6 +117,30 @@ def sdpa():
     yield exported("dy_sdpa", backbone, "dy")
     yield exported("2f_sdpa", backbone, "2f")
     yield exported("dy_sdpa_opset_23", backbone, "dy", opset=23)
+
+
+def static_sdpa():
+    """Position bias and masks in one constant, `[1, heads, queries, keys]` or one for each example."""
+    basic = variants.ort_optimised(variants.BASIC)
+    backbone = "static_sdpa"
+    yield exported("ts_static_sdpa", backbone, "ts", static=True)
+    yield exported("dy_static_sdpa", backbone, "dy", static=True)
+    yield exported("2f_static_sdpa", backbone, "2f", by="dy", static=True)
+    yield exported("dy_static_sdpa_opset_23", backbone, "dy", static=True, opset=23)
+    yield exported("dy_static_sdpa_f16", backbone, "dy", static=True, arithmetic="f16", precision="f16")
+    yield derived("ts_static_sdpa_basic", "ts_static_sdpa", backbone, basic)
+    yield derived("dy_static_sdpa_basic", "dy_static_sdpa", backbone, basic)
+    yield derived("ts_static_sdpa_onnxsim", "ts_static_sdpa", backbone, variants.simplified)
+    backbone = "static_sdpa_full"
+    write = exports.with_fixed_masks
+    yield exported("ts_fixed_masks", backbone, "ts", write=write)
+    yield exported("dy_fixed_masks", backbone, "dy", write=write)
+    yield exported("dy_fixed_masks_f16", backbone, "dy", write=write, arithmetic="f16", precision="f16")
+    yield derived("ts_fixed_masks_basic", "ts_fixed_masks", backbone, basic)
+    yield exported("refused_fixed_padding", "static_sdpa", "dy", write=write,
+                   refused="differs between the examples of the batch, as")
+    yield exported("refused_static_target_sees_all", "static_sdpa", "dy", write=exports.without_causal_mask,
+                   refused="lets a position of the target see later")
 
 
 def layouts():
@@ -247,7 +271,7 @@ def to_be_refused():
 
 
 def all_models():
-    found = [*base_cases(), *own_backbones(), *opsets(), *sdpa(), *layouts(), *processed(), *newer_operators(),
+    found = [*base_cases(), *own_backbones(), *opsets(), *sdpa(), *static_sdpa(), *layouts(), *processed(), *newer_operators(),
              *fused_by_hand(), *to_be_refused()]
     assert len({model.name for model in found}) == len(found)
     return found

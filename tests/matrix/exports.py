@@ -67,6 +67,36 @@ class WithDecoderMask(nn.Module):
         return found.logits, found.encoder_last_hidden_state
 
 
+class WithFixedMasks(nn.Module):
+    """The masks of one batch are a part of the model: two inputs, one output."""
+
+    def __init__(self, model, mask):
+        super().__init__()
+        self.model = model
+        self.register_buffer("mask", mask)
+
+    def forward(self, input_ids, decoder_input_ids):
+        return self.model(
+            input_ids=input_ids, attention_mask=self.mask, decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=torch.ones_like(decoder_input_ids), use_cache=False,
+        ).logits
+
+
+class WithoutCausalMask(nn.Module):
+    """A decoder whose positions see later ones."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask, decoder_input_ids):
+        batch, length = decoder_input_ids.shape
+        return self.model(
+            input_ids=input_ids, attention_mask=attention_mask, decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=torch.zeros(batch, 1, length, length), use_cache=False,
+        ).logits
+
+
 def model_of(backbone, precision):
     return build(backbone).to(PRECISION[precision])
 
@@ -89,6 +119,18 @@ def single(folder, backbone, *, exporter, precision="f32", opset=None, static=Fa
     axes = {} if static else cases.AXES
     cases.export(cases.Logits(model), folder / "model.onnx", example(backbone, static), ["logits"], exporter=exporter,
                  opset=opset or OPSET[exporter], axes=axes, folded=folded)
+
+
+def with_fixed_masks(folder, backbone, *, exporter, precision="f32"):
+    """Static shapes; the mask of the backbone's batch is a constant."""
+    inputs = example(backbone, static=True)
+    model = WithFixedMasks(model_of(backbone, precision), inputs.pop("attention_mask"))
+    cases.export(model, folder / "model.onnx", inputs, ["logits"], exporter=exporter, opset=OPSET[exporter], axes={})
+
+
+def without_causal_mask(folder, backbone, *, exporter):
+    cases.export(WithoutCausalMask(build(backbone)), folder / "model.onnx", example(backbone, static=True), ["logits"],
+                 exporter=exporter, opset=OPSET[exporter], axes={})
 
 
 def with_decoder_mask(folder, backbone):

@@ -10,6 +10,7 @@
     python make.py --zoo DIR             the same; the models stay in DIR, a folder each; DIR/INDEX.txt tells their nodes
     python make.py --zoo DIR ts_bf16     this model is made again in DIR, and then the fixtures of all that is there
     python make.py --zoo DIR --reuse     the fixtures alone
+    python make.py --backbone sdpa       the models and fixtures of one backbone
 
 What is written:
 
@@ -158,14 +159,17 @@ def write_quantised(model, reference, zoo, names):
     expectations.write(expectations.results(found), HERE / "expected" / f"{model.name}.safetensors")
 
 
-def write_fixtures(zoo):
+def remove_fixtures():
     for folder in ("models", "expected", "weights"):
         (HERE / folder).mkdir(exist_ok=True)
         for stale in (HERE / folder).iterdir():
             if not stale.name.startswith(reported.PREFIX):
                 stale.unlink()
+
+
+def write_fixtures(models, zoo):
     references, names, pools = {}, {}, {}
-    for model in catalogue.all_models():
+    for model in models:
         pool = pools.setdefault(model.backbone, archives.Pool(model.backbone or "refused"))
         archives.write_model(zoo / model.name, pool, HERE / "models" / f"{model.name}.zip")
         if model.refused:
@@ -203,10 +207,13 @@ def main():
     parser.add_argument("--zoo", type=Path)
     parser.add_argument("--reuse", action="store_true")
     parser.add_argument("--models-only", action="store_true")
+    parser.add_argument("--backbone")
     parser.add_argument("names", nargs="*")
     arguments = parser.parse_args()
     quiet()
-    models = [model for model in catalogue.all_models() if not arguments.names or model.name in arguments.names]
+    everything = catalogue.all_models()
+    of_backbone = [model for model in everything if arguments.backbone in (None, model.backbone)]
+    models = [model for model in of_backbone if not arguments.names or model.name in arguments.names]
     with tempfile.TemporaryDirectory() as scratch:
         zoo = arguments.zoo or Path(scratch) / "zoo"
         if not arguments.reuse:
@@ -216,7 +223,9 @@ def main():
             if failures:
                 sys.exit("\n".join(f"{name}\n{failure}" for name, failure in failures.items()))
         if not arguments.models_only:
-            write_fixtures(zoo)
+            if not arguments.backbone:
+                remove_fixtures()
+            write_fixtures(of_backbone, zoo)
             write_list()
 
 
