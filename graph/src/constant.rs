@@ -146,7 +146,7 @@ pub(crate) fn evaluate<'c>(
         "Equal" | "Less" | "LessOrEqual" | "Greater" | "GreaterOrEqual" => call.comparison(),
         "And" | "Or" | "Xor" => call.logic(),
         "Not" | "Abs" | "Neg" | "Sqrt" | "Log" => call.unary(),
-        "Cast" => call.cast(DType::from_onnx(i32::try_from(node.attributes.get_int("to")?).ok()?)?),
+        "Cast" => call.cast(DType::from_onnx(node.attributes.get_int("to")?)?),
         "CastLike" => call.cast(graph.value(node.input(1)?).dtype?),
         "Where" => call.select(),
         "Range" => call.range(),

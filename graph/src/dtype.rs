@@ -59,8 +59,10 @@ impl DType {
         self.row().2 as i32
     }
 
-    pub fn from_onnx(code: i32) -> Option<DType> {
-        TABLE.iter().find(|row| row.2 as i32 == code).map(|row| row.0)
+    /// The type of a code, which is an attribute where a node has it.
+    pub fn from_onnx(code: impl Into<i64>) -> Option<DType> {
+        let code = code.into();
+        TABLE.iter().find(|row| i64::from(row.2 as i32) == code).map(|row| row.0)
     }
 
     pub fn from_name(name: &str) -> Option<DType> {

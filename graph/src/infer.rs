@@ -323,7 +323,7 @@ fn output_facts(
             _ => UnaryOp.infer_shapes(context(), symbols),
         },
         // A cast keeps the contents of an integer shape vector, and only the shape of anything else.
-        "Cast" => match a.get_int("to").and_then(|to| DType::from_onnx(to as i32)) {
+        "Cast" => match a.get_int("to").and_then(DType::from_onnx) {
             Some(to) if !to.is_float() && to != DType::Bool => ops::Identity.infer_shapes(context(), symbols),
             _ => UnaryOp.infer_shapes(context(), symbols),
         },
@@ -453,7 +453,7 @@ fn output_dtype(graph: &Graph, node: &Node, slot: usize) -> Option<DType> {
         )
         | ("Dropout", 1) => DType::Bool,
         ("Shape" | "Size" | "ArgMax" | "ArgMin" | "NonZero", 0) | ("TopK", 1) => DType::I64,
-        ("Cast", 0) => DType::from_onnx(node.attributes.get_int("to")? as i32)?,
+        ("Cast", 0) => DType::from_onnx(node.attributes.get_int("to")?)?,
         ("ConstantOfShape", 0) => match node.attributes.get("value") {
             Some(Attribute::Tensor(t)) => t.dtype(),
             _ => DType::F32,

@@ -193,9 +193,9 @@ impl Matcher<'_> {
                     let (linear, input) = self.linear(self.operand(node, 0)?)?;
                     let shape = self.operand(node, 1)?;
                     let [written_heads, written_width] = self.peek(|| self.written_tail(shape));
-                    let known = |dim: &Dim, written: Option<i64>| match (dim, written) {
-                        (Dim::Value(_), _) | (_, None) => dim.clone(),
-                        (_, Some(written)) => Dim::Value(written as i32),
+                    let known = |dim: &Dim, written: Option<i64>| match (dim, written.map(i32::try_from)) {
+                        (Dim::Value(_), _) | (_, None | Some(Err(_))) => dim.clone(),
+                        (_, Some(Ok(written))) => Dim::Value(written),
                     };
                     let (heads, width) = (known(heads, written_heads), known(width, written_width));
                     return Ok(Heads { linear, input, heads, width, scale });

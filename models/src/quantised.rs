@@ -37,7 +37,7 @@ impl Quantised {
         axis: i64,
         block: usize,
     ) -> Result<Quantised, String> {
-        let [rows, columns] = *integers.dims() else {
+        let [rows @ 1.., columns @ 1..] = *integers.dims() else {
             return Err(format!("holds integers of shape {:?}, not a matrix", integers.dims()));
         };
         let dims = [rows, columns];
@@ -77,7 +77,12 @@ impl Quantised {
         let blocks = k.div_ceil(block);
         let bytes = block.checked_mul(bits).map(|bits| bits / 8);
         let wanted = bytes.and_then(|bytes| n.checked_mul(blocks)?.checked_mul(bytes));
-        if integers.dtype().size() != 1 || Some(integers.elements()) != wanted || scales.elements() != n * blocks {
+        let is_empty = n == 0 || k == 0;
+        if is_empty
+            || integers.dtype().size() != 1
+            || Some(integers.elements()) != wanted
+            || scales.elements() != n * blocks
+        {
             let (found, scales) = (integers.dims(), scales.elements());
             return Err(format!("holds {found:?} bytes and {scales} scales, which do not fit [{n}, {k}]"));
         }
@@ -216,5 +221,9 @@ mod tests {
         assert_eq!((&found[..2], &found[16..18]), (&[1.0, 2.0][..], &[12.0, 28.0][..]));
         let (nothing, scale) = (bytes(DType::U8, &[0], &[]), Weight::from_f32(&[1], &[1.0]));
         assert!(Quantised::packed(&nothing, &scale, None, [1, 20], 4, 1 << 62).is_err());
+        // A size that no bytes stand behind.
+        let scale = Weight::from_f32(&[0], &[]);
+        assert!(Quantised::packed(&nothing, &scale, None, [1 << 60, 0], 4, 16).is_err());
+        assert!(Quantised::linear(&bytes(DType::I8, &[1 << 30, 0], &[]), &scale, None, 1, 0).is_err());
     }
 }

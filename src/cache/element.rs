@@ -27,12 +27,12 @@ impl Element {
         }
     }
 
-    /// Bytes of one token of a tap.
+    /// Bytes of one token of a tap; the greatest number if they are more.
     pub fn token_bytes(self, width: usize) -> usize {
         match self {
-            Element::Fp32 => 4 * width,
-            Element::Fp16 => 2 * width,
-            Element::Int8 => SCALE + width,
+            Element::Fp32 => width.saturating_mul(4),
+            Element::Fp16 => width.saturating_mul(2),
+            Element::Int8 => width.saturating_add(SCALE),
         }
     }
 

@@ -57,9 +57,9 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Bytes of a record.
+    /// Bytes of a record; the greatest number if they are more, which no file has.
     pub fn bytes(&self, lengths: Lengths) -> usize {
-        self.taps.iter().map(|tap| self.tap_bytes(tap, lengths)).sum()
+        self.taps.iter().map(|tap| self.tap_bytes(tap, lengths)).fold(0, usize::saturating_add)
     }
 
     /// Bytes of a token of the source, and of the target.
@@ -69,7 +69,7 @@ impl Layout {
     }
 
     fn tap_bytes(&self, tap: &TapShape, lengths: Lengths) -> usize {
-        self.element.token_bytes(tap.width) * lengths.along(tap.axis)
+        self.element.token_bytes(tap.width).saturating_mul(lengths.along(tap.axis))
     }
 
     /// Writes a record into `out`, from the numbers of each tap: at least as many tokens as the example has.

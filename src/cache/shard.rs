@@ -137,6 +137,9 @@ impl Shard {
 
     /// Lets the kernel read a range in advance.
     pub fn expect(&self, offset: u64, bytes: usize) {
+        if self.get(offset, bytes).is_none() {
+            return;
+        }
         // Ignored advice costs nothing.
         let _ = self.map.advise_range(memmap2::Advice::WillNeed, offset as usize, bytes);
     }

@@ -80,7 +80,10 @@ impl Chart {
     }
 
     fn scale(&self) -> Scale {
-        let wide = |(low, high): (f64, f64)| if high > low { (low, high) } else { (low - 0.5, low + 0.5) };
+        let wide = |(low, high): (f64, f64)| {
+            let room = low.abs().mul_add(1e-9, 0.5);
+            if high > low { (low, high) } else { (low - room, low + room) }
+        };
         Scale { x: wide(self.steps), y: wide(self.range) }
     }
 
@@ -137,8 +140,9 @@ fn ticks(low: f64, high: f64, about: usize) -> Vec<f64> {
     let rough = (high - low) / about as f64;
     let power = 10_f64.powf(rough.log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].map(|n| n * power).into_iter().find(|step| *step >= rough).unwrap_or(10.0 * power);
-    let first = (low / step - 1e-9).ceil() as i64;
-    (first..).map(|n| n as f64 * step).take_while(|value| *value <= high + 1e-9 * step).take(2 * about).collect()
+    let first = (low / step - 1e-9).ceil();
+    let multiple = |n: usize| (first + n as f64) * step;
+    (0..2 * about).map(multiple).take_while(|value| *value <= high + 1e-9 * step).collect()
 }
 
 fn number(value: f64) -> String {
@@ -166,6 +170,8 @@ mod tests {
         assert_eq!(labels(0.0, 1.0, 5), ["0", "0.2", "0.4", "0.6", "0.8", "1"]);
         assert_eq!(labels(1.0, 944.0, 6), ["200", "400", "600", "800"]);
         assert_eq!(labels(0.0, 0.0004, 4), ["0", "1e-4", "2e-4", "3e-4", "4e-4"]);
+        assert_eq!(ticks(1e30, 1e30, 6), [0.0; 0]);
+        assert!(ticks(1e30, 1.1e30, 6).len() > 2);
     }
 
     #[test]

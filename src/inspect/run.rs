@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use lstc_graph::count;
+use lstc_graph::{count, regular};
 use serde::{Deserialize, Serialize};
 
 use crate::evaluate::percent;
@@ -81,7 +80,7 @@ impl RunReport {
     pub fn new(folder: &Path) -> anyhow::Result<RunReport> {
         let path = folder.join(METRICS);
         let context = || format!("cannot read `{}`", path.display());
-        let file = File::open(&path).with_context(context)?;
+        let file = regular::open(&path).with_context(context)?;
         let mut run = RunReport {
             folder: folder.to_owned(),
             started: Started::read(folder).ok(),
