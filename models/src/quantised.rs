@@ -37,9 +37,12 @@ impl Quantised {
         axis: i64,
         block: usize,
     ) -> Result<Quantised, String> {
-        let [rows @ 1.., columns @ 1..] = *integers.dims() else {
+        let &[rows, columns] = integers.dims() else {
             return Err(format!("holds integers of shape {:?}, not a matrix", integers.dims()));
         };
+        if rows == 0 || columns == 0 {
+            return Err(format!("holds no integers: its shape is {:?}", integers.dims()));
+        }
         let dims = [rows, columns];
         let axis = usize::from(matches!(axis, 1 | -1));
         let count = scales.elements();

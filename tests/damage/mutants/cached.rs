@@ -102,7 +102,7 @@ fn mutants_of_caches_are_computed_again() {
                     "refused"
                 }
                 Ok((taps, computed)) => {
-                    assert!(taps == expected, "it is accepted, with other numbers");
+                    assert!(agree(&taps, &expected), "it is accepted, with other numbers");
                     assert!(shown != computed, "it is computed again, and said to be sound, or the reverse");
                     if computed { "computed again" } else { "without a change that counts" }
                 }
@@ -110,6 +110,14 @@ fn mutants_of_caches_are_computed_again() {
         });
     }
     assert!(sound.iter().any(|(path, _)| path.ends_with(ABOUT)));
+}
+
+/// Whether taps are those that a whole cache gives. It gives zeros for padding, whose taps do not count.
+fn agree(taps: &[Vec<f32>], expected: &[Vec<f32>]) -> bool {
+    let alike = |(found, wanted): (&f32, &f32)| *wanted == 0.0 || found.to_bits() == wanted.to_bits();
+    let same =
+        |(found, wanted): (&Vec<f32>, &Vec<f32>)| found.len() == wanted.len() && found.iter().zip(wanted).all(alike);
+    taps.len() == expected.len() && taps.iter().zip(expected).all(same)
 }
 
 /// A folder with these files, and no others.

@@ -47,13 +47,15 @@ const CHANGES: [Change; 30] = [
         node(graph, chance).input.push(other);
     },
     |_, graph, chance| {
-        if let Some(input) = chance.one_of(&mut node(graph, chance).input) {
+        let node = node(graph, chance);
+        if let Some(input) = chance.one_of(&mut node.input) {
             input.clear();
         }
     },
     |_, graph, chance| {
         let other = value(graph, chance);
-        if let Some(output) = chance.one_of(&mut node(graph, chance).output) {
+        let node = node(graph, chance);
+        if let Some(output) = chance.one_of(&mut node.output) {
             *output = other;
         }
     },
@@ -132,10 +134,46 @@ fn rewired(_: &mut ModelProto, graph: &mut GraphProto, chance: &mut Chance) {
 
 fn operator(chance: &mut Chance) -> String {
     const OPERATORS: [&str; 40] = [
-        "Abs", "Add", "And", "ArgMax", "Cast", "Concat", "Constant", "ConstantOfShape", "CumSum", "Div", "Dropout", "Equal", "Erf",
-        "Expand", "Flatten", "Gather", "GatherND", "Gemm", "Identity", "If", "LayerNormalization", "Less", "Log", "Loop", "MatMul",
-        "Max", "Min", "Mul", "Neg", "Pow", "Range", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Slice", "Softmax", "Sub",
-        "Transpose", "Where",
+        "Abs",
+        "Add",
+        "And",
+        "ArgMax",
+        "Cast",
+        "Concat",
+        "Constant",
+        "ConstantOfShape",
+        "CumSum",
+        "Div",
+        "Dropout",
+        "Equal",
+        "Erf",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "GatherND",
+        "Gemm",
+        "Identity",
+        "If",
+        "LayerNormalization",
+        "Less",
+        "Log",
+        "Loop",
+        "MatMul",
+        "Max",
+        "Min",
+        "Mul",
+        "Neg",
+        "Pow",
+        "Range",
+        "ReduceMean",
+        "ReduceSum",
+        "Relu",
+        "Reshape",
+        "Slice",
+        "Softmax",
+        "Sub",
+        "Transpose",
+        "Where",
     ];
     chance.one(&OPERATORS).unwrap_or_default().to_owned()
 }
@@ -156,7 +194,8 @@ fn attribute(
 fn changed(attribute: &mut AttributeProto, chance: &mut Chance) {
     let odd = chance.odd();
     attribute.i = attribute.i.map(|_| odd);
-    attribute.f = attribute.f.map(|f| chance.one(&[f * 2.0, -f, 0.0, f32::NAN, f32::INFINITY, odd as f32]).unwrap_or(f));
+    attribute.f =
+        attribute.f.map(|f| chance.one(&[f * 2.0, -f, 0.0, f32::NAN, f32::INFINITY, odd as f32]).unwrap_or(f));
     attribute.s = attribute.s.take().map(|_| "odd".into());
     match chance.below(3) {
         0 => attribute.ints.reverse(),
@@ -168,8 +207,20 @@ fn changed(attribute: &mut AttributeProto, chance: &mut Chance) {
 
 fn added(chance: &mut Chance) -> AttributeProto {
     const NAMES: [&str; 14] = [
-        "allowzero", "alpha", "axes", "axis", "beta", "epsilon", "exclusive", "keepdims", "noop_with_empty_axes", "perm", "to",
-        "transA", "transB", "value",
+        "allowzero",
+        "alpha",
+        "axes",
+        "axis",
+        "beta",
+        "epsilon",
+        "exclusive",
+        "keepdims",
+        "noop_with_empty_axes",
+        "perm",
+        "to",
+        "transA",
+        "transB",
+        "value",
     ];
     let name = chance.one(&NAMES).map(str::to_owned);
     let attribute = AttributeProto { name, ..AttributeProto::default() };
@@ -187,7 +238,8 @@ fn added(chance: &mut Chance) -> AttributeProto {
 
 /// Changes an initializer, or the value of a node that is a constant.
 fn constant(graph: &mut GraphProto, chance: &mut Chance, change: impl FnOnce(&mut TensorProto, &mut Chance)) {
-    let inline = graph.node.iter_mut().flat_map(|node| &mut node.attribute).filter_map(|attribute| attribute.t.as_mut());
+    let inline =
+        graph.node.iter_mut().flat_map(|node| &mut node.attribute).filter_map(|attribute| attribute.t.as_mut());
     let mut all: Vec<&mut TensorProto> = graph.initializer.iter_mut().chain(inline).collect();
     // Most are matrices, and most of what is decided by numbers is decided by few.
     if !chance.once_in(3) {
@@ -273,7 +325,9 @@ fn interface(_: &mut ModelProto, graph: &mut GraphProto, chance: &mut Chance) {
 
 /// Changes the declared type of a value.
 fn declared(info: &mut ValueInfoProto, chance: &mut Chance) {
-    let Some(Value::TensorType(tensor)) = info.r#type.as_mut().and_then(|declared| declared.value.as_mut()) else { return };
+    let Some(Value::TensorType(tensor)) = info.r#type.as_mut().and_then(|declared| declared.value.as_mut()) else {
+        return;
+    };
     let Some(shape) = tensor.shape.as_mut().filter(|_| !chance.once_in(4)) else {
         tensor.elem_type = Some(chance.below(18) as i32);
         return;

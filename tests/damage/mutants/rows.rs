@@ -69,8 +69,24 @@ fn table(delimiter: char) -> String {
 /// A text with bytes of its format, or of none, put in, taken out or moved.
 fn mutant(text: &str, chance: &mut Chance) -> Vec<u8> {
     const PIECES: [&[u8]; 18] = [
-        b"\n", b"\r", b"\r\n", b"\"", b"\"\"", b",", b"\t", b"\0", b"\xef\xbb\xbf", b"\xff\xfe", b"\xe9", b"\xed\xa0\x80", b"{", b"[[",
-        b"\\ud800", b"1e999", b"\n\n\n\"", b" \xc2\xa0",
+        b"\n",
+        b"\r",
+        b"\r\n",
+        b"\"",
+        b"\"\"",
+        b",",
+        b"\t",
+        b"\0",
+        b"\xef\xbb\xbf",
+        b"\xff\xfe",
+        b"\xe9",
+        b"\xed\xa0\x80",
+        b"{",
+        b"[[",
+        b"\\ud800",
+        b"1e999",
+        b"\n\n\n\"",
+        b" \xc2\xa0",
     ];
     let mut mutant = text.as_bytes().to_vec();
     for _ in 0..=chance.below(3) {
@@ -91,8 +107,12 @@ fn mutants_of_data_are_read_or_refused() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/t5-nano/tokenizer.json");
     let tokenizer = Tokenizer::open(&tokenizer, SPECIAL).expect("it is committed");
-    let files =
-        [("texts.jsonl", lines(&texts())), ("ids.jsonl", lines(&tokenised())), ("a.csv", table(',')), ("a.tsv", table('\t'))];
+    let files = [
+        ("texts.jsonl", lines(&texts())),
+        ("ids.jsonl", lines(&tokenised())),
+        ("a.csv", table(',')),
+        ("a.tsv", table('\t')),
+    ];
     for (name, sound) in files {
         let path = folder.path().join(name);
         let judge = |bytes: Vec<u8>| {
@@ -107,7 +127,9 @@ fn mutants_of_data_are_read_or_refused() {
         let path = folder.path().join(name);
         each(&format!("{name}, by fields"), MUTANTS, |seed| {
             let mut chance = Chance::new(seed);
-            let Value::Array(rows) = jsons::mutant(&Value::Array(sound.clone()), &mut chance) else { return "not rows" };
+            let Value::Array(rows) = jsons::mutant(&Value::Array(sound.clone()), &mut chance) else {
+                return "not rows";
+            };
             fs::write(&path, lines(&rows)).expect("a temporary folder");
             read(&path, &tokenizer)
         });

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use super::chance::Chance;
 use super::{MUTANTS, bytes, each, jsons, names};
 
-const TEXTS: [&str; 6] = ["", "a small dog", "  \u{301}\u{2581}a\u{0}\u{10ffff} ", "<extra_id_0></s>", "ÄÖ 犬 🐕", "1234567890"];
+const TEXTS: [&str; 6] =
+    ["", "a small dog", "  \u{301}\u{2581}a\u{0}\u{10ffff} ", "<extra_id_0></s>", "ÄÖ 犬 🐕", "1234567890"];
 
 fn root(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
