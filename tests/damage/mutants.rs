@@ -35,7 +35,7 @@ use super::tuned::Tuned;
 const MUTANTS: u64 = 300;
 
 /// As [`MUTANTS`], of files that take long to judge.
-const FEW: u64 = 40;
+const FEW: u64 = 10;
 
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().and_then(|number| number.parse().ok())

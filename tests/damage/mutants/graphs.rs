@@ -71,10 +71,10 @@ const CHANGES: [Change; 30] = [
         node(graph, chance).attribute.push(added);
     },
     // Constants.
-    |_, graph, chance| constant(graph, chance, |tensor, chance| reshaped(tensor, chance)),
+    |_, graph, chance| constant(graph, chance, reshaped),
     |_, graph, chance| constant(graph, chance, |tensor, chance| tensor.data_type = Some(chance.below(18) as i32)),
-    |_, graph, chance| constant(graph, chance, |tensor, chance| revalued(tensor, chance)),
-    |_, graph, chance| constant(graph, chance, |tensor, chance| replaced(tensor, chance)),
+    |_, graph, chance| constant(graph, chance, revalued),
+    |_, graph, chance| constant(graph, chance, replaced),
     |_, graph, chance| drop(graph.initializer.remove(chance.below(graph.initializer.len()))),
     |_, graph, chance| graph.initializer.extend(chance.one(&graph.initializer)),
     // The interface.
