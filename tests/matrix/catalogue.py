@@ -135,7 +135,6 @@ def static_sdpa():
     write = exports.with_fixed_masks
     yield exported("ts_fixed_masks", backbone, "ts", write=write)
     yield exported("dy_fixed_masks", backbone, "dy", write=write)
-    yield exported("dy_fixed_masks_f16", backbone, "dy", write=write, arithmetic="f16", precision="f16")
     yield derived("ts_fixed_masks_basic", "ts_fixed_masks", backbone, basic)
     yield exported("refused_fixed_padding", "static_sdpa", "dy", write=write,
                    refused="differs between the examples of the batch, as")
