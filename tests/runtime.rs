@@ -193,6 +193,16 @@ mod install {
     }
 
     #[test]
+    fn a_link_in_place_of_the_lock_is_not_followed() {
+        let user = User::new();
+        let (home, outside) = (user.home.path().join("lstc"), user.home.path().join("outside"));
+        fs::create_dir(&home).unwrap();
+        std::os::unix::fs::symlink(&outside, home.join("install.lock")).unwrap();
+        assert_failed(&output(&mut user.lstc(&["runtime", "install"])), &["install.lock", "symbolic link"]);
+        assert!(!outside.exists());
+    }
+
+    #[test]
     fn a_library_that_is_not_what_was_installed_is_not_loaded() {
         let user = User::new();
         assert_done(&user.install(&wheel()));

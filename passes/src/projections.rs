@@ -1,8 +1,8 @@
 //! How the down- and up-projections start.
 //!
 //! The reference draws both from N(0, 0.01). With that the side network's output is so small at first that its loss stays
-//! where a model that ignores its input would have it, for hundreds of steps (docs/training.md has the table). Either of two
-//! starts avoids it: projections of the usual size, and projections that select the features for which the blocks between
+//! where a model that ignores its input would have it, until the projections have grown (docs/training.md has the table). Either of
+//! two starts avoids it: projections of the usual size, and projections that select the features for which the blocks between
 //! them were cut.
 
 use std::fmt;

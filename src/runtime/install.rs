@@ -283,7 +283,7 @@ fn downloads(flavour: Flavour) -> Result<Vec<&'static Pin>, InstallError> {
 /// The lock is released when the file is closed, at the latest when the process ends.
 pub(super) fn lock(home: &Path, progress: &mut dyn FnMut(Progress)) -> Result<File, InstallError> {
     let path = home.join("install.lock");
-    let file = File::options().create(true).append(true).open(&path).map_err(files(&path))?;
+    let file = crate::files::append(&path).map_err(files(&path))?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {

@@ -75,7 +75,7 @@ pub struct MethodFlags {
     ///
     /// aligned: a down-projection selects the features of the residual stream that the blocks were cut for, and the
     /// up-projection puts them back. uniform: U(-1/sqrt(n), 1/sqrt(n)) of n inputs. normal:0.01 is how the reference
-    /// implementation starts, which takes hundreds of steps before it learns.
+    /// implementation starts; a short run may end before it learns.
     #[arg(long, value_name = "START")]
     init_projections: Option<Projections>,
 
