@@ -22,8 +22,8 @@ use view::{Meaning, View};
 
 /// Enough to tell the meanings apart.
 const FEW: Size = Size { batch: 2, length: 4 };
-/// Longer than the texts and answers that most models are trained on.
-const MANY: Size = Size { batch: 1, length: 160 };
+/// Longer than most answers. The work grows with the square of the length.
+const MANY: Size = Size { batch: 1, length: 64 };
 
 /// Finds what hides padding from each attention of a model, and writes it there.
 ///
