@@ -338,7 +338,7 @@ impl<'r> Run<'r> {
         step: u64,
     ) -> anyhow::Result<()> {
         let first = ((step - 1) % self.steps_an_epoch) as usize * self.identity.accumulate;
-        let last = batches.len().min(first + self.identity.accumulate);
+        let last = batches.len().min(first.saturating_add(self.identity.accumulate));
         let made: Vec<Batch> = (first..last)
             .map(|at| {
                 let rows = batches.get(at);
@@ -346,7 +346,7 @@ impl<'r> Run<'r> {
                 Batch::new(&self.corpus, rows, self.opened.record.tokens, &sizes)
             })
             .collect::<anyhow::Result<_>>()?;
-        let next = last..batches.len().min(last + self.identity.accumulate);
+        let next = last..batches.len().min(last.saturating_add(self.identity.accumulate));
         next.for_each(|at| upcoming.expect(&self.corpus, batches.get(at)));
         let lr = self.rate.at(step);
         let mut rows = (first..).map(|at| batches.get(at));
