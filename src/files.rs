@@ -6,7 +6,9 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
+use lstc_graph::regular;
+use rustix::fs::{CWD, Mode, OFlags, RenameFlags, renameat_with};
+use rustix::process::umask;
 
 use crate::interrupt;
 use crate::scratch::Scratch;
@@ -100,7 +102,7 @@ pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
 /// # Errors
 /// From the file system.
 pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
-    let mut source = File::open(from)?;
+    let mut source = regular::open(from)?;
     let mode = source.metadata()?.permissions().mode();
     let mut target = File::options().write(true).create_new(true).mode(mode & 0o666).open(to)?;
     io::copy(&mut source, &mut target).map(drop)
@@ -121,6 +123,17 @@ pub fn append(path: &Path) -> io::Result<File> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
     }
     Ok(file)
+}
+
+/// Lets no user read what this process writes from now on who cannot read these files.
+pub fn keep_private<P: AsRef<Path>>(read: impl IntoIterator<Item = P>) {
+    let modes = read.into_iter().filter_map(|path| Some(fs::metadata(path).ok()?.permissions().mode()));
+    let all = modes.fold(0o777, |all, mode| all & mode);
+    let mut denied = Mode::empty();
+    denied.set(Mode::RWXG, all & 0o040 == 0);
+    denied.set(Mode::RWXO, all & 0o004 == 0);
+    let now = umask(Mode::empty());
+    umask(now | denied);
 }
 
 /// Checks that a file can be written, before there is anything to write.

@@ -11,6 +11,7 @@ mod hash;
 pub mod import;
 pub mod inspect;
 pub mod interrupt;
+mod json;
 pub mod memory;
 mod output;
 pub mod report;

@@ -67,6 +67,10 @@ impl Output {
     /// Something is there that is not to be replaced; a folder that cannot be written to.
     pub fn new(path: &Path, inputs: &Inputs, force: bool) -> anyhow::Result<Output> {
         let to = stream(path).unwrap_or(To::File);
+        let opened = fs::metadata(path).ok().filter(|opened| to != To::File && opened.is_file());
+        if opened.is_some_and(|opened| inputs.0.contains(&identity(&opened))) {
+            return Err(is_read(path));
+        }
         if to == To::File {
             check(path, inputs, force)?;
             files::check(path)?;
@@ -145,13 +149,17 @@ pub fn check(path: &Path, inputs: &Inputs, force: bool) -> anyhow::Result<()> {
         return Err(Hinted::new(error, "give the output another name").into());
     }
     if inputs.0.contains(&identity(&metadata)) {
-        let error = anyhow!("`{shown}` is a file that this command reads, and will not be replaced");
-        return Err(Hinted::new(error, "give the output another name").into());
+        return Err(is_read(path));
     }
     if !force {
         return Err(Hinted::new(anyhow!("`{shown}` already exists"), "--force replaces it").into());
     }
     Ok(())
+}
+
+fn is_read(path: &Path) -> anyhow::Error {
+    let error = anyhow!("`{}` is a file that this command reads, and will not be replaced", path.display());
+    Hinted::new(error, "give the output another name").into()
 }
 
 fn kind(of: FileType) -> &'static str {

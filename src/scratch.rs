@@ -4,6 +4,7 @@
 //! process left: a folder is locked as long as its process lives, whatever its PID and machine.
 
 use std::env;
+use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -14,6 +15,9 @@ use crate::interrupt::{self, Passing, Registered};
 
 /// The prefix of the folders' names; the process's number follows, for people.
 const PREFIX: &str = ".lstc-";
+
+/// An empty file in each folder: one of another's that is named alike has none.
+const MARK: &str = ".temporary";
 
 /// A folder of this process.
 #[derive(Debug)]
@@ -45,6 +49,7 @@ impl Scratch {
             let folder = tempfile::Builder::new().prefix(&prefix).tempdir_in(parent)?;
             // Another process may have swept it meanwhile.
             if let Some(lock) = lock(folder.path())? {
+                File::create_new(folder.path().join(MARK))?;
                 let folder = folder.keep();
                 let registered = registry.add(Passing::Folder(folder.clone()));
                 return Ok(Scratch { folder: Some(folder), _lock: lock, _registered: registered });
@@ -98,17 +103,26 @@ fn lock(folder: &Path) -> io::Result<Option<File>> {
 pub fn sweep(parent: &Path) {
     let Ok(entries) = fs::read_dir(parent) else { return };
     for entry in entries.flatten() {
-        let is_ours = entry.file_name().to_str().is_some_and(is_name) && entry.file_type().is_ok_and(|t| t.is_dir());
         let path = entry.path();
-        if is_ours && let Some(_lock) = abandoned(&path) {
+        if entry.file_type().is_ok_and(|t| t.is_dir())
+            && is_left(&path)
+            && let Some(_lock) = abandoned(&path)
+        {
             // A folder that cannot be removed does no harm.
             let _ = fs::remove_dir_all(path);
         }
     }
 }
 
+/// True for a temporary folder of this process, another, or a killed one: by its name, and what is in it.
+pub fn is_left(folder: &Path) -> bool {
+    let is_named = folder.file_name().and_then(OsStr::to_str).is_some_and(is_name);
+    let is_empty = || fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
+    is_named && (fs::symlink_metadata(folder.join(MARK)).is_ok_and(|mark| mark.is_file()) || is_empty())
+}
+
 /// `.lstc-`, a number, `-`, and letters.
-pub fn is_name(name: &str) -> bool {
+fn is_name(name: &str) -> bool {
     let parts = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-'));
     parts.is_some_and(|(process, rest)| process.parse::<u32>().is_ok() && !rest.is_empty())
 }

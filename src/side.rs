@@ -18,6 +18,7 @@ use safetensors::{Dtype, SafeTensorError, SafeTensors};
 
 pub use seal::{Metadata, Seal};
 
+use crate::json;
 use crate::report::Hinted;
 use crate::runtime::DeviceTensor;
 
@@ -40,12 +41,12 @@ pub fn save_with(path: &Path, side: &Side, metadata: &[(&str, String)]) -> anyho
     write::write(path, &side.iter().map(|(name, array)| (name.as_str(), array)).collect(), metadata)
 }
 
-/// Writes a side network to a file that nothing else reads yet.
+/// Writes a side network, with metadata, to a file that nothing else reads yet.
 ///
 /// # Errors
 /// From the file system.
-pub(crate) fn fill(path: &Path, side: &Side) -> anyhow::Result<()> {
-    write::fill(path, &side.iter().map(|(name, array)| (name.as_str(), array)).collect(), &[])
+pub(crate) fn fill(path: &Path, side: &Side, metadata: &[(&str, String)]) -> anyhow::Result<()> {
+    write::fill(path, &side.iter().map(|(name, array)| (name.as_str(), array)).collect(), metadata)
 }
 
 /// Writes tensors that lie on a device, one after the other, with metadata. The file appears whole.
@@ -60,12 +61,16 @@ pub fn save_on_device(
     write::write(path, &tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect(), metadata)
 }
 
-/// Writes initial values, each of which is drawn when its turn comes.
+/// Writes initial values, each of which is drawn when its turn comes, with metadata.
 ///
 /// # Errors
 /// From the file system.
-pub fn save_initial<'i>(path: &Path, initial: impl IntoIterator<Item = (&'i str, &'i Initial)>) -> anyhow::Result<()> {
-    write::write(path, &initial.into_iter().collect(), &[])
+pub fn save_initial<'i>(
+    path: &Path,
+    initial: impl IntoIterator<Item = (&'i str, &'i Initial)>,
+    metadata: &[(&str, String)],
+) -> anyhow::Result<()> {
+    write::write(path, &initial.into_iter().collect(), metadata)
 }
 
 /// A file that is mapped.
@@ -104,7 +109,9 @@ impl Mapped {
                 .context(format!("`{}` is not a safetensors file, or a damaged one", path.display()))
         };
         let tensors = SafeTensors::deserialize(&self.0).map_err(not_safetensors)?;
-        let (_, header) = SafeTensors::read_metadata(&self.0).map_err(not_safetensors)?;
+        let (length, header) = SafeTensors::read_metadata(&self.0).map_err(not_safetensors)?;
+        let text = &self.0[size_of::<u64>()..][..length];
+        json::check(text).with_context(|| format!("`{}` is damaged", path.display()))?;
         let metadata: Metadata = header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
         match seal::check(&tensors, &metadata) {
             Ok(seal) => Ok(Contents { tensors, metadata, seal }),
@@ -134,6 +141,14 @@ pub fn load_with(path: &Path) -> anyhow::Result<(Side, Metadata, Seal)> {
     Ok((side, metadata, seal))
 }
 
+/// What the metadata of a file says.
+///
+/// # Errors
+/// A file that is not a safetensors file, or is damaged.
+pub fn metadata(path: &Path) -> anyhow::Result<Metadata> {
+    Ok(Mapped::open(path)?.contents(path)?.metadata)
+}
+
 /// Reads all tensors of a file.
 ///
 /// # Errors
@@ -145,6 +160,13 @@ pub fn load(path: &Path) -> anyhow::Result<Side> {
 /// The number of misfits that an error lists; the rest are counted.
 const MAX_LISTED: usize = 10;
 
+/// The parameters of a rewritten model, and what their file says of itself.
+pub struct Loaded {
+    pub side: Side,
+    pub seal: Seal,
+    pub metadata: Metadata,
+}
+
 /// Reads the parameters of a rewritten model, by their names and shapes. Other tensors of the file, such as a checkpoint's
 /// moments, are read only for the checksum.
 ///
@@ -153,9 +175,9 @@ const MAX_LISTED: usize = 10;
 pub fn load_parameters<'w>(
     path: &Path,
     wanted: impl IntoIterator<Item = (&'w str, &'w [usize])>,
-) -> anyhow::Result<(Side, Seal)> {
+) -> anyhow::Result<Loaded> {
     let mapped = Mapped::open(path)?;
-    let Contents { tensors, seal, .. } = mapped.contents(path)?;
+    let Contents { tensors, seal, metadata } = mapped.contents(path)?;
     let mut side = Side::new();
     let mut misfits = Vec::new();
     let mut missing = 0;
@@ -173,7 +195,7 @@ pub fn load_parameters<'w>(
         }
     }
     if misfits.is_empty() {
-        return Ok((side, seal));
+        return Ok(Loaded { side, seal, metadata });
     }
     let more = misfits.len().saturating_sub(MAX_LISTED);
     let mut listed = misfits[..misfits.len() - more].concat();

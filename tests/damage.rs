@@ -11,5 +11,7 @@ mod manifests;
 mod mutants;
 #[path = "damage/named_files.rs"]
 mod named_files;
+#[path = "damage/runs.rs"]
+mod runs;
 #[path = "damage/tuned.rs"]
 mod tuned;

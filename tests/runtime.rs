@@ -226,6 +226,11 @@ mod install {
         fs::write(user.library(), &bytes).unwrap();
         fs::write(&planted, &bytes).unwrap();
         assert_failed(&show(), &["libonnxruntime.so.9.9.9` was not installed by lstc", hint]);
+        fs::remove_file(&planted).unwrap();
+        fs::remove_file(user.directory().join("installed.json")).unwrap();
+        assert_failed(&show(), &["installed.json` is missing, so its libraries cannot be checked", hint]);
+        assert_done(&user.install(&wheel()));
+        assert_done(&show());
         let forced = output(user.lstc_alone(&["runtime", "install", "--force", "--wheel"]).arg(wheel()));
         assert_done(&forced);
         assert_done(&show());
@@ -250,6 +255,20 @@ mod install {
             open_to(&path, before);
             assert_done(&show());
         }
+    }
+
+    #[test]
+    fn a_link_to_a_library_is_as_safe_as_the_folder_it_lies_in() {
+        let user = User::new();
+        assert_done(&user.install(&wheel()));
+        let moved = user.home.path().join("moved");
+        fs::create_dir(&moved).unwrap();
+        fs::rename(user.directory(), moved.join("library")).unwrap();
+        std::os::unix::fs::symlink(moved.join("library"), user.directory()).unwrap();
+        let show = || output(&mut user.lstc_alone(&["runtime", "show"]));
+        assert_done(&show());
+        open_to(&user.home.path().join("lstc"), 0o777);
+        assert_failed(&show(), &["can be written to by other users", "hint: "]);
     }
 
     #[test]
@@ -421,8 +440,9 @@ mod install {
     fn installations_at_the_same_time_make_one() {
         let user = User::new();
         // What an installation leaves that is killed.
-        let killed = user.home.path().join("lstc/.lstc-1-killed/content");
-        fs::create_dir_all(killed).unwrap();
+        let killed = user.home.path().join("lstc/.lstc-1-killed");
+        fs::create_dir_all(killed.join("content")).unwrap();
+        fs::write(killed.join(".temporary"), "").unwrap();
 
         let wheel = wheel();
         let start = || user.lstc_alone(&["runtime", "install", "--wheel"]).arg(&wheel).stdout(Stdio::piped()).spawn();
@@ -502,6 +522,11 @@ mod find {
         let (shown, report) = show(user.lstc_alone(&[]).env("VIRTUAL_ENV", &environment));
         assert_done(&shown);
         assert_eq!(report["library"]["origin"], "Python package");
+        // What happens to lie in the working directory is no environment.
+        let mut here = user.lstc_alone(&[]);
+        here.current_dir(&environment).env("VIRTUAL_ENV", ".").env("CONDA_PREFIX", "../venv");
+        let (_, report) = show(&mut here);
+        assert_eq!(report["library"], Value::Null);
 
         assert_done(&user.install(&wheel()));
         let (_, report) = show(user.lstc_alone(&[]).env("VIRTUAL_ENV", &environment));

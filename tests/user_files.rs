@@ -292,6 +292,110 @@ fn what_no_rewrite_wrote_is_never_deleted() {
 }
 
 #[test]
+fn what_was_changed_since_a_rewrite_is_never_deleted() {
+    let tuned = Tuned::new(&[]);
+    let again = || tuned.rewrite("tuned", &["--force"]);
+    let mine = |name: &str, bytes: &[u8], told: &str| {
+        let path = tuned.path("tuned").join(name);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        fs::write(&path, bytes).expect("it can be written");
+        refused(&again(), &["holds files that `lstc rewrite` did not write", told]);
+        assert_eq!(fs::read(&path).expect("it is there"), bytes);
+    };
+    for name in ["backbone.7.data", "tokenizer.json", ".lstc-1-mine/thesis.tex"] {
+        mine(name, b"mine", &format!("`{name}`"));
+        fs::remove_file(tuned.path("tuned").join(name)).expect("it is there");
+    }
+    for name in ["lst.yaml", "side.safetensors", "train.onnx", "backbone.data"] {
+        let written = tuned.read(&format!("tuned/{name}"));
+        mine(name, &[&written[..], b"\n"].concat(), &format!("`{name}`, which has changed since the rewrite"));
+        fs::write(tuned.path("tuned").join(name), written).expect("it can be written");
+    }
+    done(&again());
+    done(&tuned.command(&["train", "--out", text(&tuned.path("run"))]));
+    let [directory, best] = ["tuned", "run/best.safetensors"].map(|name| tuned.path(name));
+    done(&lstc(&["import", text(&directory), "--side", text(&best)]));
+    refused(&again(), &["`side.safetensors`, which has changed since the rewrite"]);
+    assert!(tuned.read("tuned/side.safetensors").len() > 100);
+}
+
+#[test]
+fn outputs_by_descriptor_and_listings_replace_nothing_that_is_read() {
+    let tuned = Tuned::new(&[]);
+    let [directory, data, side, model] =
+        ["tuned", "data.jsonl", "tuned/side.safetensors", "model.onnx"].map(|name| tuned.path(name));
+    for kept in ["data.jsonl", "tuned/lst.yaml", "tuned/side.safetensors"] {
+        let before = tuned.read(kept);
+        for descriptor in ["/dev/fd/9", "/proc/self/fd/9", "/dev/stdout"] {
+            let script = format!(
+                "{} predict {} --data {} --side {} -o {descriptor} 9>>{kept} >>{kept}",
+                env!("CARGO_BIN_EXE_lstc"),
+                text(&directory),
+                text(&data),
+                text(&side),
+                kept = text(&tuned.path(kept)),
+            );
+            let output = Command::new("bash").args(["-c", &script]).output().expect("bash runs");
+            refused(&output, &[descriptor, "a file that this command reads"]);
+            assert!(tuned.read(kept) == before, "{kept}");
+        }
+    }
+
+    let emit = tuned.path("emit");
+    fs::create_dir(&emit).expect("a folder");
+    let listing = lstc_passes::ladder_side_tuning().names()[0];
+    let config = emit.join(format!("1-{listing}.txt"));
+    fs::write(&config, "method: {reduction: 4}\n").expect("a file");
+    let emitted = |emit: &Path, flags: &[&str]| {
+        let rewrite = ["rewrite", text(&model), "--stop-after", "tap", "--emit", text(emit), "--force"];
+        lstc(&[&rewrite, flags].concat())
+    };
+    refused(&emitted(&emit, &["--config", text(&config)]), &["a file that this command reads"]);
+    assert_eq!(fs::read(&config).expect("it is there"), b"method: {reduction: 4}\n");
+    let new = tuned.path("new/folder");
+    refused(&emitted(&new, &["-r", "999"]), &["reduction"]);
+    assert!(!tuned.path("new").exists());
+}
+
+#[test]
+fn what_is_made_of_private_files_is_private() {
+    let tuned = Tuned::new(&[]);
+    let private = |name: &str| fs::set_permissions(tuned.path(name), fs::Permissions::from_mode(0o600));
+    let [taps, run, out, answers] = ["taps", "run", "start.safetensors", "out.csv"].map(|name| tuned.path(name));
+    private("data.jsonl").expect("it is ours");
+    done(&tuned.command(&["train", "--out", text(&run), "--cache", text(&taps)]));
+    let [directory, data] = ["tuned", "data.jsonl"].map(|name| tuned.path(name));
+    let side = ["--side", text(&run)];
+    done(&lstc(&[&["predict", text(&directory), "--data", text(&data), "-o", text(&answers)], &side[..]].concat()));
+    fs::copy(run.join("best.safetensors"), tuned.path("mine.safetensors")).expect("a copy");
+    private("mine.safetensors").expect("it is ours");
+    let mine = tuned.path("mine.safetensors");
+    done(&lstc(&["import", text(&directory), "--side", text(&mine), "-o", text(&out)]));
+    done(&lstc(&["import", text(&directory), "--side", text(&mine)]));
+    let files = [answers, out, tuned.path("tuned/side.safetensors")];
+    for file in files.into_iter().chain([taps, run].iter().flat_map(|folder| files_in(folder))) {
+        let mode = fs::metadata(&file).expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{}: {mode:o}", file.display());
+    }
+}
+
+fn files_in(folder: &Path) -> Vec<PathBuf> {
+    fs::read_dir(folder).expect("a folder").flatten().map(|entry| entry.path()).collect()
+}
+
+#[test]
+fn a_link_to_nowhere_is_not_an_absent_file() {
+    for name in ["config.json", "generation_config.json", "tokenizer.json"] {
+        let tuned = Tuned::new(&[]);
+        symlink("nowhere", tuned.path(name)).expect("a link");
+        refused(&tuned.rewrite("again", &[]), &[name, "No such file"]);
+        fs::remove_file(tuned.path(name)).expect("it is there");
+        assert!(Command::new("mkfifo").arg(tuned.path(name)).status().expect("mkfifo runs").success());
+        refused(&tuned.rewrite("again", &[]), &[name, "not a regular file"]);
+    }
+}
+
+#[test]
 fn a_run_that_cannot_begin_leaves_nothing_and_deletes_nothing() {
     let tuned = Tuned::new(&[]);
     let train = |out: &str, data: &str| {

@@ -430,8 +430,10 @@ impl Reader {
         }
         let entry = |key: &str| t.external_data.iter().find(|e| e.key() == key).map(|e| e.value().to_owned());
         let number = |key: &str| -> Result<Option<usize>, String> {
+            // A sign is not a digit.
+            let plain = |v: &String| v.bytes().all(|b| b.is_ascii_digit()).then(|| v.parse().ok()).flatten();
             let parse =
-                |v: String| v.parse().map_err(|_| format!("has external data whose {key} is `{v}`, not a number"));
+                |v: String| plain(&v).ok_or_else(|| format!("has external data whose {key} is `{v}`, not a number"));
             entry(key).map(parse).transpose()
         };
         let location = entry("location").ok_or("has external data without a location")?;

@@ -381,6 +381,8 @@ fn external_data() {
         (vec![("location", "w.data"), ("offset", beyond)], "has external data whose offset is `3402"),
         (vec![("location", "w.data"), ("offset", "-1")], "has external data whose offset is `-1`"),
         (vec![("location", "w.data"), ("offset", "0x10")], "has external data whose offset is `0x10`"),
+        (vec![("location", "w.data"), ("offset", "+16")], "has external data whose offset is `+16`"),
+        (vec![("location", "w.data"), ("length", "")], "has external data whose length is ``"),
         (vec![("location", "w.data"), ("offset", "0"), ("offset", "16")], "repeat the key `offset`"),
         (vec![("location", "w.data"), ("offset", "16"), ("offset", "16")], "repeat the key `offset`"),
         (vec![("location", "w.data"), ("length", "16"), ("length", "16")], "repeat the key `length`"),

@@ -11,6 +11,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::options::Init;
+use crate::single;
 
 /// How one kind of projection starts. Biases start at 0.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -22,6 +23,9 @@ pub enum Projection {
     /// N(0, deviation).
     Normal(f32),
 }
+
+/// Draws from a normal distribution with this deviation are finite in single precision.
+const LARGEST: f32 = 1e30;
 
 /// How the projections start: `aligned`, or `normal:0.01,uniform` where down- and up-projections differ.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -55,9 +59,12 @@ impl Projections {
     /// Options out of range.
     pub(crate) fn problem(&self) -> Option<String> {
         [self.down, self.up].into_iter().find_map(|projection| match projection {
-            Projection::Normal(deviation) if !(deviation > 0.0 && deviation.is_finite()) => {
+            Projection::Normal(deviation) if deviation.is_nan() || deviation <= 0.0 => {
                 Some(format!("method.init_projections has the deviation {deviation}, but it must be positive"))
             }
+            Projection::Normal(deviation) if deviation > LARGEST => Some(format!(
+                "method.init_projections has the deviation {deviation:e}, but it must be at most {LARGEST:e}"
+            )),
             _ => None,
         })
     }
@@ -81,10 +88,14 @@ impl FromStr for Projection {
             "aligned" => Ok(Projection::Aligned),
             "uniform" => Ok(Projection::Uniform),
             other => {
-                let deviation = other.strip_prefix("normal:").and_then(|deviation| deviation.parse().ok());
-                deviation.map(Projection::Normal).ok_or_else(|| {
-                    format!("`{other}` is not an initialisation for projections: expected aligned, uniform or normal:S, as in normal:0.01")
-                })
+                let unknown = || {
+                    format!(
+                        "`{other}` is not an initialisation for projections: expected aligned, uniform or normal:S, as in normal:0.01"
+                    )
+                };
+                let deviation = other.strip_prefix("normal:").ok_or_else(unknown)?;
+                let _: f64 = deviation.parse().map_err(|_| unknown())?;
+                single::parse(deviation).map(Projection::Normal).map_err(|problem| format!("the deviation {problem}"))
             }
         }
     }

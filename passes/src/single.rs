@@ -3,7 +3,9 @@
 //! A number that rounds to zero or to infinity would differ in the graphs from what the options say. So would one that is not
 //! normal: kernels may take it for zero.
 
-use serde::de::{Deserialize, Deserializer, Error};
+use std::fmt;
+
+use serde::de::{Deserializer, Error, Visitor};
 
 /// A number in single precision.
 ///
@@ -33,17 +35,36 @@ pub fn rounded(value: f64) -> Result<f32, String> {
 pub fn parse(text: &str) -> Result<f32, String> {
     let value: f64 = text.parse().map_err(|_| "is not a number".to_owned())?;
     rounded(value)?;
+    // So small that even double precision rounds it to 0.
+    let digits = text.split(['e', 'E']).next().unwrap_or_default();
+    if value == 0.0 && digits.contains(|c: char| ('1'..='9').contains(&c)) {
+        return Err(format!("is {text}, which rounds to 0: {:e} is the smallest", f32::MIN_POSITIVE));
+    }
     // Rounded once, from the text itself.
     text.parse().map_err(|_| "is not a number".to_owned())
 }
 
-/// Reads a number from a configuration.
+/// Reads a number from a configuration, by its text.
 ///
 /// # Errors
-/// As [`rounded`].
+/// As [`parse`].
 pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f32, D::Error> {
-    let value = f64::deserialize(deserializer)?;
-    rounded(value).map_err(|problem| D::Error::custom(format!("the number {problem}")))
+    struct Text;
+    impl Visitor<'_> for Text {
+        type Value = f32;
+
+        fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+            f.write_str("a number")
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<f32, E> {
+            // As YAML spells what is not finite.
+            let plain = text.strip_prefix('+').unwrap_or(text);
+            parse(&plain.replace(".inf", "inf").replace(".nan", "nan"))
+                .map_err(|problem| E::custom(format!("the number {problem}")))
+        }
+    }
+    deserializer.deserialize_str(Text)
 }
 
 #[cfg(test)]
@@ -59,6 +80,8 @@ mod tests {
             ("1e-46", "rounds to 0"),
             ("-1e-46", "rounds to 0"),
             ("1e-40", "rounds to 0"),
+            ("1e-400", "rounds to 0"),
+            ("-0.002E-400", "rounds to 0"),
             ("1e39", "too large"),
             ("-1e39", "too large"),
             ("1e999", "not a finite number"),
@@ -68,5 +91,6 @@ mod tests {
         ] {
             assert!(parse(text).is_err_and(|problem| problem.contains(reason)), "{text}");
         }
+        assert_eq!(parse("0.0e-400"), Ok(0.0));
     }
 }

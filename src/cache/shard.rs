@@ -26,8 +26,17 @@ pub fn index_of(records: &Path) -> PathBuf {
 
 /// True for the name of a shard or its index.
 pub fn is_shard(path: &Path) -> bool {
-    let is_number = path.file_stem().and_then(|stem| stem.to_str()).is_some_and(|stem| stem.parse::<u64>().is_ok());
-    is_number && path.extension().is_some_and(|e| e == RECORDS || e == INDEX)
+    number(path).is_some() && path.extension().is_some_and(|e| e == RECORDS || e == INDEX)
+}
+
+/// The number in a shard's name.
+fn number(path: &Path) -> Option<u64> {
+    let stem = path.file_stem()?.to_str()?;
+    stem.parse().ok().filter(|number| stem == name(*number))
+}
+
+fn name(number: u64) -> String {
+    format!("{number:06}")
 }
 
 /// The shards of a folder by their numbers, oldest first: those that have an index.
@@ -38,8 +47,7 @@ pub fn list(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
-        let number = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse::<u64>().ok());
-        if let Some(number) = number
+        if let Some(number) = number(&path)
             && path.extension().is_some_and(|e| e == INDEX)
         {
             found.push((number, path.with_extension(RECORDS)));
@@ -64,17 +72,17 @@ impl Writer {
     /// # Errors
     /// From the file system.
     pub fn create(folder: &Path, identity: &IdentityHash) -> io::Result<Writer> {
-        let numbers = fs::read_dir(folder)?.filter_map(|entry| {
-            let path = entry.ok()?.path();
-            path.file_stem()?.to_str()?.parse::<u64>().ok()
-        });
-        let mut number = numbers.max().map_or(1, |last| last.saturating_add(1));
+        let no_more = || io::Error::other("no shard can have a higher number than those that are there");
+        let numbers = fs::read_dir(folder)?.filter_map(|entry| number(&entry.ok()?.path()));
+        let mut number = numbers.max().unwrap_or(0).checked_add(1).ok_or_else(no_more)?;
         let new = |path: &Path| OpenOptions::new().write(true).create_new(true).open(path);
         let (path, records) = loop {
-            let path = folder.join(format!("{number:06}.{RECORDS}"));
+            let path = folder.join(name(number)).with_extension(RECORDS);
             match new(&path) {
                 // Another process took the number.
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    number = number.checked_add(1).ok_or_else(no_more)?;
+                }
                 Err(error) => return Err(error),
                 Ok(file) => break (path, file),
             }

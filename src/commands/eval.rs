@@ -11,12 +11,13 @@ use super::running_flags::RunningFlags;
 use super::train::Talk;
 use crate::data::Targets;
 use crate::evaluate::{self, Metrics, Request, named_labels, percent, write_predictions};
+use crate::files::keep_private;
 use crate::output::{Inputs, Output};
 use crate::report::{self, Exit, Format, Hinted};
 use crate::rewrite::manifest;
-use crate::rewrite::opened::{Opened, run_of, side_file};
+use crate::rewrite::opened::{Opened, side_file};
 use crate::runtime::{Runtime, find};
-use crate::train::{Data, Event, Started, read_corpus};
+use crate::train::{Data, Event, Settings, Started, read_corpus};
 
 /// Evaluate a side network on labelled text
 #[derive(Debug, clap::Args)]
@@ -78,17 +79,17 @@ impl Eval {
         let opened = Opened::new(&self.directory)?;
         self.running.check(&opened)?;
         let side = side_file(&self.directory, self.side.as_deref())?;
-        let mut started = match run_of(&side) {
-            Some(started) => started,
-            None => manifest::read(&self.directory)?.training(),
-        };
-        self.reading.apply(&mut started.data);
-        self.running.apply(&mut started.train);
-        let output = self.output(&side, &started)?;
+        let mut settings = Settings::of(&side, manifest::read(&self.directory)?.training())?;
+        self.reading.apply(&mut settings.started.data);
+        self.running.apply(&mut settings.started.train);
+        let started = &settings.started;
+        let output = self.output(&side, started)?;
         let options = &started.train;
         let runtime = Runtime::load(&find(options.device)?)?;
         let tokenizer = self.reading.tokenizer.as_deref().or(options.tokenizer.as_deref());
         let tokenizer = opened.tokenizer(tokenizer)?;
+        let other = settings.check_tokenizer(&side, tokenizer.as_ref(), self.reading.tokenizer.is_some())?;
+        other.iter().for_each(report::warning);
         let mut talk = Talk::default();
         let scratch = std::env::temp_dir();
         let mut notify = |event: Event| talk.show(&event);
@@ -99,10 +100,13 @@ impl Eval {
             Hinted::new(anyhow!("no data is given"), "--data FILE, with an input and a target in each row")
         })?;
         let corpus = match held_out {
-            Some(_) => Data::read(&opened, &started, tokenizer.as_ref(), &scratch, &mut notify)?.eval,
+            Some(_) => Data::read(&opened, started, tokenizer.as_ref(), &scratch, &mut notify)?.eval,
             None => Some(read_corpus(&opened, &started.data, tokenizer.as_ref(), data, &scratch, &mut notify)?),
         };
         let corpus = corpus.context("a share of the data is held out")?;
+        if self.data.is_none() && other.is_none() {
+            settings.check_evaluated(&corpus)?;
+        }
 
         let labels = match &self.labels[..] {
             [] => evaluate::labels(&[&corpus], tokenizer.as_ref())?,
@@ -113,10 +117,9 @@ impl Eval {
         let request = Request { labels, generate, batch_size: options.batch_size, targets: Targets::Read };
         let of = corpus.len();
         let progress = |done| notify(Event::Evaluating { done, of });
-        let (network, seal) = opened.side(&side)?;
-        if let Some(note) = seal.note(&side) {
-            report::note(note);
-        }
+        let (network, notes) = opened.side(&side)?;
+        notes.iter().for_each(report::warning);
+        keep_private([data, &side]);
         let scored = evaluate::score_side(&opened, &execution, &network, &corpus, &request, progress)?;
         talk.line.clear();
         if let Some(output) = &output {

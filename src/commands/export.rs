@@ -69,9 +69,7 @@ impl Export {
             force: self.force,
             runtime,
         })?;
-        if let Some(note) = exported.side.seal.note(&exported.side.file) {
-            report::note(note);
-        }
+        exported.side.notes.iter().for_each(report::warning);
         report::data(&exported, self.format)?;
         if exported.is_written() {
             return Ok(Exit::Done);

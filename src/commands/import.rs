@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use lstc_graph::count;
 use serde::Serialize;
 
+use crate::files::keep_private;
 use crate::import::{Imported, Request, import};
 use crate::report::{self, Exit, Format};
 
@@ -57,6 +58,7 @@ pub struct Import {
 
 impl Import {
     pub fn run(self) -> anyhow::Result<Exit> {
+        keep_private([&self.side]);
         let imported = import(&Request {
             directory: &self.directory,
             side: &self.side,
@@ -64,6 +66,7 @@ impl Import {
             force: self.force,
         })?;
         report::data(&Report(&imported), self.format)?;
+        imported.other.iter().for_each(report::warning);
         if imported.unused.iter().any(|u| u.kind.is_loss()) {
             report::warning(
                 "the network in the file has parts that the rewritten model drops: it computes something else",

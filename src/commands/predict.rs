@@ -11,12 +11,13 @@ use super::running_flags::RunningFlags;
 use super::train::Talk;
 use crate::data::{Inputs, Reading, Targets, Tokenizer};
 use crate::evaluate::{self, AnswerForm, Label, Request, Scored, named_labels, recorded_labels, write_answers};
+use crate::files::keep_private;
 use crate::output::{self, Output};
 use crate::report::{self, Exit, Hinted};
 use crate::rewrite::manifest;
-use crate::rewrite::opened::{Opened, run_of, side_file};
+use crate::rewrite::opened::{Opened, side_file};
 use crate::runtime::{Runtime, find};
-use crate::train::{Event, Started, read_corpus};
+use crate::train::{Event, Settings, Started, read_corpus};
 
 /// Predict labels, or generate text, for rows without a target
 #[derive(Debug, clap::Args)]
@@ -85,21 +86,21 @@ impl Predict {
     pub fn run(self) -> anyhow::Result<Exit> {
         let opened = Opened::new(&self.directory)?;
         let side = side_file(&self.directory, self.side.as_deref())?;
-        let mut started = match run_of(&side) {
-            Some(started) => started,
-            None => manifest::read(&self.directory)?.training(),
-        };
-        self.reading.apply(&mut started.data);
-        let output = self.output(&side, &started)?;
-        self.running.apply(&mut started.train);
+        let mut settings = Settings::of(&side, manifest::read(&self.directory)?.training())?;
+        self.reading.apply(&mut settings.started.data);
+        self.running.apply(&mut settings.started.train);
+        let started = &settings.started;
+        let output = self.output(&side, started)?;
         let options = &started.train;
         let runtime = Runtime::load(&find(options.device)?)?;
         let tokenizer = self.reading.tokenizer.as_deref().or(options.tokenizer.as_deref());
         let tokenizer = opened.tokenizer(tokenizer)?;
+        let other = settings.check_tokenizer(&side, tokenizer.as_ref(), self.reading.tokenizer.is_some())?;
+        other.iter().for_each(report::warning);
         let mut talk = Talk::default();
         let labels = self.labels(&opened, &side, &started.data, tokenizer.as_ref(), &mut talk)?;
 
-        let reading = Reading { targets: Targets::Absent, ..started.data };
+        let reading = Reading { targets: Targets::Absent, ..started.data.clone() };
         let scratch = std::env::temp_dir();
         let mut notify = |event: Event| talk.show(&event);
         let corpus = read_corpus(&opened, &reading, tokenizer.as_ref(), &self.data, &scratch, &mut notify)?;
@@ -111,14 +112,14 @@ impl Predict {
         }
         let generate = (self.generate || labels.is_empty()).then_some(reading.max_target_length);
         let request = Request { labels, generate, batch_size: options.batch_size, targets: Targets::Absent };
-        let (of, (network, seal)) = (corpus.len(), opened.side(&side)?);
-        if let Some(note) = seal.note(&side) {
-            report::note(note);
-        }
+        let (of, (network, notes)) = (corpus.len(), opened.side(&side)?);
+        notes.iter().for_each(report::warning);
         let progress = |done: usize| talk.line.bar("predicting", done as u64, of as u64, format!("{done}/{of}"));
+        keep_private([Some(&self.data), Some(&side), self.labels_from.as_ref()].into_iter().flatten());
         let scored = evaluate::score_side(&opened, &options.execution(runtime), &network, &corpus, &request, progress)?;
         talk.line.clear();
-        self.write(output.as_ref(), &reading, &scored, &request.labels, tokenizer.as_ref())?;
+        let mut inputs = Inputs::open(&self.data, &reading, &corpus)?;
+        self.write(output.as_ref(), &scored, &request.labels, tokenizer.as_ref(), &mut inputs)?;
         Ok(Exit::Done)
     }
 
@@ -167,13 +168,15 @@ impl Predict {
     fn write(
         &self,
         output: Option<&Output>,
-        reading: &Reading,
         scored: &[Scored],
         labels: &[Label],
         tokenizer: Option<&Tokenizer>,
+        inputs: &mut Inputs,
     ) -> anyhow::Result<()> {
-        let mut inputs = Inputs::open(&self.data, reading)?;
-        let mut write = |out: &mut dyn Write| write_answers(out, self.form(), scored, labels, tokenizer, &mut inputs);
+        let mut write = |out: &mut dyn Write| {
+            write_answers(out, self.form(), scored, labels, tokenizer, inputs)?;
+            inputs.finish()
+        };
         match output {
             Some(output) => output.write(|file| {
                 let mut out = std::io::BufWriter::new(file);

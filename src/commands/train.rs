@@ -13,16 +13,18 @@ use super::data_flags::DataFlags;
 use super::set;
 use crate::cache::{Element, Size};
 use crate::evaluate::{Guess, percent};
+use crate::files::keep_private;
 use crate::interrupt;
 use crate::memory::Sizes;
 use crate::report::{self, Bytes, Clock, Exit, Format, ProgressLine};
 use crate::rewrite::config::Config;
 use crate::rewrite::opened::Opened;
-use crate::rewrite::opened::run_of;
+use crate::rewrite::opened::side_file;
 use crate::rewrite::{RUN, manifest};
 use crate::runtime::{Device, Runtime, find};
 use crate::train::{
-    CudaGraphs, Event, Forecast, Overlap, Plan, Request, Schedule, Started, Summary, TapDtype, TrainOptions, train,
+    CudaGraphs, Event, Forecast, Overlap, Plan, Request, Schedule, Settings, Started, Summary, TapDtype, TrainOptions,
+    train,
 };
 
 /// Train the side network of a rewritten model
@@ -201,6 +203,8 @@ struct TrainFlags {
 impl Train {
     pub fn run(self) -> anyhow::Result<Exit> {
         let started = self.started()?;
+        let from = started.train.from.as_deref().map(|from| side_file(&self.directory, Some(from))).transpose()?;
+        keep_private([&started.train.data, &started.train.eval, &from].into_iter().flatten());
         Opened::new(&self.directory)?.check_batch_size(self.flags.batch_size)?;
         let runtime = Runtime::load(&find(started.train.device)?)?;
         let request = Request {
@@ -241,7 +245,11 @@ impl Train {
     /// The run's options, from the flags and, for what they leave open, from its own record or the configuration.
     fn started(&self) -> anyhow::Result<Started> {
         let config = match &self.config {
-            Some(path) => Config::read(path)?,
+            Some(path) => {
+                let config = Config::read(path)?;
+                manifest::check_options(&self.directory, path)?;
+                config
+            }
             None => manifest::read(&self.directory)?,
         };
         let mut started = config.training();
@@ -250,7 +258,7 @@ impl Train {
             if !from.exists() {
                 bail!("there is no run in `{}`", from.display());
             }
-            started = run_of(from).unwrap_or(started);
+            started = Settings::of(&side_file(&self.directory, Some(from))?, started)?.started;
             started.train.seed = started.train.seed.or(Some(config.method.seed));
         }
         if self.resume {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
+use anyhow::{Context, bail};
 use sha2::{Digest, Sha256};
 
 use super::intake::Intake;
@@ -11,6 +12,7 @@ use super::rows::Rows;
 use super::tokenised::HIDDEN;
 use super::words::Words;
 use super::{Reading, SpecialTokens, Tokenizer};
+use crate::hash::State;
 
 /// Index words per example: where its tokens begin and its line in the file, both 64 bits with the lower half first,
 /// then the lengths of source and target.
@@ -28,6 +30,8 @@ pub struct Corpus {
     pub(super) hides_source: bool,
     pub(super) note: Option<String>,
     pub(super) sha256: String,
+    /// Of its file; none if it was not read from one.
+    pub(super) state: Option<State>,
 }
 
 /// One tokenised row. The highest bit of each token says whether it is hidden: in the source from attention, in the
@@ -84,7 +88,7 @@ impl Corpus {
     /// kept. A row with a blank input is bad unless a prefix precedes it; one with a blank target always is.
     ///
     /// # Errors
-    /// A file that cannot be read or has no usable row; the first bad row, where rows are not to be skipped, with its line
+    /// A file that cannot be read, that changes meanwhile, or has no usable row; the first bad row, where rows are not to be skipped, with its line
     /// and field.
     pub fn read(
         path: &Path,
@@ -100,12 +104,17 @@ impl Corpus {
         let mut intake = Intake::new(path, reading, tokenizer, special, vocabulary, scratch)?;
         while let Some(row) = rows.next().map_err(|error| error.context(format!("cannot read `{}`", path.display())))? {
             if intake.take(row)? {
-                let (read, of) = rows.progress();
+                let (read, of) = rows.source().progress();
                 progress(read, of);
             }
         }
-        let corpus = Corpus { note: rows.note().map(str::to_owned), ..intake.finish()? };
-        let (read, of) = rows.progress();
+        let source = rows.source();
+        if source.now().with_context(|| format!("cannot read `{}`", path.display()))? != source.state() {
+            bail!("`{}` has changed while it was read", path.display());
+        }
+        let state = Some(source.state());
+        let corpus = Corpus { note: rows.note().map(str::to_owned), state, ..intake.finish()? };
+        let (read, of) = rows.source().progress();
         progress(read, of);
         Ok(corpus)
     }
@@ -173,6 +182,11 @@ impl Corpus {
     /// own way, train the same.
     pub fn sha256(&self) -> &str {
         &self.sha256
+    }
+
+    /// The state in which its file was read; none for a part of a file.
+    pub fn state(&self) -> Option<State> {
+        self.state
     }
 
     /// The target of each example.

@@ -7,6 +7,7 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, de};
+use serde_json::value::RawValue;
 
 use super::rows::listed;
 
@@ -14,8 +15,8 @@ pub struct Fields<'a> {
     object: &'a str,
     names: &'a [&'a str],
     values: Vec<Option<Field>>,
-    /// A wanted field that is given more than once.
-    twice: Option<&'a str>,
+    /// What is wrong with a wanted field.
+    wrong: Option<String>,
 }
 
 pub enum Field {
@@ -32,19 +33,14 @@ impl<'a> Fields<'a> {
     /// # Errors
     /// Text that is not a JSON object, with the column; a field given twice, where it is not clear which one counts.
     pub fn of(object: &'a str, names: &'a [&'a str]) -> Result<Fields<'a>, String> {
-        let mut fields = Fields { object, names, values: names.iter().map(|_| None).collect(), twice: None };
+        let mut fields = Fields { object, names, values: names.iter().map(|_| None).collect(), wrong: None };
         let mut json = serde_json::Deserializer::from_str(object);
-        json.deserialize_map(&mut fields).and_then(|()| json.end()).map_err(|error| {
-            let text = error.to_string();
-            // An object is parsed alone: serde_json's own line number is always 1.
-            let what = text.split(" at line ").next().unwrap_or_default();
-            match error.is_data() {
-                true => "it is JSON, but not an object".to_owned(),
-                false => format!("it is not JSON: {what} at column {}", error.column()),
-            }
+        json.deserialize_map(&mut fields).and_then(|()| json.end()).map_err(|error| match error.is_data() {
+            true => "it is JSON, but not an object".to_owned(),
+            false => not_json(&error, error.column()),
         })?;
-        match fields.twice {
-            Some(name) => Err(format!("field `{name}` is given twice")),
+        match fields.wrong.take() {
+            Some(problem) => Err(problem),
             None => Ok(fields),
         }
     }
@@ -97,9 +93,16 @@ impl<'de> Visitor<'de> for &mut Fields<'_> {
         while let Some(slot) = map.next_key_seed(Slot(self.names))? {
             match slot {
                 Some(slot) => {
-                    if self.values[slot].replace(map.next_value()?).is_some() {
-                        self.twice = self.twice.or(Some(self.names[slot]));
-                    }
+                    let written = map.next_value::<&RawValue>()?.get();
+                    let name = self.names[slot];
+                    let problem = match Field::of(written) {
+                        Ok(field) => self.values[slot].replace(field).map(|_| format!("field `{name}` is given twice")),
+                        Err(error) => {
+                            let column = written.as_ptr() as usize - self.object.as_ptr() as usize + error.column();
+                            Some(not_json(&error, column))
+                        }
+                    };
+                    self.wrong = self.wrong.take().or(problem);
                 }
                 None => map.next_value::<IgnoredAny>().map(drop)?,
             }
@@ -129,6 +132,35 @@ impl Visitor<'_> for Slot<'_> {
     fn visit_str<E: de::Error>(self, key: &str) -> Result<Option<usize>, E> {
         Ok(self.0.iter().position(|name| *name == key))
     }
+}
+
+fn not_json(error: &serde_json::Error, column: usize) -> String {
+    let text = error.to_string();
+    // An object is parsed alone: serde_json's own line number is always 1.
+    let what = text.split(" at line ").next().unwrap_or_default();
+    format!("it is not JSON: {what} at column {column}")
+}
+
+/// More significant digits than a double has.
+const DIGITS: usize = 17;
+
+impl Field {
+    /// The value that is written so. A number stands for its shortest form, unless that would be another number's too.
+    fn of(written: &str) -> serde_json::Result<Field> {
+        let is_number = written.starts_with(|c: char| c == '-' || c.is_ascii_digit());
+        let digits = written.split(['e', 'E']).next().unwrap_or_default().chars().filter(char::is_ascii_digit).count();
+        let is_exact =
+            || written.parse::<f64>().is_ok_and(|value| value.is_finite() && (value != 0.0 || !has_digits(written)));
+        match is_number && written.parse::<i64>().is_err() && (digits > DIGITS || !is_exact()) {
+            true => Ok(Field::Text(written.to_owned())),
+            false => serde_json::from_str(written),
+        }
+    }
+}
+
+/// Whether a number has a digit that is not 0 before its exponent.
+fn has_digits(number: &str) -> bool {
+    number.split(['e', 'E']).next().unwrap_or_default().contains(|c: char| ('1'..='9').contains(&c))
 }
 
 impl<'de> Deserialize<'de> for Field {

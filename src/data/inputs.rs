@@ -3,11 +3,12 @@
 use std::fmt;
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use serde::Serialize;
 
-use super::Reading;
 use super::rows::{Content, Rows};
+use super::{Corpus, Reading};
+use crate::hash::State;
 
 /// A row's input: its text as the template makes it, without the prefix, or its token ids as the file has them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -34,10 +35,28 @@ pub struct Inputs<'p> {
 }
 
 impl<'p> Inputs<'p> {
+    /// Opens the file that a corpus was read from.
+    ///
     /// # Errors
-    /// As [`super::Corpus::read`], except for bad rows.
-    pub fn open(path: &'p Path, reading: &Reading) -> anyhow::Result<Inputs<'p>> {
-        Ok(Inputs { path, rows: Rows::open(path, reading)? })
+    /// As [`Corpus::read`], except for bad rows; a file that has changed since.
+    pub fn open(path: &'p Path, reading: &Reading, corpus: &Corpus) -> anyhow::Result<Inputs<'p>> {
+        let inputs = Inputs { path, rows: Rows::open(path, reading)? };
+        inputs.check(corpus.state())?;
+        Ok(inputs)
+    }
+
+    /// # Errors
+    /// A file that was written to while its inputs were read.
+    pub fn finish(&self) -> anyhow::Result<()> {
+        self.check(Some(self.rows.source().state()))
+    }
+
+    fn check(&self, expected: Option<State>) -> anyhow::Result<()> {
+        let now = self.rows.source().now().with_context(|| format!("cannot read `{}`", self.path.display()))?;
+        match expected == Some(now) {
+            true => Ok(()),
+            false => Err(anyhow!("`{}` has changed since its rows were read", self.path.display())),
+        }
     }
 
     /// The input of the row that begins at this line, which comes after those that were asked for before.
@@ -54,7 +73,7 @@ impl<'p> Inputs<'p> {
             return match row.content {
                 Ok(Content::Text { input, .. }) => Ok(Input::Text(input)),
                 Ok(Content::Ids(row)) => Ok(Input::Ids(row.into_input())),
-                Err(why) => Err(anyhow::anyhow!(why)).with_context(changed),
+                Err(why) => Err(anyhow!(why)).with_context(changed),
             };
         }
     }

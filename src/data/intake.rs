@@ -116,6 +116,7 @@ impl<'a> Intake<'a> {
             hides_source: self.hides_source,
             note: None,
             sha256: self.fingerprint.finish(),
+            state: None,
         })
     }
 

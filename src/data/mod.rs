@@ -37,6 +37,6 @@ pub use corpus::{Corpus, Example, Skipped};
 pub use inputs::{Input, Inputs};
 pub use order::{Batches, Order, epoch_batches, sequential_batches};
 pub use reading::{DataFormat, OnBadRow, Quoting, Reading, Targets};
-pub use source::LONGEST_ROW;
+pub use source::{LONGEST_ROW, Line, Source};
 pub use template::Template;
 pub use tokenizer::{Encoded, Tokenizer, Vocabulary};

@@ -25,7 +25,7 @@ pub enum Content {
 }
 
 pub enum Rows {
-    JsonLines(JsonLines),
+    JsonLines(Box<JsonLines>),
     Table(Box<Table>),
 }
 
@@ -50,7 +50,7 @@ impl Rows {
         match format {
             DataFormat::Csv => table(source, b','),
             DataFormat::Tsv => table(source, b'\t'),
-            DataFormat::Jsonl => JsonLines::new(source, reading).map(Rows::JsonLines),
+            DataFormat::Jsonl => JsonLines::new(source, reading).map(|lines| Rows::JsonLines(Box::new(lines))),
         }
     }
 
@@ -73,11 +73,11 @@ impl Rows {
         }
     }
 
-    /// Bytes read, of how many.
-    pub fn progress(&self) -> (u64, u64) {
+    /// The bytes that the rows come from.
+    pub fn source(&self) -> &Source {
         match self {
-            Rows::JsonLines(lines) => lines.source.progress(),
-            Rows::Table(table) => table.source.progress(),
+            Rows::JsonLines(lines) => &lines.source,
+            Rows::Table(table) => &table.source,
         }
     }
 }

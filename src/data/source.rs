@@ -6,6 +6,8 @@ use std::path::Path;
 
 use lstc_graph::regular;
 
+use crate::hash::State;
+
 /// In bytes. A longer row is bad; it is skipped without being held in memory.
 pub const LONGEST_ROW: usize = 16 << 20;
 
@@ -16,6 +18,7 @@ pub struct Source {
     reader: BufReader<File>,
     consumed: u64,
     size: u64,
+    state: State,
 }
 
 /// What [`Source::line`] found.
@@ -27,9 +30,14 @@ pub enum Line {
 
 impl Source {
     pub fn open(path: &Path) -> io::Result<Source> {
-        let file = regular::open(path)?;
-        let size = file.metadata()?.len();
-        let mut source = Source { reader: BufReader::with_capacity(1 << 16, file), consumed: 0, size };
+        Source::of(regular::open(path)?)
+    }
+
+    /// A file that is open at its start.
+    pub fn of(file: File) -> io::Result<Source> {
+        let metadata = file.metadata()?;
+        let (size, state) = (metadata.len(), State::new(&metadata));
+        let mut source = Source { reader: BufReader::with_capacity(1 << 16, file), consumed: 0, size, state };
         if source.fill()?.starts_with(BYTE_ORDER_MARK) {
             source.consume(BYTE_ORDER_MARK.len());
         }
@@ -55,6 +63,16 @@ impl Source {
     /// Bytes read, and the file's size: what it was when it was opened, or more if the file has grown.
     pub fn progress(&self) -> (u64, u64) {
         (self.consumed, self.size.max(self.consumed))
+    }
+
+    /// The file's state when it was opened.
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// The file's state now: another if the file has been written to since it was opened.
+    pub fn now(&self) -> io::Result<State> {
+        Ok(State::new(&self.reader.get_ref().metadata()?))
     }
 
     /// The next line, without its end.

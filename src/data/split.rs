@@ -65,6 +65,7 @@ impl Corpus {
             hides_source: self.hides_source,
             note: None,
             sha256: fingerprint.finish(),
+            state: None,
         })
     }
 }

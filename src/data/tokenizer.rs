@@ -1,12 +1,12 @@
 //! Text to token ids and back, by any Hugging Face `tokenizer.json`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use lstc_graph::regular;
-use serde::de::IgnoredAny;
 
 use super::SpecialTokens;
+use crate::json;
 use crate::report::Hinted;
 
 /// In bytes. Tokenizers need about a hundred bytes of memory per byte of text; longer texts are not tokenised whole.
@@ -17,6 +17,8 @@ const LONG_TEXT: usize = 64 << 10;
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     end: u32,
+    path: PathBuf,
+    hash: String,
 }
 
 /// Bytes of the largest `tokenizer.json` that is read: several times the largest known ones.
@@ -38,7 +40,7 @@ impl Vocabulary {
     /// # Errors
     /// As [`Tokenizer::open`].
     pub fn open(path: &Path) -> anyhow::Result<Vocabulary> {
-        let mut inner = read(path)?;
+        let mut inner = read(path)?.0;
         let pad = inner.get_padding().map(|padding| padding.pad_id);
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| anyhow!(error))?;
@@ -70,14 +72,23 @@ impl Tokenizer {
     /// # Errors
     /// A file that cannot be read or is not a tokenizer, or one that lacks the end token.
     pub fn open(path: &Path, special: SpecialTokens) -> anyhow::Result<Tokenizer> {
-        let mut inner = read(path)?;
+        let (mut inner, hash) = read(path)?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| anyhow!(error))?;
         let end = u32::try_from(special.end).ok().filter(|end| inner.id_to_token(*end).is_some());
         let end = end.with_context(|| {
             format!("`{}` has no token {}, with which the model ends its texts", path.display(), special.end)
         })?;
-        Ok(Tokenizer { inner, end })
+        Ok(Tokenizer { inner, end, path: path.to_owned(), hash })
+    }
+
+    /// BLAKE3 of its file.
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The tokens of a text: what the file's own post-processor makes of it, cut to `limit` tokens from the front, with the
@@ -137,7 +148,8 @@ impl Tokenizer {
     }
 }
 
-fn read(path: &Path) -> anyhow::Result<tokenizers::Tokenizer> {
+/// A tokenizer, and the BLAKE3 of its file.
+fn read(path: &Path) -> anyhow::Result<(tokenizers::Tokenizer, String)> {
     let bytes = regular::read(path, LARGEST).with_context(|| format!("cannot read `{}`", path.display()))?;
     let read = parsed(&bytes).map_err(|cause| {
         let error = cause.context(format!("`{}` is not a tokenizer", path.display()));
@@ -145,13 +157,13 @@ fn read(path: &Path) -> anyhow::Result<tokenizers::Tokenizer> {
                     `AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)` in Python writes one";
         Hinted::new(error, hint)
     });
-    Ok(read?)
+    Ok((read?, blake3::hash(&bytes).to_hex().to_string()))
 }
 
 /// A tokenizer from its file. The library panics on some damaged files, so it is fenced, and tried with a text; JSON
 /// errors are found before it reads them.
 fn parsed(bytes: &[u8]) -> anyhow::Result<tokenizers::Tokenizer> {
-    let IgnoredAny = serde_json::from_slice(bytes)?;
+    json::check(bytes)?;
     let parsed = lstc_graph::fenced(|| {
         let tokenizer = tokenizers::Tokenizer::from_bytes(bytes)?;
         // No tokens at all is a problem of the text, not of the file.

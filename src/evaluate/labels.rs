@@ -76,7 +76,7 @@ pub fn record(labels: &[Label]) -> anyhow::Result<Option<(&'static str, String)>
 /// # Errors
 /// A file that cannot be read or is damaged; labels that are not tokens of the vocabulary.
 pub fn recorded_labels(side: &Path, vocabulary: u64) -> anyhow::Result<Vec<Label>> {
-    let metadata = side::load_with(side)?.1;
+    let metadata = side::metadata(side)?;
     let Some(text) = metadata.get(KEY) else { return Ok(Vec::new()) };
     let context = || format!("the labels that `{}` records are damaged", side.display());
     let labels: Vec<Label> = serde_json::from_str(text).with_context(context)?;

@@ -66,7 +66,7 @@ pub fn score_side(
 /// does not, there are no scores.
 ///
 /// # Errors
-/// From ONNX Runtime.
+/// From ONNX Runtime; files of the directory that have changed meanwhile.
 pub fn score(
     opened: &Opened,
     scorer: &mut Scorer,
@@ -110,5 +110,7 @@ pub fn score(
             return Ok(None);
         }
     }
+    // Weights may be read from their mapped files.
+    opened.check()?;
     Ok(Some(scored))
 }

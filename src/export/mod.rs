@@ -32,7 +32,7 @@ use crate::rewrite::opened::side_file;
 use crate::rewrite::{MANIFEST, intact};
 use crate::runtime::Runtime;
 use crate::scratch::{self, Scratch};
-use crate::side::{self, Seal};
+use crate::side::{self, Loaded, Seal};
 use place::Place;
 
 /// The graph that is exported.
@@ -109,6 +109,9 @@ pub struct SideSummary {
     pub sha256: String,
     pub tensors: usize,
     pub elements: usize,
+    /// What is odd about it, in words.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// The hash of the source model, or of its files in the manifest's order.
@@ -132,7 +135,9 @@ pub fn export(request: Request) -> anyhow::Result<Exported> {
     place.check_model()?;
 
     let mut graph = load(&directory.join(INFER))?;
-    let (loaded, seal) = side::load_parameters(&side, record.shapes())?;
+    let loaded = side::load_parameters(&side, record.shapes())?;
+    let notes = record.notes(&side, &loaded)?;
+    let Loaded { side: loaded, seal, .. } = loaded;
     let values = parameters::weights(&loaded);
     let side_sha256 = sha256(&mut regular::open(&side)?)?;
     let elements = values.iter().map(|(_, weight)| weight.elements()).sum();
@@ -170,7 +175,7 @@ pub fn export(request: Request) -> anyhow::Result<Exported> {
         family: record.model.family.clone(),
         nodes: graph.node_ids().count(),
         source_blake3: source_blake3(&record),
-        side: SideSummary { file: side, seal, sha256: side_sha256, tensors: values.len(), elements },
+        side: SideSummary { file: side, seal, sha256: side_sha256, tensors: values.len(), elements, notes },
         agreement,
     };
     if exported.is_written() {

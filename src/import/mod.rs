@@ -54,6 +54,9 @@ pub struct Imported {
     pub source: PathBuf,
     /// Whether the file's values could be checked.
     pub seal: Seal,
+    /// How it differs from one that was made for the rewritten model, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub other: Option<String>,
     /// The prefix of the names in the file.
     pub prefix: String,
     pub tensors: usize,
@@ -83,14 +86,17 @@ pub fn import(request: &Request) -> anyhow::Result<Imported> {
         }
     };
     let mapped = Mapped::open(source)?;
-    let Contents { tensors, seal, .. } = mapped.contents(source).map_err(|e| not_safetensors(source, &mapped, e))?;
+    let Contents { tensors, seal, metadata } =
+        mapped.contents(source).map_err(|e| not_safetensors(source, &mapped, e))?;
     let Found { side, prefix, names, converted, moved } = gather(source, &tensors, &record.parameters)?;
     let unused = unused::by_group(&tensors, &prefix, &names);
     let elements = side.values().map(ndarray::ArrayD::len).sum();
     let origin = output.is_none().then(|| read_from(source)).transpose()?;
+    let made_for = record.made_for();
+    let other = made_for.difference(source, &metadata)?;
     match &to {
-        Some(output) => output.write(|file| side::fill(file.path(), &side))?,
-        None => side::save(&own, &side)?,
+        Some(output) => output.write(|file| side::fill(file.path(), &side, &[made_for.entry()?]))?,
+        None => side::save_with(&own, &side, &[made_for.entry()?])?,
     }
     if let Some(origin) = origin {
         note(directory, Origin { written: hash(&own)?, ..origin })?;
@@ -99,6 +105,7 @@ pub fn import(request: &Request) -> anyhow::Result<Imported> {
         output: to.map_or(own, |output| output.path().to_owned()),
         source: source.to_owned(),
         seal,
+        other,
         prefix,
         tensors: side.len(),
         elements,

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::ladder::Shapes;
 use crate::rewrite::opened::side_file;
 use crate::rewrite::{RUN, SIDE};
-use crate::side::{self, Seal, Side};
+use crate::side::{self, Loaded, Seal, Side};
 use crate::train::BEST;
 
 /// A gate's value: the share of the side state from below; the rest is the tap's.
@@ -83,7 +83,7 @@ impl Alphas {
             None => return Ok(self),
         };
         let is_initial = matches!((file.canonicalize(), initial.canonicalize()), (Ok(a), Ok(b)) if a == b);
-        let (found, seal) =
+        let Loaded { side: found, seal, .. } =
             side::load_parameters(&file, shapes.iter().map(|(name, dims)| (name.as_str(), dims.as_slice())))?;
         let state = if is_initial { State::Initial } else { State::Trained };
         Ok(Alphas { file: Some(file), seal: Some(seal), state, side: Some(found), ..self })

@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::{BufRead, BufReader};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use lstc_graph::{count, regular};
+use lstc_graph::count;
 use serde::{Deserialize, Serialize};
 
+use crate::data::{Line, Source};
 use crate::evaluate::percent;
 use crate::report;
-use crate::train::{Best, METRICS, Started};
+use crate::train::{Best, METRICS, STARTED, Started};
 
 /// A gate has opened once it is this far from its initial value.
 const OPENED: f64 = 0.05;
@@ -58,7 +59,7 @@ pub struct GateCourse {
 
 /// A line of the log: a step or an evaluation.
 #[derive(Deserialize)]
-struct Line {
+struct Logged {
     step: u64,
     epoch: u64,
     loss: Option<f64>,
@@ -76,25 +77,30 @@ impl RunReport {
     /// Reads the log of a run.
     ///
     /// # Errors
-    /// A log that cannot be read, or that has no steps.
+    /// A log that cannot be read, or that has no steps; a record of how the run was started that is damaged.
     pub fn new(folder: &Path) -> anyhow::Result<RunReport> {
         let path = folder.join(METRICS);
         let context = || format!("cannot read `{}`", path.display());
-        let file = regular::open(&path).with_context(context)?;
+        let mut log = Source::open(&path).with_context(context)?;
+        let is_recorded = fs::symlink_metadata(folder.join(STARTED)).is_ok();
         let mut run = RunReport {
             folder: folder.to_owned(),
-            started: Started::read(folder).ok(),
+            started: is_recorded.then(|| Started::read(folder)).transpose()?,
             epochs: Vec::new(),
             best: None,
             gates: Vec::new(),
             damaged: 0,
             losses: Vec::new(),
         };
-        for line in BufReader::new(file).split(b'\n') {
-            let line = line.with_context(context)?;
-            match serde_json::from_slice::<Line>(&line) {
-                Ok(line) => run.add(line),
-                Err(_) => run.damaged += 1,
+        let mut line = Vec::new();
+        loop {
+            match log.line(&mut line).with_context(context)? {
+                Line::End => break,
+                Line::TooLong => run.damaged += 1,
+                Line::Whole => match serde_json::from_slice::<Logged>(&line) {
+                    Ok(line) => run.add(line),
+                    Err(_) => run.damaged += 1,
+                },
             }
         }
         if run.losses.is_empty() {
@@ -107,8 +113,8 @@ impl RunReport {
         Ok(run)
     }
 
-    fn add(&mut self, line: Line) {
-        let Line { step, epoch, loss, eval_loss, eval_accuracy, gates } = line;
+    fn add(&mut self, line: Logged) {
+        let Logged { step, epoch, loss, eval_loss, eval_accuracy, gates } = line;
         if self.epochs.last().is_none_or(|last| last.epoch != epoch) {
             self.epochs.push(Epoch { epoch, ..Epoch::default() });
         }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use lstc_graph::regular;
 use lstc_passes::Options;
 use lstc_passes::options::{
@@ -37,34 +37,21 @@ pub struct Config {
     lstc: Option<String>,
     /// Where the side network came from, if not from this rewrite.
     pub side: Option<crate::import::Origin>,
-    #[serde(rename = "model")]
-    _model: Option<IgnoredAny>,
-    #[serde(rename = "inputs")]
-    _inputs: Option<IgnoredAny>,
-    #[serde(rename = "reads_padding")]
-    _reads_padding: Option<IgnoredAny>,
-    #[serde(rename = "tokens")]
-    _tokens: Option<IgnoredAny>,
-    #[serde(rename = "files")]
-    _files: Option<IgnoredAny>,
-    #[serde(rename = "tokens_from")]
-    _tokens_from: Option<IgnoredAny>,
-    #[serde(rename = "graphs")]
-    _graphs: Option<IgnoredAny>,
-    #[serde(rename = "chosen_blocks")]
-    _chosen_blocks: Option<IgnoredAny>,
-    #[serde(rename = "folded")]
-    _folded: Option<IgnoredAny>,
+    model: Option<IgnoredAny>,
+    inputs: Option<IgnoredAny>,
+    reads_padding: Option<IgnoredAny>,
+    tokens: Option<IgnoredAny>,
+    files: Option<IgnoredAny>,
+    tokens_from: Option<IgnoredAny>,
+    graphs: Option<IgnoredAny>,
+    chosen_blocks: Option<IgnoredAny>,
+    folded: Option<IgnoredAny>,
     /// What a manifest's backbone lost by its precision.
     pub quantised: Option<Quantised>,
-    #[serde(rename = "parameters")]
-    _parameters: Option<IgnoredAny>,
-    #[serde(rename = "taps")]
-    _taps: Option<IgnoredAny>,
-    #[serde(rename = "moments")]
-    _moments: Option<IgnoredAny>,
-    #[serde(rename = "cut")]
-    _cut: Option<IgnoredAny>,
+    parameters: Option<IgnoredAny>,
+    taps: Option<IgnoredAny>,
+    moments: Option<IgnoredAny>,
+    cut: Option<IgnoredAny>,
 }
 
 impl Config {
@@ -76,9 +63,44 @@ impl Config {
     /// # Errors
     /// A file that cannot be read, or the line and column at which it is not a configuration.
     pub fn read(path: &Path) -> anyhow::Result<Config> {
-        let text =
-            regular::read_text(path, Config::LIMIT).with_context(|| format!("cannot read `{}`", path.display()))?;
-        serde_yaml::from_str(&text).with_context(|| format!("`{}` is not a configuration", path.display()))
+        let context = || format!("`{}` is not a configuration", path.display());
+        let config: Config = serde_yaml::from_str(&Config::text(path)?).with_context(context)?;
+        match config.recorded() {
+            Some(section) if config.lstc.is_none() => Err(anyhow!(
+                "`{section}` is what a rewrite records, and not an option; the special tokens are data.pad_token_id, \
+                 data.eos_token_id and data.decoder_start_token_id"
+            ))
+            .with_context(context),
+            _ => Ok(config),
+        }
+    }
+
+    /// A configuration file, as text.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn text(path: &Path) -> anyhow::Result<String> {
+        regular::read_text(path, Config::LIMIT).with_context(|| format!("cannot read `{}`", path.display()))
+    }
+
+    /// A section that is here and that only a manifest has.
+    fn recorded(&self) -> Option<&'static str> {
+        let sections = [
+            ("model", &self.model),
+            ("inputs", &self.inputs),
+            ("reads_padding", &self.reads_padding),
+            ("tokens", &self.tokens),
+            ("files", &self.files),
+            ("tokens_from", &self.tokens_from),
+            ("graphs", &self.graphs),
+            ("chosen_blocks", &self.chosen_blocks),
+            ("folded", &self.folded),
+            ("parameters", &self.parameters),
+            ("taps", &self.taps),
+            ("moments", &self.moments),
+            ("cut", &self.cut),
+        ];
+        sections.into_iter().find(|(_, section)| section.is_some()).map(|(name, _)| name)
     }
 
     /// The version of lstc that wrote this as a manifest.

@@ -1,6 +1,7 @@
 //! Directories that appear complete: written under a temporary name, then renamed.
 //!
-//! **Invariant:** a directory that is replaced holds only what a rewrite wrote there, or what a run that failed to start left.
+//! **Invariant:** a directory that is replaced holds only what a rewrite wrote there and no one has changed, or what a run that failed
+//! to start left.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow, bail};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
+use super::intact::Own;
 use super::is_own;
 use super::manifest::is_rewritten;
 use crate::files::parent;
@@ -38,7 +40,7 @@ pub fn check(model: &[PathBuf], output: &Path, force: bool) -> anyhow::Result<()
         return Err(Hinted::new(error, "write to another directory: -o DIR").into());
     }
     let mut foreign = Vec::new();
-    collect(output, Path::new(""), &mut foreign).with_context(|| format!("cannot read `{shown}`"))?;
+    collect(output, Path::new(""), &Own::of(output), &mut foreign).with_context(|| format!("cannot read `{shown}`"))?;
     if !foreign.is_empty() {
         foreign.sort_unstable();
         let more = foreign.len().saturating_sub(MAX_LISTED);
@@ -68,7 +70,7 @@ pub fn check(model: &[PathBuf], output: &Path, force: bool) -> anyhow::Result<()
 
 /// Adds the files below a rewritten directory that no rewrite wrote. Empty folders do not count, nor does what runs left that failed
 /// to start or were killed.
-fn collect(directory: &Path, below: &Path, foreign: &mut Vec<String>) -> std::io::Result<()> {
+fn collect(directory: &Path, below: &Path, own: &Own, foreign: &mut Vec<String>) -> anyhow::Result<()> {
     let folder = directory.join(below);
     for entry in fs::read_dir(&folder)? {
         let entry = entry?;
@@ -76,17 +78,17 @@ fn collect(directory: &Path, below: &Path, foreign: &mut Vec<String>) -> std::io
         let (path, shown) = (entry.path(), below.join(&name));
         let named = |what: &str| format!("`{}`{what}", shown.display());
         if !entry.file_type()?.is_dir() {
-            let is_own = below == Path::new("") && name.to_str().is_some_and(is_own);
-            let is_left = train::is_left(&folder, &name);
-            if !is_own && !is_left {
-                foreign.push(named(""));
+            let as_written = name.to_str().filter(|name| below == Path::new("") && is_own(name));
+            let stranger = as_written.map_or(Ok(Some("")), |name| own.stranger(name))?;
+            if let Some(why) = stranger.filter(|_| !train::is_left(&folder, &name)) {
+                foreign.push(named(why));
             }
         } else if train::is_run(&path) {
             foreign.push(named(", a training run"));
         } else if is_in_use(&path) {
             foreign.push(named(", which another process is using"));
-        } else if !name.to_str().is_some_and(scratch::is_name) {
-            collect(directory, &shown, foreign)?;
+        } else if !scratch::is_left(&path) {
+            collect(directory, &shown, own, foreign)?;
         }
     }
     Ok(())

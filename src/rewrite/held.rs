@@ -7,9 +7,11 @@ use std::path::Path;
 
 use anyhow::{Context, anyhow};
 use lstc_graph::{About, metadata};
+use lstc_passes::Options;
 use serde_json::{Map, Value};
 
-use super::{GRAPHS, MANIFEST};
+use super::config::Config;
+use super::{GRAPHS, MANIFEST, manifest};
 use crate::report::{Hinted, word};
 
 /// The key of a graph's metadata under which the record is, as JSON.
@@ -17,6 +19,9 @@ const KEY: &str = "lstc.rewrite";
 
 /// Sections of a manifest that no graph depends on: how it is trained, what the files are now, and where its side network came from.
 const FREE: [&str; 4] = ["train", "data", "files", "side"];
+
+/// Sections of a configuration that become part of the graphs.
+const OPTIONS: [&str; 6] = ["method", "sizes", "backbone", "loss", "backward", "optimizer"];
 
 /// What is recorded of a file of the source. Its place may change.
 const OF_SOURCE: [&str; 3] = ["part", "blake3", "bytes"];
@@ -83,6 +88,52 @@ pub fn differences(directory: &Path, manifest: &str) -> anyhow::Result<Vec<Strin
         checked.push(text);
     }
     Ok(differences)
+}
+
+/// Whether the options of a configuration that the graphs of a directory fix are those that they were made with. Others, and what the
+/// configuration leaves open, do not count.
+///
+/// # Errors
+/// Every option that differs; a file that cannot be read.
+pub fn check_options(directory: &Path, file: &Path) -> anyhow::Result<()> {
+    let options = |text: &str| -> anyhow::Result<Map<String, Value>> {
+        let mut all: Map<String, Value> = serde_yaml::from_str(text)?;
+        all.retain(|section, value| OPTIONS.contains(&section.as_str()) && value.is_object());
+        Ok(all)
+    };
+    let made = options(&manifest::text(directory)?)?;
+    let given = options(&Config::text(file)?)?;
+    let mut asked = made.clone();
+    for (section, given) in &given {
+        let Some(Value::Object(asked)) = asked.get_mut(section) else { continue };
+        let given = given.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
+        asked.extend(given.map(|(name, value)| (name.clone(), value.clone())));
+    }
+    // As they are read: 1 is 1.0, for one.
+    let read = |options: &Map<String, Value>| -> anyhow::Result<Value> {
+        let config: Config = serde_yaml::from_str(&serde_yaml::to_string(options)?)?;
+        let Options { method, sizes, backbone, loss, backward, optimizer } = config.options();
+        let sections = serde_yaml::to_string(&(method, sizes, backbone, loss, backward, optimizer))?;
+        Ok(serde_yaml::from_str(&sections)?)
+    };
+    let (made, asked) = (named(read(&made)?), named(read(&asked)?));
+    let mut differences = Vec::new();
+    compare(String::new(), Some(&asked), Some(&made), &mut |place, asked, made| {
+        differences.push(format!("{place} is {asked}, and the graphs were made with {made}"));
+    });
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let error =
+        anyhow!("`{}` has options that only a rewrite can change\n  {}", file.display(), differences.join("\n  "));
+    let hint = "leave them out, or rewrite the model with them: `lstc rewrite MODEL --config FILE -o AGAIN`";
+    Err(Hinted::new(error, hint).into())
+}
+
+/// Sections by their names.
+fn named(options: Value) -> Value {
+    let Value::Array(sections) = options else { return options };
+    Value::Object(OPTIONS.map(str::to_owned).into_iter().zip(sections).collect())
 }
 
 /// The part of a manifest that graphs depend on.

@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 use std::fs::{self, Metadata};
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, anyhow};
 use lstc_graph::regular;
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::config::Config;
 use super::manifest::{self, Record};
-use super::{GRAPHS, MANIFEST, TOKENIZER};
+use super::{GRAPHS, MANIFEST, SIDE, TOKENIZER};
 use crate::files;
 use crate::hash::{State, blake3};
 use crate::report::{Hinted, ProgressLine, word};
@@ -106,47 +107,91 @@ impl WrittenFile {
 /// # Errors
 /// A directory without a readable manifest; a file that has changed, or is missing.
 pub fn record(directory: &Path) -> anyhow::Result<Record> {
-    let record = manifest::record(directory)?;
-    if let Some(graph) = GRAPHS.iter().find(|graph| !record.files.iter().any(|file| file.file == **graph)) {
-        let error = anyhow!("`{}` does not record {graph} as it was written", directory.join(MANIFEST).display());
-        let hint =
-            format!("rewrite the model again: `lstc rewrite --from {} -o AGAIN`", word(&directory.to_string_lossy()));
-        return Err(Hinted::new(error, hint).into());
-    }
-    check(directory, &record.files)?;
-    Ok(record)
+    Ok(watched(directory)?.0)
 }
 
-fn check(directory: &Path, files: &[WrittenFile]) -> anyhow::Result<()> {
-    let seen = recall(directory);
-    let mut now = Seen::new();
-    for file in files {
-        let known = seen.get(&file.file).filter(|_| file.is_data());
-        let found = file.look(directory, known)?;
-        let shown = directory.join(&file.file);
-        let problem = match &found {
-            Found::Same(_) => None,
-            Found::Changed { names } => Some((
-                anyhow!("`{}` has changed since the rewrite", shown.display()),
-                if *names > 1 { LINKED } else { "" },
-            )),
-            Found::Missing => Some((anyhow!("`{}` is missing", shown.display()), "")),
-        };
-        if let Some((error, why)) = problem {
-            let hint = format!("{why}put back what was there, or rewrite the model: `lstc rewrite MODEL -o DIR`");
-            return Err(Hinted::new(error, hint).into());
-        }
-        if let Found::Same(hashed) = found
-            && file.is_data()
-        {
-            now.insert(file.file.clone(), hashed);
-        }
+/// # Errors
+/// A manifest that does not record a graph.
+fn check_recorded(directory: &Path, record: &Record) -> anyhow::Result<()> {
+    let Some(graph) = GRAPHS.iter().find(|graph| !record.files.iter().any(|file| file.file == **graph)) else {
+        return Ok(());
+    };
+    let error = anyhow!("`{}` does not record {graph} as it was written", directory.join(MANIFEST).display());
+    let hint =
+        format!("rewrite the model again: `lstc rewrite --from {} -o AGAIN`", word(&directory.to_string_lossy()));
+    Err(Hinted::new(error, hint).into())
+}
+
+/// The files of a directory that a command reads more than once, in the states in which they were checked.
+#[derive(Debug)]
+pub struct Watched {
+    directory: PathBuf,
+    files: Vec<WrittenFile>,
+    seen: Mutex<Seen>,
+}
+
+impl Watched {
+    /// Checks again. A file in the state in which it was checked before is not hashed again.
+    ///
+    /// # Errors
+    /// A file that has changed, or is missing.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        *seen = look_at(&self.directory, &self.files, |file| seen.get(&file.file))?;
+        Ok(())
     }
+}
+
+/// As [`record`], with its files to be watched.
+///
+/// # Errors
+/// As [`record`].
+pub fn watched(directory: &Path) -> anyhow::Result<(Record, Watched)> {
+    let record = manifest::record(directory)?;
+    check_recorded(directory, &record)?;
+    let seen = check(directory, &record.files)?;
+    let watched = Watched { directory: directory.to_owned(), files: record.files.clone(), seen: seen.into() };
+    Ok((record, watched))
+}
+
+/// Checks the files, and keeps the states of those that are large.
+fn check(directory: &Path, files: &[WrittenFile]) -> anyhow::Result<Seen> {
+    let seen = recall(directory);
+    let all = look_at(directory, files, |file| seen.get(&file.file).filter(|_| file.is_data()))?;
+    let is_data = |name: &String| files.iter().any(|file| file.file == *name && file.is_data());
+    let data = all.iter().filter(|(name, _)| is_data(name));
+    let free = seen.iter().filter(|(name, _)| FREE.contains(&name.as_str()));
+    let now: Seen = data.chain(free).map(|(name, hashed)| (name.clone(), hashed.clone())).collect();
     if now != seen {
         // If it cannot be kept, the files are hashed next time too.
         let _ = keep(directory, &now);
     }
-    Ok(())
+    Ok(all)
+}
+
+/// The states of files that are as they were written. Those that are known are not hashed.
+fn look_at<'s>(
+    directory: &Path,
+    files: &[WrittenFile],
+    known: impl Fn(&WrittenFile) -> Option<&'s Hashed>,
+) -> anyhow::Result<Seen> {
+    let mut now = Seen::new();
+    for file in files {
+        let shown = directory.join(&file.file);
+        let (error, why) = match file.look(directory, known(file))? {
+            Found::Same(hashed) => {
+                now.insert(file.file.clone(), hashed);
+                continue;
+            }
+            Found::Changed { names } => {
+                (anyhow!("`{}` has changed since the rewrite", shown.display()), if names > 1 { LINKED } else { "" })
+            }
+            Found::Missing => (anyhow!("`{}` is missing", shown.display()), ""),
+        };
+        let hint = format!("{why}put back what was there, or rewrite the model: `lstc rewrite MODEL -o DIR`");
+        return Err(Hinted::new(error, hint).into());
+    }
+    Ok(now)
 }
 
 /// What is probably wrong with a changed file that has several names.
@@ -168,7 +213,8 @@ pub fn differences(directory: &Path, files: &[WrittenFile]) -> anyhow::Result<Ve
     Ok(differences)
 }
 
-/// Records the states of a directory's data files, as they were written.
+/// Records the states of a directory's data files, as they were written, and the hashes of what may change later: the manifest and
+/// the side network.
 ///
 /// # Errors
 /// From the file system.
@@ -177,8 +223,51 @@ pub fn remember(directory: &Path, files: &[WrittenFile]) -> anyhow::Result<()> {
         let metadata = fs::metadata(directory.join(&file.file))?;
         Ok((file.file.clone(), Hashed::new(&metadata, &file.blake3)))
     };
-    let seen: std::io::Result<Seen> = files.iter().filter(|file| file.is_data()).map(hashed).collect();
+    let free = FREE.map(|name| WrittenFile::new(directory, name)).into_iter().collect::<anyhow::Result<Vec<_>>>()?;
+    let data = files.iter().filter(|file| file.is_data());
+    let seen: std::io::Result<Seen> = data.chain(&free).map(hashed).collect();
     keep(directory, &seen?)
+}
+
+/// Files of a rewritten directory that users and other commands may change.
+const FREE: [&str; 2] = [MANIFEST, SIDE];
+
+/// Which of a directory's files a rewrite wrote.
+pub struct Own {
+    directory: PathBuf,
+    /// None if the manifest does not say.
+    files: Option<Vec<WrittenFile>>,
+    seen: Seen,
+}
+
+impl Own {
+    /// As far as the manifest can be read.
+    pub fn of(directory: &Path) -> Own {
+        let files = manifest::unchecked_record(directory).ok().map(|record| record.files);
+        Own { directory: directory.to_owned(), files, seen: recall(directory) }
+    }
+
+    /// Why a file with a name that a rewrite gives is not what a rewrite wrote, in words; none if it is.
+    ///
+    /// # Errors
+    /// From the file system.
+    pub fn stranger(&self, name: &str) -> anyhow::Result<Option<&'static str>> {
+        let recorded = self.files.iter().flatten().find(|file| file.file == name);
+        if let Some(file) = recorded {
+            return Ok(match file.look(&self.directory, self.seen.get(name))? {
+                Found::Same(_) => None,
+                Found::Changed { .. } | Found::Missing => Some(", which has changed since the rewrite"),
+            });
+        }
+        if let Some(written) = self.seen.get(name).filter(|_| FREE.contains(&name)) {
+            let is_same = WrittenFile::new(&self.directory, name)?.blake3 == written.blake3;
+            return Ok(if is_same { None } else { Some(", which has changed since the rewrite") });
+        }
+        // Earlier versions recorded neither graphs nor what may change.
+        let is_always_written = name == SEEN || FREE.contains(&name) || GRAPHS.contains(&name);
+        let is_unknown = self.files.as_ref().is_none_or(Vec::is_empty);
+        Ok(if is_always_written || is_unknown { None } else { Some("") })
+    }
 }
 
 fn recall(directory: &Path) -> Seen {

@@ -14,10 +14,12 @@ use serde::{Deserialize, Serialize};
 
 use super::config::Config;
 use super::intact::WrittenFile;
+use super::made_for::MadeFor;
 use super::precision::Quantised;
 use super::{MANIFEST, Origins, Settled, SourceModel, held};
 use crate::data::Reading;
 use crate::report::Hinted;
+use crate::side::Loaded;
 use crate::train::{Started, TrainOptions, is_run};
 
 /// What a file of the source model holds.
@@ -479,6 +481,20 @@ pub struct Record {
 }
 
 impl Record {
+    /// What a side network of this rewrite is made for.
+    pub fn made_for(&self) -> MadeFor {
+        MadeFor::new(&self.source, &self.method, &self.taps)
+    }
+
+    /// What to say about a side network that was read for this rewrite.
+    ///
+    /// # Errors
+    /// Metadata that are damaged.
+    pub fn notes(&self, path: &Path, loaded: &Loaded) -> anyhow::Result<Vec<String>> {
+        let difference = self.made_for().difference(path, &loaded.metadata)?;
+        Ok(loaded.seal.note(path).into_iter().chain(difference).collect())
+    }
+
     /// Whether the side network learns from the backbone's own logits too.
     pub fn distills(&self) -> bool {
         self.taps.iter().any(|tap| tap.point == Point::Logits)
@@ -542,6 +558,14 @@ pub fn text(directory: &Path) -> anyhow::Result<String> {
         }
         read => read.with_context(context),
     }
+}
+
+/// Whether a configuration fits a directory: what only a rewrite can change is as it was.
+///
+/// # Errors
+/// Every option that differs; a directory or a file that cannot be read.
+pub fn check_options(directory: &Path, file: &Path) -> anyhow::Result<()> {
+    held::check_options(directory, file)
 }
 
 /// The configuration that a rewritten directory was made with, and its source.

@@ -6,6 +6,7 @@ pub(crate) mod directory;
 mod folder;
 mod held;
 pub(crate) mod intact;
+mod made_for;
 pub mod manifest;
 mod model;
 pub mod opened;
@@ -37,6 +38,7 @@ pub use companions::{Origins, Settled, TOKENIZER};
 use config::Config;
 pub use intact::SEEN;
 use intact::WrittenFile;
+use made_for::MadeFor;
 use manifest::{Manifest, SourceFile};
 pub use model::SourceModel;
 use precision::{Candidate, Given, Quantised, Sample};
@@ -322,8 +324,10 @@ pub fn rewrite_with(
     let cannot = || format!("cannot write `{}`", output.display());
     let mut manifest = Manifest::new(&module, &artifacts, source, tokens, training.clone(), quantised);
     let about = held::about(&manifest.to_yaml()?)?;
-    let (data, files) = write(&companions, &module, &artifacts, (&manifest.source, &about), backbone, folder.path())
-        .with_context(cannot)?;
+    let made_for = MadeFor::new(&manifest.source, &manifest.method, &manifest.taps);
+    let (data, files) =
+        write(&companions, &module, &artifacts, (&manifest.source, &about, &made_for), backbone, folder.path())
+            .with_context(cannot)?;
     manifest.files = files;
     fs::write(folder.path().join(MANIFEST), manifest.to_yaml()?).with_context(cannot)?;
     narrow(folder.path(), &manifest.source, &data).with_context(cannot)?;
@@ -482,7 +486,7 @@ fn write(
     companions: &Companions,
     module: &Module,
     artifacts: &Artifacts,
-    (source, about): (&[SourceFile], &About),
+    (source, about, made_for): (&[SourceFile], &About, &MadeFor),
     backbone: Backbone,
     folder: &Path,
 ) -> anyhow::Result<(Vec<Saved>, Vec<WrittenFile>)> {
@@ -505,7 +509,7 @@ fn write(
         written.push(WrittenFile { file: name.clone(), bytes: *bytes, blake3 });
     }
     let initial = module.plan.parameters.iter().map(|p| p.name.as_str()).zip(&module.initial);
-    side::save_initial(&folder.join(SIDE), initial)?;
+    side::save_initial(&folder.join(SIDE), initial, &[made_for.entry()?])?;
     companions.write_tokenizer(folder)?;
     if folder.join(TOKENIZER).is_file() {
         written.push(WrittenFile::new(folder, TOKENIZER)?);

@@ -1,6 +1,7 @@
 //! A rewritten directory as training and evaluation see it: its graphs, and how a batch becomes their inputs.
 
 use std::borrow::Cow;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
@@ -9,15 +10,15 @@ use lstc_models::{InputRole, TowerKind};
 use lstc_passes::{Parts, for_cuda, parts};
 use ndarray::Array2;
 
-use super::intact;
+use super::intact::{self, Watched};
 use super::manifest::{InputSummary, Record, TapSummary};
 use super::placement;
 use super::{RUN, SIDE, TOKENIZER};
-use crate::data::{Batch, Fixed, Tokenizer};
+use crate::data::{Batch, Fixed, Reading, Tokenizer};
 use crate::report::Hinted;
 use crate::runtime::{self, Device, Runtime, Session, Tensor, Version};
-use crate::side::{self, Seal, Side};
-use crate::train::{BEST, Started};
+use crate::side::{self, Loaded, Seal, Side};
+use crate::train::BEST;
 
 /// What sessions run on.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +49,7 @@ const CAPTURES: Version = Version { major: 1, minor: 31, patch: 0 };
 pub struct Opened {
     pub directory: PathBuf,
     pub record: Record,
+    watched: Watched,
     inputs: Vec<Input>,
 }
 
@@ -64,7 +66,7 @@ impl Opened {
     /// # Errors
     /// A directory that is not a rewritten model; an input of the model that no batch could fill.
     pub fn new(directory: &Path) -> anyhow::Result<Opened> {
-        let record = intact::record(directory)?;
+        let (record, watched) = intact::watched(directory)?;
         let graph = graph(directory, "eval.onnx")?;
         let parameter = |name: &str| record.parameters.iter().any(|p| p.name == name);
         let mut inputs = Vec::new();
@@ -86,15 +88,25 @@ impl Opened {
             };
             inputs.push(Input { summary: summary.clone(), dtype, dims });
         }
-        Ok(Opened { directory: directory.to_owned(), record, inputs })
+        Ok(Opened { directory: directory.to_owned(), record, watched, inputs })
     }
 
     /// A graph of the directory.
     ///
     /// # Errors
-    /// A file that is missing or damaged.
+    /// A file that is missing or damaged, or has changed.
     pub fn graph(&self, file: &str) -> anyhow::Result<Graph> {
-        graph(&self.directory, file)
+        let graph = graph(&self.directory, file)?;
+        self.check()?;
+        Ok(graph)
+    }
+
+    /// Checks that the files are still those that were written: for what was computed from them.
+    ///
+    /// # Errors
+    /// A file that has changed, or is missing.
+    pub fn check(&self) -> anyhow::Result<()> {
+        self.watched.check()
     }
 
     /// A graph of the directory in two, at the taps.
@@ -134,7 +146,7 @@ impl Opened {
     /// A session over a graph of the directory, changed or not, beside its data.
     ///
     /// # Errors
-    /// From ONNX Runtime; a node that a device leaves to the CPU, except for the arithmetic of sizes.
+    /// From ONNX Runtime; a node that a device leaves to the CPU, except for the arithmetic of sizes; a file that has changed.
     pub fn session(&self, graph: &Graph, execution: &Execution) -> anyhow::Result<Session> {
         let builder = execution.runtime.session().device(execution.device).threads(execution.threads);
         let graph = runnable(graph, execution.runtime, execution.device)?;
@@ -142,6 +154,7 @@ impl Opened {
         let builder = builder.deterministic(true).mapped(execution.mapped).tf32(execution.tf32);
         let session = builder.captures(execution.captures).load(&bytes, Some(&self.directory))?;
         placement::check(&graph, &session, execution.device)?;
+        self.check()?;
         Ok(session)
     }
 
@@ -172,7 +185,7 @@ impl Opened {
     /// A file that is missing or damaged, or that belongs to another rewrite or another program.
     pub fn initial(&self) -> anyhow::Result<Side> {
         let path = self.directory.join(SIDE);
-        let (side, seal) = self.side(&path)?;
+        let Loaded { side, seal, .. } = self.load(&path)?;
         if seal == Seal::Foreign {
             let error = anyhow!("`{}` is not what lstc wrote there: it has no checksum", path.display());
             let hint =
@@ -182,11 +195,17 @@ impl Opened {
         Ok(side)
     }
 
-    /// The side network in a file, and whether its values could be checked; anything else in the file is ignored.
+    /// The side network in a file, and what to say about it; anything else in the file is ignored.
     ///
     /// # Errors
     /// A file that is missing or damaged; a parameter that it lacks, or has in another shape.
-    pub fn side(&self, path: &Path) -> anyhow::Result<(Side, Seal)> {
+    pub fn side(&self, path: &Path) -> anyhow::Result<(Side, Vec<String>)> {
+        let loaded = self.load(path)?;
+        let notes = self.record.notes(path, &loaded)?;
+        Ok((loaded.side, notes))
+    }
+
+    fn load(&self, path: &Path) -> anyhow::Result<Loaded> {
         side::load_parameters(path, self.record.parameters.iter().map(|p| (p.name.as_str(), p.shape.as_slice())))
     }
 
@@ -198,7 +217,7 @@ impl Opened {
         let own = self.directory.join(TOKENIZER);
         match given {
             Some(path) => Tokenizer::open(path, self.record.tokens).map(Some),
-            None if own.is_file() => Tokenizer::open(&own, self.record.tokens).map(Some),
+            None if fs::symlink_metadata(&own).is_ok() => Tokenizer::open(&own, self.record.tokens).map(Some),
             None => Ok(None),
         }
     }
@@ -227,6 +246,27 @@ impl Opened {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether the special tokens that a configuration gives are the model's.
+    ///
+    /// # Errors
+    /// Tokens other than those that the model was rewritten with.
+    pub fn check_tokens(&self, reading: &Reading) -> anyhow::Result<()> {
+        let tokens = self.record.tokens;
+        for (name, given, made) in [
+            ("pad_token_id", reading.pad_token_id, tokens.pad),
+            ("eos_token_id", reading.eos_token_id, tokens.end),
+            ("decoder_start_token_id", reading.decoder_start_token_id, tokens.start),
+        ] {
+            if let Some(given) = given.filter(|given| *given != made) {
+                let error = anyhow!("data.{name} is {given}, but the model was rewritten with {made}");
+                let hint =
+                    "special tokens are settled by a rewrite: put back what was there, or rewrite the model again";
+                return Err(Hinted::new(error, hint).into());
+            }
+        }
+        Ok(())
     }
 
     /// The tower whose tokens are the output.
@@ -325,12 +365,6 @@ fn cast(array: &Array2<i64>, dtype: DType) -> Tensor {
         DType::Bool => array.mapv(|v| v != 0).into(),
         _ => array.clone().into(),
     }
-}
-
-/// How a run was started, by its folder or its side network's file.
-pub fn run_of(path: &Path) -> Option<Started> {
-    let folder = if path.is_dir() { path } else { path.parent()? };
-    Started::read(folder).ok()
 }
 
 /// The file of a side network: the one that is given, or the best one in the folder that is given, or of the

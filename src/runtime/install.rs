@@ -166,7 +166,9 @@ pub fn install(request: &Request, progress: &mut dyn FnMut(Progress)) -> Result<
     let _alone = lock(&home, progress)?;
 
     let pinned = directory(&home, request.flavour, request.flavour.version());
+    // One that an earlier version installed is replaced: nothing shows whether it is what was installed.
     if !request.force
+        && trust::is_recorded(&pinned)
         && let Some(installed) = installed(request.flavour, pinned)
     {
         trusted(&installed.directory)?;

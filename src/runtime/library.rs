@@ -11,8 +11,9 @@ use std::mem;
 use std::path::{self, Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::ptr;
+use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lstc_graph::regular;
 
@@ -216,8 +217,10 @@ fn python_packages() -> Vec<PathBuf> {
     let own = env::current_exe().ok().and_then(|file| Some(file.parent()?.parent()?.to_owned()));
     // A prefix such as /usr/local is only mentioned if something is there.
     let mut found: Vec<PathBuf> = own.iter().flat_map(|prefix| capi(prefix)).filter(|place| place.is_dir()).collect();
+    // Relative to the working directory, an environment would be any user's.
+    let prefix = |name: &str| variable(name).filter(|prefix| prefix.is_absolute());
     let active: Vec<PathBuf> =
-        ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(variable).flat_map(|prefix| capi(&prefix)).collect();
+        ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(prefix).flat_map(|prefix| capi(&prefix)).collect();
     if found.is_empty() && active.is_empty() {
         found.extend(ask_python().map(|package| package.join("capi")));
     }
@@ -251,6 +254,8 @@ found = spec and spec.submodule_search_locations
 print(found[0] if found else get_path('platlib') + '/onnxruntime', end='')
 ";
     const PATIENCE: Duration = Duration::from_secs(3);
+    /// In bytes.
+    const LONGEST_PATH: u64 = 1 << 16;
 
     let mut python = Command::new("python3")
         .args(["-c", QUESTION])
@@ -260,19 +265,20 @@ print(found[0] if found else get_path('platlib') + '/onnxruntime', end='')
         .stderr(Stdio::null())
         .spawn()
         .ok()?;
-    let asked = Instant::now();
-    while python.try_wait().ok()?.is_none() {
-        if asked.elapsed() > PATIENCE {
-            // Failures do not matter here: the answer is dropped either way.
-            let _ = python.kill();
-            let _ = python.wait();
-            return None;
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
-    let mut answer = String::new();
-    python.stdout.take()?.read_to_string(&mut answer).ok()?;
-    Some(answer).filter(|answer| !answer.is_empty()).map(PathBuf::from)
+    let output = python.stdout.take()?;
+    let (sender, answer) = mpsc::channel();
+    // Whatever python3 starts may keep its output open for longer than it lives itself.
+    thread::spawn(move || {
+        let mut text = String::new();
+        let read = output.take(LONGEST_PATH).read_to_string(&mut text);
+        // No one listens after the time is up.
+        let _ = sender.send(read.ok().map(|_| text));
+    });
+    let answer = answer.recv_timeout(PATIENCE).ok().flatten();
+    // It has either answered, or takes too long.
+    let _ = python.kill();
+    let _ = python.wait();
+    answer.filter(|answer| !answer.is_empty()).map(PathBuf::from)
 }
 
 fn system_directories() -> Vec<PathBuf> {

@@ -53,6 +53,11 @@ pub(super) fn seal(directory: &Path) -> anyhow::Result<()> {
     Ok(keep_to_owner(&path)?)
 }
 
+/// Whether it was recorded what was installed in a directory.
+pub(super) fn is_recorded(directory: &Path) -> bool {
+    fs::symlink_metadata(directory.join(RECORD)).is_ok()
+}
+
 /// Removes write permission for group and others, where this user may.
 ///
 /// # Errors
@@ -73,11 +78,14 @@ pub(super) fn check(directory: &Path) -> Result<(), String> {
     let unreadable = |path: &Path, error: &io::Error| format!("`{}` cannot be read: {error}", path.display());
     let place = directory.canonicalize().map_err(|e| unreadable(directory, &e))?;
     let found = files(&place).map_err(|e| unreadable(&place, &e))?;
-    let own: Vec<&Path> = [Some(place.as_path()), place.parent()].into_iter().flatten().collect();
+    // The folder that it was looked up in, too, if it is a link there.
+    let named = directory.parent().unwrap_or(directory);
+    let named = named.canonicalize().map_err(|e| unreadable(named, &e))?;
+    let own: Vec<&Path> = [Some(place.as_path()), place.parent(), Some(&named)].into_iter().flatten().collect();
     for path in own.iter().copied().chain(found.iter().map(PathBuf::as_path)) {
         owned(path)?;
     }
-    for path in place.ancestors().skip(own.len()) {
+    for path in place.ancestors().chain(named.ancestors()).filter(|path| !own.contains(path)) {
         not_open(path)?;
     }
     intact(&place, &found)
@@ -116,11 +124,13 @@ fn not_open(path: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Each library is as it was installed. Earlier versions recorded nothing, so nothing is known of their libraries.
+/// Each library is as it was installed. Earlier versions recorded nothing: their libraries cannot be checked.
 fn intact(place: &Path, found: &[PathBuf]) -> Result<(), String> {
     let path = place.join(RECORD);
     let text = match regular::read_text(&path, LARGEST_RECORD) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(format!("`{}` is missing, so its libraries cannot be checked", path.display()));
+        }
         read => read.map_err(|e| format!("`{}` cannot be read: {e}", path.display()))?,
     };
     owned(&path)?;

@@ -104,8 +104,14 @@ impl Identity {
 ///
 /// # Errors
 /// From the file system; the previous one is then unchanged.
-pub fn save(path: &Path, state: &[(String, DeviceTensor)], progress: &Progress) -> anyhow::Result<()> {
-    side::save_on_device(path, state, &[(KEY, serde_json::to_string(progress)?)])
+pub fn save(
+    path: &Path,
+    state: &[(String, DeviceTensor)],
+    progress: &Progress,
+    origin: [(&'static str, String); 2],
+) -> anyhow::Result<()> {
+    let [trained, made_for] = origin;
+    side::save_on_device(path, state, &[(KEY, serde_json::to_string(progress)?), trained, made_for])
 }
 
 /// Reads the checkpoint of a run of a rewritten model.

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use lstc_graph::regular;
 use serde::{Deserialize, Serialize};
 
+use crate::data::{Line, Source};
 use crate::report::Hinted;
 
 /// The file of a run's metrics.
@@ -85,21 +86,26 @@ impl Log {
 /// Copies the lines of a log up to where a run stands.
 fn keep(old: File, step: u64, epochs: u64, new: &mut impl Write) -> anyhow::Result<()> {
     #[derive(Deserialize)]
-    struct Line {
+    struct Logged {
         step: u64,
         epoch: u64,
         eval_loss: Option<f64>,
     }
-    let mut lines = BufReader::new(old).split(b'\n').enumerate().peekable();
-    while let Some((at, line)) = lines.next() {
-        let line = line?;
-        match serde_json::from_slice::<Line>(&line) {
+    let mut log = Source::of(old)?;
+    let mut line = Vec::new();
+    for number in 1_u64.. {
+        let read = match log.line(&mut line)? {
+            Line::End => break,
+            Line::TooLong => Err(anyhow!("it is longer than 16 MiB")),
+            Line::Whole => serde_json::from_slice::<Logged>(&line).map_err(anyhow::Error::from),
+        };
+        match read {
             Ok(read) if read.step <= step && (read.eval_loss.is_none() || read.epoch <= epochs) => {
                 new.write_all(&line)?;
                 new.write_all(b"\n")?;
             }
-            Err(error) if lines.peek().is_some() => {
-                let error = anyhow!(error).context(format!("line {} of the log is damaged", at + 1));
+            Err(error) if !log.fill()?.is_empty() => {
+                let error = error.context(format!("line {number} of the log is damaged"));
                 return Err(Hinted::new(error, "move it away: the resumed run then starts a new log").into());
             }
             _ => {}

@@ -19,6 +19,7 @@ mod options;
 mod run;
 mod source;
 mod stepper;
+mod trained;
 
 use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
@@ -37,6 +38,7 @@ pub use forecast::Forecast;
 pub use log::{EvalLine, METRICS, StepLine};
 pub use options::{CudaGraphs, LearningRate, Overlap, Schedule, TapDtype, TrainOptions};
 pub use stepper::{Outcome, Pending, Stepper};
+pub use trained::{Settings, Trained};
 
 use crate::cache::Holding;
 use crate::data::{Corpus, Reading, Tokenizer};
@@ -334,6 +336,7 @@ pub fn read_corpus(
     scratch: &Path,
     notify: &mut impl FnMut(Event),
 ) -> anyhow::Result<Corpus> {
+    opened.check_tokens(reading)?;
     let vocabulary = u32::try_from(opened.record.model.tokens()).unwrap_or(u32::MAX);
     let mut progress = |done, of| notify(Event::Reading { file, done, of });
     let reading = reading.within(&opened.fixed());

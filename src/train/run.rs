@@ -48,6 +48,8 @@ pub(super) struct Run<'r> {
     corpus: Corpus,
     eval: Option<Corpus>,
     labels: Vec<Label>,
+    /// BLAKE3 of the tokenizer, if there is one.
+    tokenizer: Option<String>,
     identity: Identity,
     rate: LearningRate,
     buckets: Buckets,
@@ -101,6 +103,7 @@ impl<'r> Run<'r> {
             corpus,
             eval,
             labels,
+            tokenizer: tokenizer.map(|t| t.hash().to_owned()),
             identity,
             rate,
             buckets,
@@ -138,10 +141,8 @@ impl<'r> Run<'r> {
         let progress = Progress { step: 0, epochs: 0, best: None, started, identity };
         let Some(from) = &self.request.train.from else { return Ok((self.opened.initial()?, progress)) };
         let file = side_file(&self.opened.directory, Some(from))?;
-        let (begins, seal) = self.opened.side(&file)?;
-        if let Some(note) = seal.note(&file) {
-            notify(Event::Warning(&note));
-        }
+        let (begins, notes) = self.opened.side(&file)?;
+        notes.iter().for_each(|note| notify(Event::Warning(note)));
         Ok((begins, progress))
     }
 

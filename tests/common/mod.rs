@@ -11,7 +11,8 @@ pub fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<&Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| {
         let library = match find(Device::Cpu) {
-            Err(Error::NotFound { .. }) => {
+            // One without a record of what was installed is replaced.
+            Err(Error::NotFound { .. } | Error::Untrusted { .. }) => {
                 install(&Request::new(Flavour::Cpu), &mut |_| {}).expect("ONNX Runtime can be installed");
                 find(Device::Cpu)
             }

@@ -139,7 +139,10 @@ fn a_file_of_lstcs_does_not_lose_its_checksum() {
     let initial = tuned.read("tuned/side.safetensors");
     let side = side::load(&tuned.path("tuned/side.safetensors")).expect("a side network");
     let all = metadata(&initial);
-    assert_eq!(all.keys().map(String::as_str).collect::<Vec<_>>(), ["format", "lstc.blake3", "lstc.format"]);
+    assert_eq!(
+        all.keys().map(String::as_str).collect::<Vec<_>>(),
+        ["format", "lstc.blake3", "lstc.format", "lstc.made_for"]
+    );
     let eval = || tuned.lstc(&["eval", "tuned", "--data", "eval.jsonl", "--side", "other.safetensors"]);
 
     // As another tool writes it again, metadata and all.
@@ -149,7 +152,7 @@ fn a_file_of_lstcs_does_not_lose_its_checksum() {
     succeeded(&output);
     assert!(!said(&output).contains("was not written by lstc"));
 
-    for key in ["lstc.blake3", "lstc.format"] {
+    for key in ["lstc.blake3", "lstc.format", "lstc.made_for"] {
         let kept: Vec<_> = entries.iter().copied().filter(|(name, _)| *name != key).collect();
         tuned.put("other.safetensors", elsewhere(&side, &kept));
         refused(&eval(), &["other.safetensors` is damaged"]);

@@ -1,6 +1,6 @@
 //! Every form of file, what is tolerated in it, and what is refused.
 
-use lstc::data::{Corpus, DataFormat, LONGEST_ROW, OnBadRow, Reading, Targets};
+use lstc::data::{Corpus, DataFormat, Inputs, LONGEST_ROW, OnBadRow, Reading, Targets};
 use proptest::prelude::*;
 
 use super::{File, SPECIAL, VOCABULARY, file, nano, texts};
@@ -145,6 +145,51 @@ fn numbers_and_booleans_stand_for_their_text() {
         assert_eq!(corpus.example(index).source, nano().encode(text, 128).expect("tokens").ids);
         assert_eq!(corpus.example(index).target, nano().encode(label, 128).expect("tokens").ids);
     }
+}
+
+#[test]
+fn numbers_that_differ_are_different_texts() {
+    let numbers = [
+        "18446744073709551615",
+        "18446744073709551616",
+        "18446744073709551617",
+        "0.1234567890123456789",
+        "0.1234567890123456788",
+        "1e400",
+        "1e401",
+        "1e-400",
+    ];
+    let json: String = numbers.iter().map(|n| format!("{{\"text\": \"a\", \"label\": {n}}}\n")).collect();
+    let corpus = file("a.jsonl", json).read(&Reading::default()).expect("rows");
+    for (index, number) in numbers.into_iter().enumerate() {
+        assert_eq!(corpus.example(index).target, nano().encode(number, 128).expect("tokens").ids, "{number}");
+    }
+    // In its shortest form.
+    let corpus = file("a.jsonl", "{\"text\": 1.50, \"label\": 0.10e1}\n").read(&Reading::default()).expect("a row");
+    assert_eq!(corpus.example(0).source, nano().encode("1.5", 128).expect("tokens").ids);
+    assert_eq!(corpus.example(0).target, nano().encode("1.0", 128).expect("tokens").ids);
+}
+
+#[test]
+fn inputs_are_those_of_the_rows_that_were_read() {
+    let File { folder, path } = file("a.jsonl", "{\"text\": \"one\"}\n{\"text\": \"two\"}\n");
+    let reading = Reading { targets: Targets::Absent, ..Reading::default() };
+    let read = || Corpus::read(&path, &reading, Some(nano()), SPECIAL, folder.path(), VOCABULARY, &mut |_, _| {});
+    let corpus = read().expect("two rows");
+    let mut inputs = Inputs::open(&path, &reading, &corpus).expect("it is the same file");
+    assert_eq!(inputs.at(2).expect("a row").to_string(), "two");
+    inputs.finish().expect("it is the same file");
+    let changed = |error: anyhow::Error| error.to_string().contains("a.jsonl` has changed since its rows were read");
+    // In place, while it is read.
+    std::fs::write(&path, "{\"text\": \"two\"}\n{\"text\": \"one\"}\n").expect("it is ours");
+    assert!(inputs.finish().is_err_and(changed));
+    // Before.
+    assert!(Inputs::open(&path, &reading, &corpus).err().is_some_and(changed));
+    // By another file under its name.
+    let corpus = read().expect("two rows");
+    std::fs::write(folder.path().join("new"), "{\"text\": \"two\"}\n{\"text\": \"one\"}\n").expect("a file");
+    std::fs::rename(folder.path().join("new"), &path).expect("it is ours");
+    assert!(Inputs::open(&path, &reading, &corpus).err().is_some_and(changed));
 }
 
 #[test]
@@ -431,7 +476,7 @@ fn no_file_stays_in_the_scratch_folder() {
 }
 
 #[test]
-fn a_file_that_shrinks_or_grows_meanwhile_is_read_as_far_as_it_goes() {
+fn a_file_that_shrinks_or_grows_meanwhile_is_refused() {
     let json = "{\"text\": \"a dog\", \"label\": \"animal\"}\n".repeat(20_000);
     for change in [0, 100, json.len() as u64 + 5000] {
         let File { folder, path } = file("a.jsonl", &json);
@@ -443,7 +488,8 @@ fn a_file_that_shrinks_or_grows_meanwhile_is_read_as_far_as_it_goes() {
             at_end = (read, of);
         };
         let corpus = Corpus::read(&path, &skip, Some(nano()), SPECIAL, folder.path(), VOCABULARY, &mut resize);
-        assert!(corpus.expect("the first rows").len() >= 512);
+        let refused = corpus.expect_err("its rows are of no one file").to_string();
+        assert!(refused.ends_with("a.jsonl` has changed while it was read"), "{refused}");
         assert!(at_end.0 <= at_end.1);
     }
 }

@@ -4,7 +4,6 @@ mod flags;
 mod summary;
 
 use std::cell::RefCell;
-use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,11 +12,13 @@ use anyhow::{Context, anyhow};
 use lstc_graph::{Links, listing};
 use lstc_passes::{Module, Timing};
 
+use crate::files::keep_private;
 use crate::output::{Inputs, Output};
 use crate::report::{self, Bytes, Exit, Format, Hinted, ProgressLine};
 use crate::rewrite::config::{Config, annotated};
 use crate::rewrite::manifest::{self, SourceFile, model_of};
 use crate::rewrite::{Backbone, Copying, Request, SourceModel, compile, rewrite_with, source_file};
+use crate::scratch::{self, Made};
 use flags::MethodFlags;
 use summary::Summary;
 
@@ -147,7 +148,9 @@ impl Rewrite {
         if self.model.is_empty() {
             self.check_source(&config.source)?;
         }
-        let emit = self.emit.as_deref().map(|folder| Emit::new(folder, &model, self.force)).transpose()?;
+        keep_private(model.files());
+        let emit = self.emit.as_deref().map(|folder| Emit::new(folder, &self.inputs(&model), self.force));
+        let emit = emit.transpose()?;
         let mut failed = None;
         let show = |pass: &'static str, module: &Module| {
             if let Some(emit) = &emit
@@ -195,6 +198,12 @@ impl Rewrite {
 }
 
 impl Rewrite {
+    /// What the command reads.
+    fn inputs(&self, model: &SourceModel) -> Inputs {
+        let others = [&self.config, &self.from, &self.share].into_iter().flatten();
+        Inputs::of(model.files().iter().chain(others))
+    }
+
     /// The options that flags override.
     fn base(&self) -> anyhow::Result<Config> {
         match (&self.from, &self.config) {
@@ -271,17 +280,18 @@ fn show_copy(line: &mut ProgressLine, links: Links, Copying { done, of, in_data_
 struct Emit {
     /// By pass.
     files: Vec<(&'static str, Output)>,
+    /// If nothing is written, it is removed again.
+    _made: Made,
 }
 
 impl Emit {
-    fn new(folder: &Path, model: &SourceModel, force: bool) -> anyhow::Result<Emit> {
-        fs::create_dir_all(folder).with_context(|| format!("cannot create `{}`", folder.display()))?;
-        let inputs = Inputs::of(model.files());
+    fn new(folder: &Path, inputs: &Inputs, force: bool) -> anyhow::Result<Emit> {
+        let made = scratch::make(folder).with_context(|| format!("cannot create `{}`", folder.display()))?;
         let file = |(place, pass): (usize, &'static str)| {
-            Ok((pass, Output::new(&folder.join(format!("{}-{pass}.txt", place + 1)), &inputs, force)?))
+            Ok((pass, Output::new(&folder.join(format!("{}-{pass}.txt", place + 1)), inputs, force)?))
         };
         let files = lstc_passes::ladder_side_tuning().names().into_iter().enumerate().map(file);
-        Ok(Emit { files: files.collect::<anyhow::Result<_>>()? })
+        Ok(Emit { files: files.collect::<anyhow::Result<_>>()?, _made: made })
     }
 
     fn pass(&self, pass: &str, module: &Module) -> anyhow::Result<()> {

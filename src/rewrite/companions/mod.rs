@@ -78,7 +78,9 @@ impl Companions {
     pub fn find(&self, name: &str) -> Option<Companion> {
         let own = Companion { path: self.own.join(name), name: name.to_owned() };
         let above = self.above.as_ref().map(|f| Companion { path: f.join(name), name: format!("../{name}") });
-        [Some(own), above].into_iter().flatten().find(|companion| companion.path.is_file())
+        // A link to nowhere is not the absence of a file.
+        let is_there = |companion: &Companion| fs::symlink_metadata(&companion.path).is_ok();
+        [Some(own), above].into_iter().flatten().find(is_there)
     }
 
     /// A JSON file of this name.

@@ -11,7 +11,7 @@ use crate::side;
 use crate::train::checkpoint::{self, Best, CHECKPOINT, Progress};
 use crate::train::log::{EvalLine, Log};
 use crate::train::stepper::Stepper;
-use crate::train::{BEST, Event};
+use crate::train::{BEST, Event, Trained};
 
 impl Run<'_> {
     /// Evaluates after an epoch, keeps the best, and saves. A resumed run repeats an evaluation that the user
@@ -25,6 +25,9 @@ impl Run<'_> {
         notify: &mut impl FnMut(Event),
     ) -> anyhow::Result<()> {
         let (step, number) = (progress.step, epoch + 1);
+        if self.execution.mapped {
+            self.opened.check()?;
+        }
         match &self.eval {
             Some(eval) => {
                 // An evaluation that fails does not lose what the epoch has learnt: a resumed run evaluates again.
@@ -41,11 +44,11 @@ impl Run<'_> {
                 log.write(&line)?;
                 if is_best {
                     progress.best = Some(here);
-                    self.save_best(stepper, step)?;
+                    self.save_best(stepper, progress)?;
                 }
                 notify(Event::Evaluated { line: &line, is_best, guess: metrics.guess });
             }
-            None => self.save_best(stepper, step)?,
+            None => self.save_best(stepper, progress)?,
         }
         progress.epochs = number;
         self.save(stepper, progress)
@@ -74,12 +77,24 @@ impl Run<'_> {
     }
 
     pub(super) fn save(&self, stepper: &Stepper, progress: &Progress) -> anyhow::Result<()> {
-        checkpoint::save(&self.out.join(CHECKPOINT), stepper.all(), progress)
+        checkpoint::save(&self.out.join(CHECKPOINT), stepper.all(), progress, self.origin(progress)?)
     }
 
-    /// Writes the side network alone, with the labels that it was trained on.
-    fn save_best(&self, stepper: &Stepper, step: u64) -> anyhow::Result<()> {
-        let mut metadata = vec![("lstc.step", step.to_string())];
+    /// What a file of the run records: how it was trained, and what it was made for.
+    fn origin(&self, progress: &Progress) -> anyhow::Result<[(&'static str, String); 2]> {
+        let trained = Trained {
+            started: progress.started.clone(),
+            reading: self.request.reading.clone(),
+            tokenizer: self.tokenizer.clone(),
+            eval: self.identity.eval.clone(),
+        };
+        Ok([trained.entry()?, self.opened.record.made_for().entry()?])
+    }
+
+    /// Writes the side network alone, with how it was trained and on which labels.
+    fn save_best(&self, stepper: &Stepper, progress: &Progress) -> anyhow::Result<()> {
+        let mut metadata = vec![("lstc.step", progress.step.to_string())];
+        metadata.extend(self.origin(progress)?);
         metadata.extend(evaluate::record(&self.labels)?);
         side::save_on_device(&self.out.join(BEST), stepper.parameters(), &metadata)
     }
