@@ -227,6 +227,7 @@ fn a_kill_leaves_nothing_behind_that_stays() {
     let flags = ["--epochs", "3", "--save-every", "1"];
     assert_eq!(stopped(&tuned, "run", &flags, 9, "-KILL"), None);
     fs::create_dir_all(tuned.path("run/.lstc-1-left/half")).expect("a folder");
+    fs::write(tuned.path("run/.lstc-1-left/.temporary"), "").expect("a file");
     succeeded(&tuned.resume("run"));
     let entries = fs::read_dir(tuned.path("run")).expect("a folder").flatten();
     let mut files: Vec<String> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
