@@ -23,11 +23,7 @@ pub struct Anatomy {
 impl Anatomy {
     /// Matrices and tables that are integers in the file, each once.
     pub fn quantised(&self) -> Vec<&Quantised> {
-        let layers = self.towers.iter().flat_map(|t| &t.blocks).flat_map(|b| &b.sublayers);
-        let matrices = layers.flat_map(|layer| match &layer.kind {
-            SublayerKind::Attention(a) => vec![&a.q.weight, &a.k.weight, &a.v.weight, &a.o.weight],
-            SublayerKind::FeedForward(f) => f.inner.iter().chain([&f.outer]).map(|l| &l.weight).collect(),
-        });
+        let matrices = self.linears().map(|(_, linear)| &linear.weight);
         let tables = self.towers.iter().map(|t| &t.table).chain([&self.head.linear.weight]);
         let mut found: Vec<&Quantised> = Vec::new();
         for quantised in matrices.chain(tables).filter_map(Frozen::quantised) {
@@ -72,18 +68,13 @@ impl Anatomy {
             values.extend(tower.table.constant());
             for block in &tower.blocks {
                 values.extend([block.input, block.output]);
-                for Sublayer { norm, kind } in &block.sublayers {
-                    values.push(norm.weight);
-                    match kind {
-                        SublayerKind::Attention(a) => {
-                            values.extend([&a.q, &a.k, &a.v, &a.o].into_iter().filter_map(|l| l.weight.constant()));
-                            values.extend(a.bias.iter().flat_map(Bias::values).chain(a.context).chain([a.softmax]));
-                            values.extend(a.mask.map(|mask| mask.input));
-                            values.extend(a.relative().and_then(|relative| relative.table.constant()));
-                        }
-                        SublayerKind::FeedForward(f) => {
-                            values.extend(f.inner.iter().chain([&f.outer]).filter_map(|l| l.weight.constant()));
-                        }
+                for layer in &block.sublayers {
+                    values.extend(layer.norms().map(|(_, norm)| norm.weight));
+                    values.extend(layer.linears().into_iter().filter_map(|(_, linear)| linear.weight.constant()));
+                    values.extend(layer.relative().and_then(|relative| relative.table.constant()));
+                    if let SublayerKind::Attention(a) = &layer.kind {
+                        values.extend(a.bias.iter().flat_map(Bias::values).chain(a.context).chain([a.softmax]));
+                        values.extend(a.mask.map(|mask| mask.input));
                     }
                 }
             }

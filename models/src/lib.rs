@@ -26,6 +26,7 @@ mod recognise;
 mod refusal;
 mod restate;
 mod sight;
+mod slot;
 mod survey;
 mod tied;
 mod trace;
@@ -44,6 +45,7 @@ pub use quantised::Quantised;
 pub use recognise::{explain, recognise};
 pub use refusal::{Refusal, Refused};
 pub use restate::{RESTATED, restate_for_device};
+pub use slot::{Site, Slot, SublayerId, TowerId};
 pub use tied::same_matrix;
 pub use trace::{
     Attempt, BlockTrace, FusedTrace, Known, Meeting, Nearest, NodeRef, NodeTrace, Operand, Outcome, Reason, Remark,

@@ -1,10 +1,14 @@
 //! A transformer block in canonical form, on tokens laid out as rows: `[batch * length, width]`.
 //!
-//! Matrix products with weights are Gemm on those rows; only attention sees four axes. The same code emits a side
-//! block at width d/r and, for the proof that the anatomy is right, the backbone's own block at full width.
+//! Matrix products with weights are Gemm on those rows; only attention sees four axes. One walk emits every block, with
+//! weights from a provider ([`Weights`]): a side block at width d/r from parameters, and, for the proof that the anatomy is
+//! right, the backbone's own block at full width from its constants.
 
 use lstc_graph::{Attributes, Builder, DType, Dim, ValueId, Weight};
-use lstc_models::{Activation, Attention, Bias, Buckets, FeedForward, Linear, Mask, Orientation};
+use lstc_models::{
+    Activation, Anatomy, Attention, AttentionKind, Bias, Buckets, FeedForward, Linear, Mask, Norm, Orientation,
+    Relative, Site, Slot, SublayerId, SublayerKind, TowerId,
+};
 
 use crate::mask;
 
@@ -106,23 +110,121 @@ pub fn linear(b: &Builder, x: ValueId, matrix: MatrixValue, bias: Option<ValueId
     b.gemm(x, matrix.value, bias, false, matrix.orientation == Orientation::OutIn)
 }
 
+/// Where a block's weights come from, and how wide it is with them.
+pub trait Weights {
+    fn linear(&self, b: &Builder, at: Slot, of: &Linear) -> MatrixValue;
+
+    /// `[width]`
+    fn norm(&self, b: &Builder, at: Slot, of: &Norm) -> ValueId;
+
+    /// `[buckets, heads]`
+    fn table(&self, b: &Builder, at: Slot, of: &Relative) -> ValueId;
+
+    /// Of the residual stream.
+    fn width(&self) -> usize;
+
+    fn head_width(&self, of: &Attention) -> usize;
+
+    /// What the nodes of a sublayer are named after, where they are not named after the whole.
+    fn scope(&self, _: SublayerId) -> Option<String> {
+        None
+    }
+}
+
+/// What a block reads besides its weights.
+pub struct Streams<'s> {
+    pub rows: &'s Rows,
+    /// The rows that cross-attention reads.
+    pub context: Option<(ValueId, &'s Rows)>,
+    pub dropout: Dropout,
+    /// Heads whose scores are computed together, at most; all if none is given.
+    pub together: Option<usize>,
+}
+
+/// The residual stream behind a block, from that before it, as rows.
+pub fn block(
+    b: &Builder,
+    anatomy: &Anatomy,
+    (tower, index): (TowerId, usize),
+    weights: &dyn Weights,
+    streams: &Streams,
+    before: ValueId,
+) -> ValueId {
+    let mut state = before;
+    for (sublayer, layer) in anatomy.tower(tower).blocks[index].sublayers.iter().enumerate() {
+        let place = SublayerId { tower, block: index, sublayer };
+        if let Some(scope) = weights.scope(place) {
+            b.scope(&scope);
+        }
+        let gain = weights.norm(b, place.slot(Site::Norm), &layer.norm);
+        let x = norm(b, state, gain, layer.norm.epsilon, weights.width());
+        let matrix = |site, linear| weights.linear(b, place.slot(site), linear);
+        let branch = match &layer.kind {
+            SublayerKind::Attention(a) => {
+                let table = a.relative().map(|r| weights.table(b, place.slot(Site::PositionTable), r));
+                let [q, k, v, o] = [(Site::Q, &a.q), (Site::K, &a.k), (Site::V, &a.v), (Site::O, &a.o)];
+                let [q, k, v, o] = [q, k, v, o].map(|(site, linear)| matrix(site, linear));
+                let head_width = weights.head_width(a);
+                let together = streams.together.unwrap_or(a.heads);
+                let weights = AttentionWeights { q, k, v, o, table, head_width, together };
+                let context = streams.context.filter(|_| a.kind == AttentionKind::Cross);
+                attention(b, a, &weights, (x, streams.rows), context, streams.dropout)
+            }
+            SublayerKind::FeedForward(f) => {
+                let inner = f.inner.iter().enumerate().map(|(number, linear)| matrix(Site::Inner(number), linear));
+                let weights = FeedForwardWeights { inner: inner.collect(), outer: matrix(Site::Outer, &f.outer) };
+                feed_forward(b, f, &weights, x, streams.dropout)
+            }
+        };
+        state = b.add(state, streams.dropout.apply(b, branch));
+    }
+    state
+}
+
+/// The backbone's own weights, at full width.
+pub struct FrozenWeights {
+    pub width: usize,
+}
+
+impl Weights for FrozenWeights {
+    fn linear(&self, b: &Builder, _: Slot, of: &Linear) -> MatrixValue {
+        MatrixValue::frozen(b, of)
+    }
+
+    fn norm(&self, b: &Builder, _: Slot, of: &Norm) -> ValueId {
+        b.cast(of.weight, DType::F32)
+    }
+
+    fn table(&self, b: &Builder, _: Slot, of: &Relative) -> ValueId {
+        of.table.emit(b)
+    }
+
+    fn width(&self) -> usize {
+        self.width
+    }
+
+    fn head_width(&self, of: &Attention) -> usize {
+        of.head_width
+    }
+}
+
 /// The weights of an attention layer.
-pub struct AttentionWeights {
-    pub q: MatrixValue,
-    pub k: MatrixValue,
-    pub v: MatrixValue,
-    pub o: MatrixValue,
+struct AttentionWeights {
+    q: MatrixValue,
+    k: MatrixValue,
+    v: MatrixValue,
+    o: MatrixValue,
     /// `[buckets, heads]`, where the bias has a relative part.
-    pub table: Option<ValueId>,
-    pub head_width: usize,
+    table: Option<ValueId>,
+    head_width: usize,
     /// Heads whose scores are computed together, at most.
-    pub together: usize,
+    together: usize,
 }
 
 /// `o(softmax(scale q k^T + bias) v)` on normed rows `x`; keys and values of `context`, or of `x`.
 ///
 /// Heads are taken [`AttentionWeights::together`], from their scores to what they mix.
-pub fn attention(
+fn attention(
     b: &Builder,
     anatomy: &Attention,
     weights: &AttentionWeights,
@@ -322,13 +424,13 @@ fn bias_value(b: &Builder, bias: &Bias, table: Option<ValueId>, shape: &[Dim; 4]
 }
 
 /// The weights of a feed-forward layer.
-pub struct FeedForwardWeights {
-    pub inner: Vec<MatrixValue>,
-    pub outer: MatrixValue,
+struct FeedForwardWeights {
+    inner: Vec<MatrixValue>,
+    outer: MatrixValue,
 }
 
 /// `outer(f(inner x))`, or `outer(f(gate x) * inner x)`, on normed rows.
-pub fn feed_forward(
+fn feed_forward(
     b: &Builder,
     anatomy: &FeedForward,
     weights: &FeedForwardWeights,

@@ -10,6 +10,7 @@ use lstc_graph::{Builder, Origin, ValueId};
 use lstc_models::{Anatomy, Linear, Orientation};
 
 use crate::block::{MatrixValue, Rows, linear};
+use crate::key::{Key, Leaf, Rung};
 use crate::ladder::{gate, mix};
 use crate::module::{Module, Point};
 use crate::pipeline::Pass;
@@ -28,19 +29,20 @@ impl Pass for Head {
             Rows { batch: last.batch.clone(), length: last.length.clone(), like: module.tap(tower, Point::Embedding) };
         let width = last.width;
         let backbone = module.options.method.merge_last.then(|| module.tap(tower, Point::Output));
-        let weight = module.parameter("side_final_upsample.weight");
+        let weight = module.parameter(Key::Rung(Rung::Up, Leaf::Weight));
         let method = &module.options.method;
-        let bias = method.bias.then(|| module.parameter("side_final_upsample.bias"));
-        let alpha = method.merge_last.then(|| module.parameter("side_gate_params_merge_last"));
+        let bias = method.bias.then(|| module.parameter(Key::Rung(Rung::Up, Leaf::Bias)));
+        let alpha = method.merge_last.then(|| module.parameter(Key::Rung(Rung::MergeGate, Leaf::Alpha)));
         let out = *module.side_outputs.last().expect("the ladder was emitted");
         let scale = module.anatomy.head.scale;
         let matrix = matrix(&module.anatomy);
 
+        let [up, merge] = [Rung::Up, Rung::MergeGate].map(|rung| rung.name(&module.anatomy));
         let b = Builder::new(&mut module.graph, Origin::pass("head"));
-        b.scope("side_final_upsample");
+        b.scope(&up);
         let mut y = linear(&b, out, MatrixValue::out_in(weight), bias);
         if let (Some(alpha), Some(backbone)) = (alpha, backbone) {
-            b.scope("side_gate_params_merge_last");
+            b.scope(&merge);
             let g = gate(&b, alpha, method.temperature);
             y = mix(&b, g, y, rows.flatten(&b, backbone, width));
         }

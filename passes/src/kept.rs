@@ -22,7 +22,7 @@
 //! Weights are read where they lie, one matrix at a time, and only those of towers that lose a block.
 
 use lstc_graph::{Graph, ValueId};
-use lstc_models::{Anatomy, Attention, Linear, Norm, SublayerKind, Tower};
+use lstc_models::{Anatomy, Linear, Site, Sublayer, Tower, TowerId};
 use ndarray::{Array1, Axis};
 
 use crate::matrix::{Matrix, vector};
@@ -33,7 +33,7 @@ use crate::prune::largest;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Choice {
     /// Index of the tower in the anatomy.
-    pub tower: usize,
+    pub tower: TowerId,
     /// How many were asked for; a tower that has fewer keeps all.
     pub asked: usize,
     /// Ascending.
@@ -44,7 +44,7 @@ pub struct Choice {
 
 /// Chooses the blocks of each tower for which the method says how many.
 pub fn choose(graph: &Graph, anatomy: &Anatomy, method: &Method) -> Vec<Choice> {
-    let chosen = |(index, tower): (usize, &Tower)| {
+    let chosen = |(index, tower): (TowerId, &Tower)| {
         let asked = method.count(tower.kind)?;
         let count = tower.blocks.len();
         if asked >= count {
@@ -53,16 +53,13 @@ pub fn choose(graph: &Graph, anatomy: &Anatomy, method: &Method) -> Vec<Choice> 
         let scores = scores(graph, anatomy, tower);
         Some(Choice { tower: index, asked, kept: largest(&scores, asked), scores })
     };
-    anatomy.towers.iter().enumerate().filter_map(chosen).collect()
+    anatomy.by_id().filter_map(chosen).collect()
 }
 
 /// The score of each block of a tower.
 fn scores(graph: &Graph, anatomy: &Anatomy, tower: &Tower) -> Vec<f64> {
-    let written: Vec<Vec<f64>> = tower
-        .blocks
-        .iter()
-        .map(|b| b.sublayers.iter().map(|s| written(graph, anatomy, &s.norm, &s.kind)).collect())
-        .collect();
+    let written: Vec<Vec<f64>> =
+        tower.blocks.iter().map(|b| b.sublayers.iter().map(|s| written(graph, anatomy, s)).collect()).collect();
     let kinds = written.iter().map(Vec::len).max().unwrap_or(0);
     let mut scores = vec![0.0; written.len()];
     for kind in 0..kinds {
@@ -76,23 +73,18 @@ fn scores(graph: &Graph, anatomy: &Anatomy, tower: &Tower) -> Vec<f64> {
 }
 
 /// u of a sublayer.
-fn written(graph: &Graph, anatomy: &Anatomy, norm: &Norm, kind: &SublayerKind) -> f64 {
-    let (inner, outer, norm): (Vec<&Linear>, _, _) = match kind {
-        SublayerKind::Attention(a) => (vec![&a.v], &a.o, context_norm(anatomy, a).unwrap_or(norm)),
-        SublayerKind::FeedForward(f) => (f.inner.iter().collect(), &f.outer, norm),
-    };
+fn written(graph: &Graph, anatomy: &Anatomy, layer: &Sublayer) -> f64 {
+    // Of an attention, what it mixes: its values have left the norm of the tower that they come from.
+    let linears = layer.linears();
+    let is_read = |site| matches!(site, Site::V | Site::Inner(_));
+    let (_, outer) = linears.iter().find(|(site, _)| matches!(site, Site::O | Site::Outer)).expect("it has an output");
+    let norm = anatomy.attends_to(layer).map_or(&layer.norm, |tower| &anatomy.tower(tower).final_norm);
     let gains = squares(graph, norm.weight);
     let mut features = energies(graph, outer, &Array1::ones(outer.outputs), Axis(0));
-    for linear in inner {
+    for (_, linear) in linears.iter().filter(|(site, _)| is_read(*site)) {
         features *= &energies(graph, linear, &gains, Axis(1));
     }
     features.sum()
-}
-
-/// The norm that an attention's keys and values have left, where it is not the sublayer's own.
-fn context_norm<'a>(anatomy: &'a Anatomy, attention: &Attention) -> Option<&'a Norm> {
-    let context = attention.context?;
-    anatomy.towers.iter().find(|t| t.output == context).map(|t| &t.final_norm)
 }
 
 fn squares(graph: &Graph, weight: ValueId) -> Array1<f64> {

@@ -10,12 +10,13 @@
 //! The cross-attention of a side block reads the side stack's output of the tower that the backbone's reads. The first
 //! kept block owns the relative-position table; the later ones share it.
 
-use lstc_graph::{Attributes, Builder, Origin, ValueId};
-use lstc_models::{Anatomy, AttentionKind, Family, SublayerKind};
+use std::collections::HashMap;
 
-use crate::block::{
-    AttentionWeights, Dropout, FeedForwardWeights, MatrixValue, Rows, attention, feed_forward, linear, norm,
-};
+use lstc_graph::{Attributes, Builder, Origin, ValueId};
+use lstc_models::{Anatomy, Attention, Linear, Names, Norm, Relative, Slot, SublayerId, TowerId};
+
+use crate::block::{Dropout, MatrixValue, Rows, Streams, Weights, block, linear, norm};
+use crate::key::{At, Key, Leaf, Rung, final_norm_name, sublayer_name};
 use crate::module::{Module, Point};
 use crate::options::{Gate, Method};
 use crate::pipeline::Pass;
@@ -32,9 +33,9 @@ impl Pass for Ladder {
     }
 
     fn run(&self, module: &mut Module) -> Result<(), Vec<String>> {
-        let family = family(&module.anatomy);
-        for index in 0..module.plan.towers.len() {
-            let out = tower(module, index, &family);
+        let names = family(&module.anatomy).names;
+        for side in module.plan.towers.clone() {
+            let out = tower(module, &side, &names);
             module.side_outputs.push(out);
         }
         Ok(())
@@ -46,68 +47,91 @@ struct Side<'m> {
     anatomy: &'m Anatomy,
     side: &'m SideTower,
     method: &'m Method,
-    family: &'m Family,
-    /// A parameter by name.
-    parameter: &'m dyn Fn(&str) -> ValueId,
+    names: &'m Names,
+    parameters: &'m HashMap<Key, ValueId>,
     rows: Rows,
-    /// The side state that cross-attention reads, and its rows.
-    context: Option<(ValueId, Rows)>,
+    /// The side states of the towers before, with their rows: what cross-attention reads.
+    before: Vec<(TowerId, ValueId, Rows)>,
     dropout: Dropout,
 }
 
-fn rows(module: &Module, tower: usize) -> Rows {
-    let anatomy = &module.anatomy.towers[tower];
+fn rows(module: &Module, tower: TowerId) -> Rows {
+    let anatomy = module.anatomy.tower(tower);
     Rows { batch: anatomy.batch.clone(), length: anatomy.length.clone(), like: module.tap(tower, Point::Embedding) }
 }
 
-fn tower(module: &mut Module, index: usize, family: &Family) -> ValueId {
-    let side = module.plan.towers[index].clone();
+fn tower(module: &mut Module, side: &SideTower, names: &Names) -> ValueId {
     let taps: Vec<ValueId> = side.kept.iter().map(|b| module.tap(side.tower, Point::Block(*b))).collect();
     let embedding = module.tap(side.tower, Point::Embedding);
-    let names: std::collections::HashMap<String, ValueId> =
-        module.parameters.iter().map(|p| (p.name.clone(), p.value)).collect();
-    let parameter = |name: &str| names[name];
-    let context = index
-        .checked_sub(1)
-        .map(|before| (module.side_outputs[before], rows(module, module.plan.towers[before].tower)));
+    let parameters: HashMap<Key, ValueId> = module.parameters.iter().map(|p| (p.key, p.value)).collect();
+    let outputs = module.plan.towers.iter().zip(&module.side_outputs);
+    let before = outputs.map(|(side, value)| (side.tower, *value, rows(module, side.tower))).collect();
     let method = module.options.method.clone();
     let emit = Side {
         anatomy: &module.anatomy,
-        side: &side,
+        side,
         method: &method,
-        family,
-        parameter: &parameter,
+        names,
+        parameters: &parameters,
         rows: rows(module, side.tower),
-        context,
+        before,
         dropout: Dropout { rate: method.dropout, seed: method.seed },
     };
     let b = Builder::new(&mut module.graph, Origin::pass("ladder"));
     emit.stack(&b, embedding, &taps)
 }
 
-impl Side<'_> {
-    fn kind(&self) -> &'static str {
-        self.anatomy.towers[self.side.tower].kind.name()
+impl Weights for Side<'_> {
+    fn linear(&self, _: &Builder, at: Slot, _: &Linear) -> MatrixValue {
+        MatrixValue::out_in(self.parameters[&Key::Side(at)])
     }
 
-    /// `W x + b` of a named projection, on a tap.
-    fn down(&self, b: &Builder, name: &str, tap: ValueId) -> ValueId {
-        let rows = self.rows.flatten(b, tap, self.anatomy.towers[self.side.tower].width);
-        let bias = self.method.bias.then(|| (self.parameter)(&format!("{name}.bias")));
-        linear(b, rows, MatrixValue::out_in((self.parameter)(&format!("{name}.weight"))), bias)
+    fn norm(&self, _: &Builder, at: Slot, _: &Norm) -> ValueId {
+        self.parameters[&Key::Side(at)]
+    }
+
+    /// The table of the first kept block that shares it.
+    fn table(&self, _: &Builder, at: Slot, _: &Relative) -> ValueId {
+        let tower = self.anatomy.tower(at.tower);
+        let owner = at.block.map(|block| table_owner(tower, &self.side.kept, block));
+        self.parameters[&Key::Side(Slot { block: owner, ..at })]
+    }
+
+    fn width(&self) -> usize {
+        self.side.width
+    }
+
+    fn head_width(&self, _: &Attention) -> usize {
+        self.side.head_width
+    }
+
+    fn scope(&self, place: SublayerId) -> Option<String> {
+        Some(sublayer_name(self.anatomy, self.names, place))
+    }
+}
+
+impl Side<'_> {
+    fn scope(&self, b: &Builder, rung: Rung) {
+        b.scope(&rung.name(self.anatomy));
+    }
+
+    /// `W x + b` of a tap.
+    fn down(&self, b: &Builder, at: At, tap: ValueId) -> ValueId {
+        let rung = Rung::Down(self.side.tower, at);
+        self.scope(b, rung);
+        let rows = self.rows.flatten(b, tap, self.anatomy.tower(self.side.tower).width);
+        let bias = self.method.bias.then(|| self.parameters[&Key::Rung(rung, Leaf::Bias)]);
+        linear(b, rows, MatrixValue::out_in(self.parameters[&Key::Rung(rung, Leaf::Weight)]), bias)
     }
 
     fn stack(&self, b: &Builder, embedding: ValueId, taps: &[ValueId]) -> ValueId {
-        let kind = self.kind();
-        let first = format!("{kind}.side_first_downsample");
-        b.scope(&first);
-        let mut state = self.down(b, &first, embedding);
+        let tower = self.side.tower;
+        let mut state = self.down(b, At::Embedding, embedding);
         for (&block, &tap) in self.side.kept.iter().zip(taps) {
-            let name = format!("{kind}.side_downsamples.{block}");
-            b.scope(&name);
-            let rung = self.down(b, &name, tap);
-            b.scope(&format!("{kind}.side_gate_params.{block}"));
-            let alpha = || (self.parameter)(&format!("{kind}.side_gate_params.{block}"));
+            let rung = self.down(b, At::Block(block), tap);
+            let gated = Rung::Gate(tower, block);
+            self.scope(b, gated);
+            let alpha = || self.parameters[&Key::Rung(gated, Leaf::Alpha)];
             state = match self.method.gate {
                 Gate::Learnable => mix(b, gate(b, alpha(), self.method.temperature), state, rung),
                 Gate::Fixed => mix(b, b.f32(sigmoid(self.method.alpha / self.method.temperature)), state, rung),
@@ -115,57 +139,25 @@ impl Side<'_> {
             };
             state = self.block(b, block, state);
         }
-        b.scope(&format!("{kind}.final_side_layer_norm"));
-        let weight = (self.parameter)(&format!("{kind}.final_side_layer_norm.weight"));
-        let epsilon = self.anatomy.towers[self.side.tower].final_norm.epsilon;
+        b.scope(&final_norm_name(self.anatomy.tower(tower).kind));
+        let weight = self.parameters[&Key::Side(Slot::final_norm(tower))];
+        let epsilon = self.anatomy.tower(tower).final_norm.epsilon;
         self.dropout.apply(b, norm(b, state, weight, epsilon, self.side.width))
     }
 
-    fn block(&self, b: &Builder, block: usize, state: ValueId) -> ValueId {
-        let kind = self.kind();
-        let names = &self.family.names;
-        let mut state = state;
-        for (sublayer, layer) in self.anatomy.towers[self.side.tower].blocks[block].sublayers.iter().enumerate() {
-            let path = format!("{kind}.side_block.{block}.layer.{sublayer}");
-            b.scope(&path);
-            let matrix = |name: String| MatrixValue::out_in((self.parameter)(&name));
-            let weight = (self.parameter)(&format!("{path}.{}.weight", names.norm));
-            let x = norm(b, state, weight, layer.norm.epsilon, self.side.width);
-            let branch = match &layer.kind {
-                SublayerKind::Attention(a) => {
-                    let path = format!("{path}.{}", names.attention(a.kind));
-                    let owner = table_owner(&self.anatomy.towers[self.side.tower], &self.side.kept, block);
-                    let table = a.relative().map(|_| {
-                        let here = names.attention(a.kind);
-                        let path = format!("{kind}.side_block.{owner}.layer.{sublayer}.{here}");
-                        (self.parameter)(&format!("{path}.{}.weight", names.relative))
-                    });
-                    let weights = AttentionWeights {
-                        q: matrix(format!("{path}.{}.weight", names.q)),
-                        k: matrix(format!("{path}.{}.weight", names.k)),
-                        v: matrix(format!("{path}.{}.weight", names.v)),
-                        o: matrix(format!("{path}.{}.weight", names.o)),
-                        table,
-                        head_width: self.side.head_width,
-                        // A tower that attends to another's output reads targets, which are short.
-                        together: if self.context.is_none() { HEADS_TOGETHER } else { a.heads },
-                    };
-                    let context = match a.kind {
-                        AttentionKind::SelfAttention => None,
-                        AttentionKind::Cross => self.context.as_ref().map(|(value, rows)| (*value, rows)),
-                    };
-                    attention(b, a, &weights, (x, &self.rows), context, self.dropout)
-                }
-                SublayerKind::FeedForward(f) => {
-                    let path = format!("{path}.{}", names.feed_forward);
-                    let inner = names.inner_of(f).into_iter().map(|n| matrix(format!("{path}.{n}.weight"))).collect();
-                    let outer = matrix(format!("{path}.{}.weight", names.outer));
-                    feed_forward(b, f, &FeedForwardWeights { inner, outer }, x, self.dropout)
-                }
-            };
-            state = b.add(state, self.dropout.apply(b, branch));
-        }
-        state
+    fn block(&self, b: &Builder, index: usize, state: ValueId) -> ValueId {
+        let tower = self.side.tower;
+        let mut layers = self.anatomy.tower(tower).blocks[index].sublayers.iter();
+        let attended = layers.find_map(|layer| self.anatomy.attends_to(layer));
+        let context = attended.and_then(|tower| self.before.iter().find(|(id, ..)| *id == tower));
+        let streams = Streams {
+            rows: &self.rows,
+            context: context.map(|(_, value, rows)| (*value, rows)),
+            dropout: self.dropout,
+            // A tower that attends to another's output reads targets, which are short.
+            together: attended.is_none().then_some(HEADS_TOGETHER),
+        };
+        block(b, self.anatomy, (tower, index), self, &streams, state)
     }
 }
 

@@ -4,11 +4,12 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use lstc_graph::{Dim, Graph, NodeId, Origin, Role, Source, ValueId};
-use lstc_models::{Anatomy, RESTATED};
+use lstc_models::{Anatomy, RESTATED, TowerId};
 
 use crate::block::MatrixValue;
 use crate::fold::Folded;
 use crate::initial::Initial;
+use crate::key::Key;
 use crate::options::Options;
 use crate::plan::{Group, Plan, PlannedParameter};
 pub use crate::point::Point;
@@ -17,8 +18,7 @@ use crate::quantise::{QUANTISE, Quantised, QuantisedHead, Remade, Store};
 /// A hidden state of the backbone that the side network reads.
 #[derive(Clone, Debug)]
 pub struct Tap {
-    /// Index of the tower in the anatomy.
-    pub tower: usize,
+    pub tower: TowerId,
     pub point: Point,
     /// The backbone's own value, `[batch, length, width]`.
     pub value: ValueId,
@@ -29,6 +29,7 @@ pub struct Tap {
 /// A trainable tensor.
 #[derive(Clone, Debug)]
 pub struct Parameter {
+    pub key: Key,
     /// In the reference's state dict; also the graph input's name.
     pub name: String,
     pub dims: Vec<usize>,
@@ -126,7 +127,7 @@ impl Module {
         })
     }
 
-    pub fn tap(&self, tower: usize, point: Point) -> ValueId {
+    pub fn tap(&self, tower: TowerId, point: Point) -> ValueId {
         let tap = self.taps.iter().find(|t| t.tower == tower && t.point == point);
         tap.expect("taps were set of what the options read").read
     }
@@ -151,8 +152,8 @@ impl Module {
     }
 
     /// The graph input of a planned parameter.
-    pub fn parameter(&self, name: &str) -> ValueId {
-        self.parameters.iter().find(|p| p.name == name).expect("planned parameters were declared").value
+    pub fn parameter(&self, key: Key) -> ValueId {
+        self.parameters.iter().find(|p| p.key == key).expect("planned parameters were declared").value
     }
 
     /// True for a backbone value that fixed sizes made a constant.

@@ -1,10 +1,11 @@
 //! The side network's shape: widths, kept blocks, and its parameters by name.
 
 use lstc_graph::Graph;
-use lstc_models::{Anatomy, AttentionKind, Family, SublayerKind, Tower, families};
+use lstc_models::{Anatomy, AttentionKind, Family, Names, Site, Slot, Sublayer, SublayerId, Tower, TowerId, families};
 
 use crate::kept::{Choice, choose};
-use crate::options::{Gate, Options};
+use crate::key::{At, Key, Leaf, Rung};
+use crate::options::{Gate, Method, Options};
 
 /// What part of the side network a parameter belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -37,51 +38,16 @@ impl Group {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Start {
     Constant(f32),
-    /// Of a projection between the residual stream at a place and the side network.
-    Projection(Stream),
-    /// Cut from the backbone.
-    Cut(Cut),
-}
-
-/// A part of the backbone: tower, block, sublayer and matrix by place. A tower's final norm has no block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Cut {
-    pub tower: usize,
-    pub part: Part,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Part {
-    Norm { block: usize, sublayer: usize },
-    Q { block: usize, sublayer: usize },
-    K { block: usize, sublayer: usize },
-    V { block: usize, sublayer: usize },
-    O { block: usize, sublayer: usize },
-    Inner { block: usize, sublayer: usize, index: usize },
-    Outer { block: usize, sublayer: usize },
-    PositionTable { block: usize },
-    FinalNorm,
-}
-
-/// A tower's residual stream at a place: where a projection begins or ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stream {
-    pub tower: usize,
-    pub at: At,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum At {
-    Embedding,
-    /// Where a side block begins.
-    Block(usize),
-    /// Where the up-projection puts the side network's output.
-    Output,
+    /// Of a projection between a residual stream and the side network.
+    Projection(Rung),
+    /// Cut from what the backbone has there.
+    Cut(Slot),
 }
 
 /// A trainable tensor to be.
 #[derive(Clone, Debug)]
 pub struct PlannedParameter {
+    pub key: Key,
     /// In the reference's state dict.
     pub name: String,
     pub dims: Vec<usize>,
@@ -92,8 +58,7 @@ pub struct PlannedParameter {
 /// The side stack of one tower.
 #[derive(Clone, Debug)]
 pub struct SideTower {
-    /// Index of the tower in the anatomy.
-    pub tower: usize,
+    pub tower: TowerId,
     /// Kept blocks, ascending.
     pub kept: Vec<usize>,
     pub width: usize,
@@ -142,7 +107,7 @@ impl Plan {
         }
         let choices = if problems.is_empty() { choose(graph, anatomy, &options.method) } else { Vec::new() };
         let mut towers = Vec::new();
-        for (index, tower) in anatomy.towers.iter().enumerate() {
+        for (index, tower) in anatomy.by_id() {
             let chosen = choices.iter().find(|c| c.tower == index).map(|c| c.kept.as_slice());
             match side_tower(index, tower, options, chosen) {
                 Ok(side) => towers.push(side),
@@ -163,7 +128,7 @@ impl Plan {
 }
 
 fn side_tower(
-    index: usize,
+    index: TowerId,
     tower: &Tower,
     options: &Options,
     chosen: Option<&[usize]>,
@@ -203,114 +168,82 @@ fn side_tower(
 }
 
 fn parameters(anatomy: &Anatomy, towers: &[SideTower], options: &Options) -> Vec<PlannedParameter> {
-    let family = family(anatomy);
-    let method = &options.method;
-    let mut list = Vec::new();
-    for side in towers {
-        tower_parameters(&mut list, anatomy, side, &family, options);
-    }
+    let names = &family(anatomy).names;
+    let mut list = List { anatomy, names, method: &options.method, parameters: Vec::new() };
+    towers.iter().for_each(|side| list.tower(side));
     let last = towers.last().expect("a model has towers");
-    let d = anatomy.last().width;
-    let end = Stream { tower: last.tower, at: At::Output };
-    projection(&mut list, "side_final_upsample", [d, last.width], end, method.bias);
+    list.projection(Rung::Up, [anatomy.last().width, last.width]);
     // The reference's merge has a gate of its own, whatever the ladder's.
-    if method.merge_last {
-        list.push(PlannedParameter {
-            name: "side_gate_params_merge_last".to_owned(),
-            dims: vec![1],
-            group: Group::Gate,
-            start: Start::Constant(method.alpha),
-        });
+    if options.method.merge_last {
+        list.gate(Rung::MergeGate);
     }
-    list
+    list.parameters
 }
 
-fn projection(list: &mut Vec<PlannedParameter>, name: &str, [out, inputs]: [usize; 2], stream: Stream, bias: bool) {
-    let group = if stream.at == At::Output { Group::Upsample } else { Group::Downsample };
-    list.push(PlannedParameter {
-        name: format!("{name}.weight"),
-        dims: vec![out, inputs],
-        group,
-        start: Start::Projection(stream),
-    });
-    if bias {
-        list.push(PlannedParameter {
-            name: format!("{name}.bias"),
-            dims: vec![out],
-            group,
-            start: Start::Constant(0.0),
-        });
-    }
+/// The parameters so far.
+struct List<'l> {
+    anatomy: &'l Anatomy,
+    names: &'l Names,
+    method: &'l Method,
+    parameters: Vec<PlannedParameter>,
 }
 
-fn tower_parameters(
-    list: &mut Vec<PlannedParameter>,
-    anatomy: &Anatomy,
-    side: &SideTower,
-    family: &Family,
-    options: &Options,
-) {
-    let tower = &anatomy.towers[side.tower];
-    let (method, kind, names) = (&options.method, tower.kind, &family.names);
-    let (w, inner) = (side.width, side.heads * side.head_width);
-    let down = |list: &mut Vec<PlannedParameter>, name: String, at: At| {
-        projection(list, &name, [w, tower.width], Stream { tower: side.tower, at }, method.bias);
-    };
-    down(list, format!("{kind}.side_first_downsample"), At::Embedding);
-    for &block in &side.kept {
-        down(list, format!("{kind}.side_downsamples.{block}"), At::Block(block));
-        if method.gate == Gate::Learnable {
-            list.push(PlannedParameter {
-                name: format!("{kind}.side_gate_params.{block}"),
-                dims: vec![1],
-                group: Group::Gate,
-                start: Start::Constant(method.alpha),
-            });
+impl List<'_> {
+    fn push(&mut self, key: Key, dims: Vec<usize>, group: Group, start: Start) {
+        self.parameters.push(PlannedParameter { key, name: key.name(self.anatomy, self.names), dims, group, start });
+    }
+
+    fn projection(&mut self, rung: Rung, [out, inputs]: [usize; 2]) {
+        let group = if rung == Rung::Up { Group::Upsample } else { Group::Downsample };
+        self.push(Key::Rung(rung, Leaf::Weight), vec![out, inputs], group, Start::Projection(rung));
+        if self.method.bias {
+            self.push(Key::Rung(rung, Leaf::Bias), vec![out], group, Start::Constant(0.0));
         }
-        for (sublayer, layer) in tower.blocks[block].sublayers.iter().enumerate() {
-            let path = format!("{kind}.side_block.{block}.layer.{sublayer}");
-            let mut push = |name: String, dims: Vec<usize>, group, part| {
-                list.push(PlannedParameter { name, dims, group, start: Start::Cut(Cut { tower: side.tower, part }) });
-            };
-            let norm = Part::Norm { block, sublayer };
-            push(format!("{path}.{}.weight", names.norm), vec![w], Group::Norm, norm);
-            match &layer.kind {
-                SublayerKind::Attention(attention) => {
-                    let path = format!("{path}.{}", names.attention(attention.kind));
-                    // The width of what keys and values are made of: the side state of the tower attended to.
-                    for (name, part) in [
-                        (&names.q, Part::Q { block, sublayer }),
-                        (&names.k, Part::K { block, sublayer }),
-                        (&names.v, Part::V { block, sublayer }),
-                    ] {
-                        push(format!("{path}.{name}.weight"), vec![inner, w], Group::Attention, part);
-                    }
-                    let o = Part::O { block, sublayer };
-                    push(format!("{path}.{}.weight", names.o), vec![w, inner], Group::Attention, o);
-                    if let Some(relative) = attention.relative()
-                        && table_owner(tower, &side.kept, block) == block
-                    {
-                        let rows = relative.rows;
-                        let name = format!("{path}.{}.weight", names.relative);
-                        push(name, vec![rows, side.heads], Group::PositionTable, Part::PositionTable { block });
-                    }
-                }
-                SublayerKind::FeedForward(layer) => {
-                    let path = format!("{path}.{}", names.feed_forward);
-                    for (index, name) in names.inner_of(layer).into_iter().enumerate() {
-                        let part = Part::Inner { block, sublayer, index };
-                        push(format!("{path}.{name}.weight"), vec![side.ff_width, w], Group::FeedForward, part);
-                    }
-                    let outer = Part::Outer { block, sublayer };
-                    push(format!("{path}.{}.weight", names.outer), vec![w, side.ff_width], Group::FeedForward, outer);
-                }
+    }
+
+    fn gate(&mut self, rung: Rung) {
+        self.push(Key::Rung(rung, Leaf::Alpha), vec![1], Group::Gate, Start::Constant(self.method.alpha));
+    }
+
+    fn tower(&mut self, side: &SideTower) {
+        let tower = self.anatomy.tower(side.tower);
+        self.projection(Rung::Down(side.tower, At::Embedding), [side.width, tower.width]);
+        for &block in &side.kept {
+            self.projection(Rung::Down(side.tower, At::Block(block)), [side.width, tower.width]);
+            if self.method.gate == Gate::Learnable {
+                self.gate(Rung::Gate(side.tower, block));
+            }
+            for (sublayer, layer) in tower.blocks[block].sublayers.iter().enumerate() {
+                self.sublayer(side, SublayerId { tower: side.tower, block, sublayer }, layer);
             }
         }
+        self.side(Slot::final_norm(side.tower), vec![side.width], Group::Norm);
     }
-    list.push(PlannedParameter {
-        name: format!("{kind}.final_side_layer_norm.weight"),
-        dims: vec![w],
-        group: Group::Norm,
-        start: Start::Cut(Cut { tower: side.tower, part: Part::FinalNorm }),
-    });
+
+    /// A part of the side network that the backbone has too.
+    fn side(&mut self, slot: Slot, dims: Vec<usize>, group: Group) {
+        self.push(Key::Side(slot), dims, group, Start::Cut(slot));
+    }
+
+    fn sublayer(&mut self, side: &SideTower, place: SublayerId, layer: &Sublayer) {
+        let (w, inner) = (side.width, side.heads * side.head_width);
+        for (site, _) in layer.norms() {
+            self.side(place.slot(site), vec![w], Group::Norm);
+        }
+        for (site, _) in layer.linears() {
+            let (dims, group) = match site {
+                // The width of what keys and values are made of: the side state of the tower attended to.
+                Site::Q | Site::K | Site::V => ([inner, w], Group::Attention),
+                Site::O => ([w, inner], Group::Attention),
+                Site::Outer => ([w, side.ff_width], Group::FeedForward),
+                _ => ([side.ff_width, w], Group::FeedForward),
+            };
+            self.side(place.slot(site), dims.to_vec(), group);
+        }
+        if let Some(relative) = layer.relative()
+            && table_owner(self.anatomy.tower(side.tower), &side.kept, place.block) == place.block
+        {
+            self.side(place.slot(Site::PositionTable), vec![relative.rows, side.heads], Group::PositionTable);
+        }
+    }
 }

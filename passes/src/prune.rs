@@ -25,16 +25,19 @@
 use std::collections::HashMap;
 
 use lstc_graph::{Graph, Weight};
-use lstc_models::{Anatomy, Attention, AttentionKind, FeedForward, Linear, Orientation, SublayerKind, Tower};
+use lstc_models::{
+    Anatomy, Attention, AttentionKind, FeedForward, Linear, Orientation, Site, Slot, SublayerId, SublayerKind, Tower,
+};
 use ndarray::ArrayD;
 
 use crate::importance::{Importance, Magnitude};
 use crate::initial::{Drawn, Initial};
+use crate::key::{At, Rung};
 use crate::matrix::{Matrix, vector};
 use crate::module::Module;
 use crate::options::{Init, Projection, Projections};
 use crate::pipeline::Pass;
-use crate::plan::{At, Cut, Part, PlannedParameter, Start, Stream};
+use crate::plan::{PlannedParameter, Start};
 
 pub struct Prune;
 
@@ -83,8 +86,8 @@ impl Starting {
         let dims = || planned.dims.clone();
         match &planned.start {
             Start::Constant(value) => Initial::Constant { dims: dims(), value: *value },
-            Start::Projection(stream) => self.projection(planned, *stream),
-            Start::Cut(cut) => match self.cuts.remove(cut) {
+            Start::Projection(rung) => self.projection(planned, *rung),
+            Start::Cut(slot) => match self.cuts.remove(slot) {
                 Some(value) => Initial::Given(value),
                 None if planned.dims.len() == 2 => {
                     self.drawn(planned, Drawn::Normal { deviation: fan_in(planned).recip() })
@@ -94,16 +97,25 @@ impl Starting {
         }
     }
 
-    fn projection(&self, planned: &PlannedParameter, stream: Stream) -> Initial {
-        let up = stream.at == At::Output;
+    fn projection(&self, planned: &PlannedParameter, rung: Rung) -> Initial {
+        let up = rung == Rung::Up;
         match if up { self.projections.up } else { self.projections.down } {
             Projection::Normal(deviation) => self.drawn(planned, Drawn::Normal { deviation }),
             Projection::Uniform => self.drawn(planned, Drawn::Uniform { bound: fan_in(planned).recip() }),
             Projection::Aligned => {
-                let kept = self.streams[stream.tower].kept(stream.at).iter().enumerate();
+                let kept = self.kept(rung).iter().enumerate();
                 let ones = kept.map(|(side, full)| if up { [*full, side] } else { [side, *full] });
                 Initial::Selection { dims: planned.dims.clone(), ones: ones.collect() }
             }
+        }
+    }
+
+    /// The features of a residual stream that a projection selects, or puts back.
+    fn kept(&self, rung: Rung) -> &[usize] {
+        match rung {
+            Rung::Down(tower, At::Embedding) => &self.streams[tower.index()].embedding,
+            Rung::Down(tower, At::Block(block)) => self.streams[tower.index()].block(block),
+            Rung::Up | Rung::MergeGate | Rung::Gate(..) => &self.streams.last().expect("a model has towers").output,
         }
     }
 
@@ -133,12 +145,9 @@ impl KeptStream {
         KeptStream { embedding: kept.clone(), blocks: Vec::new(), output: kept }
     }
 
-    fn kept(&self, at: At) -> &[usize] {
-        match at {
-            At::Embedding => &self.embedding,
-            At::Block(block) => self.blocks.get(block).unwrap_or(&self.embedding),
-            At::Output => &self.output,
-        }
+    /// Where a block begins.
+    fn block(&self, block: usize) -> &[usize] {
+        self.blocks.get(block).unwrap_or(&self.embedding)
     }
 }
 
@@ -167,7 +176,7 @@ struct Source<'s> {
     importance: &'s dyn Importance,
 }
 
-type Cuts = HashMap<Cut, ArrayD<f32>>;
+type Cuts = HashMap<Slot, ArrayD<f32>>;
 
 impl<'s> Source<'s> {
     fn weight(&self, linear: &Linear) -> Weight {
@@ -228,39 +237,38 @@ impl<'s> Source<'s> {
         let mut streams = Vec::new();
         let mut k = largest(&self.table_scores(&self.anatomy.towers[0]), self.anatomy.towers[0].width / r);
         show("shared".to_owned(), &k);
-        for (index, tower) in self.anatomy.towers.iter().enumerate() {
-            let mut put = |part, array| {
-                cuts.insert(Cut { tower: index, part }, array);
-            };
+        for (index, tower) in self.anatomy.by_id() {
+            let mut put = |slot: Slot, array| drop(cuts.insert(slot, array));
             let (embedding, mut blocks) = (k.clone(), Vec::new());
             for (block, layers) in tower.blocks.iter().enumerate() {
                 blocks.push(k.clone());
                 for (sublayer, layer) in layers.sublayers.iter().enumerate() {
+                    let place = SublayerId { tower: index, block, sublayer };
                     let norm = self.graph.weight(layer.norm.weight).expect("a norm's weight is a constant");
-                    put(Part::Norm { block, sublayer }, vector(norm, &k));
+                    put(place.slot(Site::Norm), vector(norm, &k));
                     let rows = match &layer.kind {
                         SublayerKind::Attention(a) => {
                             let scores = self.row_scores(&[&a.q, &a.k, &a.v], &k);
                             let rows = largest(&scores, a.heads * (a.head_width / r));
-                            put(Part::Q { block, sublayer }, self.matrix(&a.q).cut(&rows, &k));
-                            put(Part::K { block, sublayer }, self.matrix(&a.k).cut(&rows, &k));
-                            put(Part::V { block, sublayer }, self.matrix(&a.v).cut(&rows, &k));
+                            put(place.slot(Site::Q), self.matrix(&a.q).cut(&rows, &k));
+                            put(place.slot(Site::K), self.matrix(&a.k).cut(&rows, &k));
+                            put(place.slot(Site::V), self.matrix(&a.v).cut(&rows, &k));
                             self.release(&[&a.q, &a.k, &a.v]);
                             k = largest(&self.row_scores(&[&a.o], &rows), tower.width / r);
-                            put(Part::O { block, sublayer }, self.matrix(&a.o).cut(&k, &rows));
+                            put(place.slot(Site::O), self.matrix(&a.o).cut(&k, &rows));
                             self.release(&[&a.o]);
-                            self.position_table(a, block, &mut put);
+                            self.position_table(a, place, &mut put);
                             rows
                         }
                         SublayerKind::FeedForward(f) => {
                             let all: Vec<&Linear> = f.inner.iter().collect();
                             let rows = largest(&self.row_scores(&all, &k), f.width() / r);
-                            for (index, inner) in f.inner.iter().enumerate() {
-                                put(Part::Inner { block, sublayer, index }, self.matrix(inner).cut(&rows, &k));
+                            for (number, inner) in f.inner.iter().enumerate() {
+                                put(place.slot(Site::Inner(number)), self.matrix(inner).cut(&rows, &k));
                             }
                             self.release(&all);
                             k = largest(&self.row_scores(&[&f.outer], &rows), tower.width / r);
-                            put(Part::Outer { block, sublayer }, self.matrix(&f.outer).cut(&k, &rows));
+                            put(place.slot(Site::Outer), self.matrix(&f.outer).cut(&k, &rows));
                             self.release(&[&f.outer]);
                             rows
                         }
@@ -270,59 +278,58 @@ impl<'s> Source<'s> {
                 }
             }
             let norm = self.graph.weight(tower.final_norm.weight).expect("a norm's weight is a constant");
-            put(Part::FinalNorm, vector(norm, &k));
+            put(Slot::final_norm(index), vector(norm, &k));
             streams.push(KeptStream { embedding, blocks, output: k.clone() });
         }
         streams
     }
 
-    fn position_table(&self, attention: &Attention, block: usize, put: &mut impl FnMut(Part, ArrayD<f32>)) {
+    fn position_table(&self, attention: &Attention, place: SublayerId, put: &mut impl FnMut(Slot, ArrayD<f32>)) {
         let Some(relative) = attention.relative() else { return };
         let matrix = Matrix::new(&relative.table.weight(self.graph), Orientation::OutIn)
             .expect("a position table is a matrix of floats");
         let (rows, columns): (Vec<usize>, Vec<usize>) = ((0..matrix.rows).collect(), (0..matrix.columns).collect());
-        put(Part::PositionTable { block }, matrix.cut(&rows, &columns));
+        put(place.slot(Site::PositionTable), matrix.cut(&rows, &columns));
     }
 
     /// Cuts that keep one set of features for each residual stream, and an equal share of every head.
     fn consistent(&self, r: usize) -> (Cuts, Vec<KeptStream>) {
         let mut cuts = Cuts::new();
         let streams = self.streams(r);
-        for (index, tower) in self.anatomy.towers.iter().enumerate() {
-            let k = &streams[index].embedding;
-            let mut put = |part, array| {
-                cuts.insert(Cut { tower: index, part }, array);
-            };
+        for (index, tower) in self.anatomy.by_id() {
+            let k = &streams[index.index()].embedding;
+            let mut put = |slot: Slot, array| drop(cuts.insert(slot, array));
             for (block, layers) in tower.blocks.iter().enumerate() {
                 for (sublayer, layer) in layers.sublayers.iter().enumerate() {
+                    let place = SublayerId { tower: index, block, sublayer };
                     let norm = self.graph.weight(layer.norm.weight).expect("a norm's weight is a constant");
-                    put(Part::Norm { block, sublayer }, vector(norm, k));
+                    put(place.slot(Site::Norm), vector(norm, k));
                     match &layer.kind {
                         SublayerKind::Attention(a) => {
                             // Keys and values are made of the stream that is attended to.
-                            let cross = a.kind == AttentionKind::Cross;
-                            let context = if cross { &streams[index - 1].embedding } else { k };
+                            let attended = self.anatomy.attends_to(layer);
+                            let context = attended.map_or(k, |tower| &streams[tower.index()].embedding);
                             let (qk, vo) = self.head_shares(a, r, k, context);
-                            put(Part::Q { block, sublayer }, self.matrix(&a.q).cut(&qk, k));
-                            put(Part::K { block, sublayer }, self.matrix(&a.k).cut(&qk, context));
-                            put(Part::V { block, sublayer }, self.matrix(&a.v).cut(&vo, context));
-                            put(Part::O { block, sublayer }, self.matrix(&a.o).cut(k, &vo));
+                            put(place.slot(Site::Q), self.matrix(&a.q).cut(&qk, k));
+                            put(place.slot(Site::K), self.matrix(&a.k).cut(&qk, context));
+                            put(place.slot(Site::V), self.matrix(&a.v).cut(&vo, context));
+                            put(place.slot(Site::O), self.matrix(&a.o).cut(k, &vo));
                             self.release(&[&a.q, &a.k, &a.v, &a.o]);
-                            self.position_table(a, block, &mut put);
+                            self.position_table(a, place, &mut put);
                         }
                         SublayerKind::FeedForward(f) => {
                             let rows = largest(&self.hidden_scores(f, k), f.width() / r);
-                            for (index, inner) in f.inner.iter().enumerate() {
-                                put(Part::Inner { block, sublayer, index }, self.matrix(inner).cut(&rows, k));
+                            for (number, inner) in f.inner.iter().enumerate() {
+                                put(place.slot(Site::Inner(number)), self.matrix(inner).cut(&rows, k));
                             }
-                            put(Part::Outer { block, sublayer }, self.matrix(&f.outer).cut(k, &rows));
+                            put(place.slot(Site::Outer), self.matrix(&f.outer).cut(k, &rows));
                             self.release(&f.inner.iter().chain([&f.outer]).collect::<Vec<_>>());
                         }
                     }
                 }
             }
             let norm = self.graph.weight(tower.final_norm.weight).expect("a norm's weight is a constant");
-            put(Part::FinalNorm, vector(norm, k));
+            put(Slot::final_norm(index), vector(norm, k));
         }
         (cuts, streams)
     }

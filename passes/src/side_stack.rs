@@ -20,6 +20,7 @@ impl Pass for SideStack {
             let shape: Vec<Dim> = planned.dims.iter().map(|&d| Dim::Value(d as i32)).collect();
             match module.graph.add_input(&planned.name, DType::F32, &shape, Role::Trainable) {
                 Ok(value) => module.parameters.push(Parameter {
+                    key: planned.key,
                     name: planned.name.clone(),
                     dims: planned.dims.clone(),
                     group: planned.group,

@@ -7,7 +7,7 @@
 use crate::module::{Module, Point, Tap};
 use crate::pipeline::Pass;
 use lstc_graph::{Builder, DType, Dim, Origin, ValueId};
-use lstc_models::SublayerKind;
+use lstc_models::{SublayerKind, TowerId};
 
 pub struct Taps;
 
@@ -18,7 +18,7 @@ impl Pass for Taps {
 
     fn run(&self, module: &mut Module) -> Result<(), Vec<String>> {
         for side in module.plan.towers.clone() {
-            let tower = module.anatomy.towers[side.tower].clone();
+            let tower = module.anatomy.tower(side.tower).clone();
             tap(module, side.tower, Point::Embedding, (tower.embedding, tower.width));
             for block in &side.kept {
                 tap(module, side.tower, Point::Block(*block), (tower.blocks[*block].output, tower.width));
@@ -48,8 +48,8 @@ impl Pass for Taps {
 }
 
 /// Taps a value, `[batch, length, width]`.
-fn tap(module: &mut Module, tower: usize, point: Point, (value, width): (ValueId, usize)) {
-    let of = &module.anatomy.towers[tower];
+fn tap(module: &mut Module, tower: TowerId, point: Point, (value, width): (ValueId, usize)) {
+    let of = module.anatomy.tower(tower);
     let shape = [of.batch.clone(), of.length.clone(), Dim::Value(width as i32)];
     module.graph.refine(value, &shape);
     let b = Builder::new(&mut module.graph, Origin::pass("tap"));

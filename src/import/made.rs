@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use lstc_passes::key::BLOCK;
+
 /// Tensors by name, without a common prefix.
 pub type Shapes<'t> = BTreeMap<&'t str, &'t [usize]>;
 
@@ -17,7 +19,6 @@ pub struct Made {
     merge_last: bool,
 }
 
-const BLOCK: &str = ".side_block.";
 const UPSAMPLE: &str = "side_final_upsample.weight";
 
 impl Made {

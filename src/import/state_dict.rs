@@ -10,6 +10,7 @@ use std::path::Path;
 use anyhow::anyhow;
 use half::{bf16, f16};
 use lstc_passes::Group;
+use lstc_passes::key::BLOCK;
 use ndarray::{ArrayD, IxDyn};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -127,9 +128,9 @@ fn only_table(tensors: &SafeTensors, prefix: &str, parameter: &ParameterSummary)
     if parameter.group != Group::PositionTable {
         return None;
     }
-    let (tower, rest) = parameter.name.split_once(".side_block.")?;
+    let (tower, rest) = parameter.name.split_once(BLOCK)?;
     let (_, place) = rest.split_once('.')?;
-    let stack = format!("{prefix}{tower}.side_block.");
+    let stack = format!("{prefix}{tower}{BLOCK}");
     let is_table = |name: &&str| {
         let block = name.strip_prefix(&stack).and_then(|rest| rest.strip_suffix(place)?.strip_suffix('.'));
         block.is_some_and(|block| block.parse::<usize>().is_ok())

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, bail};
 use lstc_models::TowerKind;
+use lstc_passes::key::{At, Rung as Named, block_name, final_norm_name};
 use lstc_passes::options::Gate as Mixing;
 use lstc_passes::{Options, Point};
 use serde::Serialize;
@@ -98,9 +99,9 @@ impl Ladder {
         let source = Source { options, shapes, taps, alphas };
         let stacks = backbone.towers.iter().map(|t| source.stack(t)).collect::<anyhow::Result<_>>()?;
         let method = &options.method;
-        let merge = if method.merge_last { Some(alphas.trained("side_gate_params_merge_last")?) } else { None };
+        let merge = if method.merge_last { Some(alphas.trained(&Named::MergeGate.to_string())?) } else { None };
         let head = Head {
-            elements: elements_of(shapes, "side_final_upsample."),
+            elements: elements_of(shapes, &format!("{}.", Named::Up)),
             merge,
             distilled: options.loss.distill > 0.0,
             vocabulary: backbone.vocabulary,
@@ -129,7 +130,7 @@ impl Source<'_> {
         if tower.blocks > MOST_BLOCKS {
             bail!("the manifest gives the {kind} {} blocks", tower.blocks);
         }
-        let first = format!("{kind}.side_first_downsample");
+        let first = Named::Down(kind, At::Embedding);
         let weight = format!("{first}.weight");
         let side_width = self.shapes.get(&weight).and_then(|shape| shape.first());
         let beyond = |t: &&TapSummary| t.tower == kind && t.point.block().is_some_and(|block| block >= tower.blocks);
@@ -149,7 +150,7 @@ impl Source<'_> {
                 elements: elements_of(self.shapes, &format!("{first}.")),
             },
             rungs,
-            norm: elements_of(self.shapes, &format!("{kind}.final_side_layer_norm.")),
+            norm: elements_of(self.shapes, &format!("{}.", final_norm_name(kind))),
             elements: elements_of(self.shapes, &format!("{kind}.")),
             cross_attention: tower.cross_attention,
         })
@@ -163,14 +164,17 @@ impl Source<'_> {
         let Some(value) = self.tapped(kind, Point::Block(block)) else { return Ok(None) };
         let method = &self.options.method;
         let gate = match method.gate {
-            Mixing::Learnable => Some(self.alphas.trained(&format!("{kind}.side_gate_params.{block}"))?),
+            Mixing::Learnable => Some(self.alphas.trained(&Named::Gate(kind, block).to_string())?),
             Mixing::Fixed => Some(Gate::fixed(method.alpha, method.temperature)),
             Mixing::None => None,
         };
         Ok(Some(Rung {
-            tap: Tap { value, elements: elements_of(self.shapes, &format!("{kind}.side_downsamples.{block}.")) },
+            tap: Tap {
+                value,
+                elements: elements_of(self.shapes, &format!("{}.", Named::Down(kind, At::Block(block)))),
+            },
             gate,
-            elements: elements_of(self.shapes, &format!("{kind}.side_block.{block}.")),
+            elements: elements_of(self.shapes, &format!("{}.", block_name(kind, block))),
         }))
     }
 }

@@ -137,7 +137,7 @@ pub struct ChoiceSummary {
 
 impl ChoiceSummary {
     fn new(choice: &Choice, anatomy: &Anatomy) -> ChoiceSummary {
-        let tower = &anatomy.towers[choice.tower];
+        let tower = anatomy.tower(choice.tower);
         ChoiceSummary {
             tower: tower.kind,
             asked: choice.asked,
@@ -446,7 +446,7 @@ pub fn taps(module: &Module) -> Vec<TapSummary> {
         .taps
         .iter()
         .map(|t| TapSummary {
-            tower: module.anatomy.towers[t.tower].kind,
+            tower: module.anatomy.tower(t.tower).kind,
             point: t.point,
             value: module.graph.value(t.value).name.clone(),
         })

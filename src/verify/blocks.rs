@@ -2,10 +2,8 @@
 //! backbone itself: the source's own, in whatever precision the written graphs compute its products.
 
 use lstc_graph::{Builder, DType, Graph, Origin, ValueId, data_to_run, encode};
-use lstc_models::{Attention, AttentionKind, SublayerKind};
-use lstc_passes::block::{
-    AttentionWeights, Dropout, FeedForwardWeights, MatrixValue, Rows, attention, feed_forward, norm,
-};
+use lstc_models::TowerId;
+use lstc_passes::block::{Dropout, FrozenWeights, Rows, Streams, block};
 
 use super::precision::Arithmetic;
 use super::wide::widen;
@@ -26,12 +24,11 @@ pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
     let module = &subject.module;
     let mut graph = module.unquantised().clone();
     let mut proofs: Vec<(String, ValueId, ValueId, ValueId)> = Vec::new();
-    for tower in 0..module.anatomy.towers.len() {
-        for index in 0..module.anatomy.towers[tower].blocks.len() {
-            let block = &module.anatomy.towers[tower].blocks[index];
+    for (tower, anatomy) in module.anatomy.by_id() {
+        for (index, block) in anatomy.blocks.iter().enumerate() {
             let b = Builder::new(&mut graph, Origin::pass("verify"));
             let proof = emit(subject, &b, tower, index);
-            let name = format!("block {index} of the {} at r=1", module.anatomy.towers[tower].kind);
+            let name = format!("block {index} of the {} at r=1", anatomy.kind);
             proofs.push((name, block.input, block.output, proof));
         }
     }
@@ -87,49 +84,23 @@ fn narrow(result: Tensor) -> Tensor {
 }
 
 /// h of a block from h of the previous one.
-fn emit(subject: &Subject, b: &Builder, tower: usize, index: usize) -> ValueId {
+fn emit(subject: &Subject, b: &Builder, tower: TowerId, index: usize) -> ValueId {
     let anatomy = &subject.module.anatomy;
-    let rows_of = |tower: usize| {
-        let t = &anatomy.towers[tower];
+    let rows_of = |tower: TowerId| {
+        let t = anatomy.tower(tower);
         Rows { batch: t.batch.clone(), length: t.length.clone(), like: t.embedding }
     };
-    let (rows, this) = (rows_of(tower), &anatomy.towers[tower]);
-    let block = &this.blocks[index];
+    let (rows, this) = (rows_of(tower), anatomy.tower(tower));
     b.scope(&format!("proof/{}.{index}", this.kind));
-    let mut state = rows.flatten(b, b.cast(block.input, DType::F32), this.width);
-    for layer in &block.sublayers {
-        let x = norm(b, state, b.cast(layer.norm.weight, DType::F32), layer.norm.epsilon, this.width);
-        let branch = match &layer.kind {
-            SublayerKind::Attention(a) => {
-                let context = (a.kind == AttentionKind::Cross).then(|| {
-                    let before = &anatomy.towers[tower - 1];
-                    let keys = rows_of(tower - 1);
-                    (keys.flatten(b, b.cast(before.output, DType::F32), before.width), keys)
-                });
-                let context = context.as_ref().map(|(value, rows)| (*value, rows));
-                attention(b, a, &weights(b, a), (x, &rows), context, Dropout::NONE)
-            }
-            SublayerKind::FeedForward(f) => {
-                let weights = {
-                    let matrix = |l| MatrixValue::frozen(b, l);
-                    FeedForwardWeights { inner: f.inner.iter().map(matrix).collect(), outer: matrix(&f.outer) }
-                };
-                feed_forward(b, f, &weights, x, Dropout::NONE)
-            }
-        };
-        state = b.add(state, branch);
-    }
-    rows.unflatten(b, state, &[this.width])
-}
-
-fn weights(b: &Builder, a: &Attention) -> AttentionWeights {
-    AttentionWeights {
-        q: MatrixValue::frozen(b, &a.q),
-        k: MatrixValue::frozen(b, &a.k),
-        v: MatrixValue::frozen(b, &a.v),
-        o: MatrixValue::frozen(b, &a.o),
-        table: a.relative().map(|r| r.table.emit(b)),
-        head_width: a.head_width,
-        together: a.heads,
-    }
+    let attended = this.blocks[index].sublayers.iter().find_map(|layer| anatomy.attends_to(layer));
+    let context = attended.map(|tower| {
+        let (before, keys) = (anatomy.tower(tower), rows_of(tower));
+        (keys.flatten(b, b.cast(before.output, DType::F32), before.width), keys)
+    });
+    let context = context.as_ref().map(|(value, rows)| (*value, rows));
+    let streams = Streams { rows: &rows, context, dropout: Dropout::NONE, together: None };
+    let before = rows.flatten(b, b.cast(this.blocks[index].input, DType::F32), this.width);
+    let weights = FrozenWeights { width: this.width };
+    let after = block(b, anatomy, (tower, index), &weights, &streams, before);
+    rows.unflatten(b, after, &[this.width])
 }

@@ -1,7 +1,7 @@
 //! How far correct results may lie apart, by the arithmetic of the backbone.
 
 use lstc_graph::{DType, Graph, ValueId};
-use lstc_models::{Frozen, Linear, SublayerKind};
+use lstc_models::{Frozen, Linear, Sublayer};
 use lstc_passes::Module;
 
 /// The arithmetic of a backbone.
@@ -28,7 +28,8 @@ const CALIBRATED: f64 = 5e-1;
 impl Arithmetic {
     pub(super) fn of(module: &Module) -> Arithmetic {
         let blocks = module.anatomy.towers.iter().flat_map(|t| &t.blocks);
-        let matrices: Vec<&Linear> = blocks.flat_map(|b| &b.sublayers).flat_map(|s| linears(&s.kind)).collect();
+        let matrices: Vec<&Linear> =
+            blocks.flat_map(|b| &b.sublayers).flat_map(Sublayer::linears).map(|(_, linear)| linear).collect();
         let is = |found: &dyn Fn(&Frozen) -> bool| matrices.iter().any(|l| found(whole(&l.weight)));
         let of_type = |f: &Frozen, dtype: DType| {
             f.value().and_then(|v| module.graph.weight(v)).is_some_and(|w| w.dtype() == dtype)
@@ -69,13 +70,6 @@ impl Arithmetic {
 fn is_half(graph: &Graph, value: ValueId) -> bool {
     let makes_half = |id| graph.node(id).outputs.iter().flatten().any(|v| graph.value(*v).dtype == Some(DType::F16));
     graph.ancestors([value]).into_iter().any(makes_half)
-}
-
-fn linears(kind: &SublayerKind) -> Vec<&Linear> {
-    match kind {
-        SublayerKind::Attention(a) => vec![&a.q, &a.k, &a.v, &a.o],
-        SublayerKind::FeedForward(f) => f.inner.iter().chain([&f.outer]).collect(),
-    }
 }
 
 fn whole(frozen: &Frozen) -> &Frozen {

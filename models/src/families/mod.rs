@@ -4,40 +4,63 @@ mod t5;
 
 use serde::{Deserialize, Serialize};
 
-use crate::anatomy::{Anatomy, AttentionKind, FeedForward};
+use crate::anatomy::{Anatomy, AttentionKind, Sublayer, SublayerKind};
 use crate::refusal::Refusal;
+use crate::slot::Site;
 
 /// What a family calls the parts of a block, in the state dict of its reference implementation.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Names {
-    pub self_attention: String,
-    pub cross_attention: String,
-    pub feed_forward: String,
-    pub relative: String,
-    pub norm: String,
-    pub q: String,
-    pub k: String,
-    pub v: String,
-    pub o: String,
+    /// Before the number of a sublayer.
+    sublayer: String,
+    self_attention: String,
+    cross_attention: String,
+    feed_forward: String,
+    relative: String,
+    norm: String,
+    q: String,
+    k: String,
+    v: String,
+    o: String,
     /// The inner matrix of a plain feed-forward layer.
-    pub inner: String,
+    inner: String,
     /// The inner matrices of a gated one, the activated first.
-    pub gated: [String; 2],
-    pub outer: String,
+    gated: [String; 2],
+    outer: String,
 }
 
 impl Names {
-    pub fn attention(&self, kind: AttentionKind) -> &str {
-        match kind {
-            AttentionKind::SelfAttention => &self.self_attention,
-            AttentionKind::Cross => &self.cross_attention,
-        }
+    /// A sublayer of a block, by the block's name.
+    pub fn sublayer(&self, block: &str, sublayer: usize) -> String {
+        format!("{block}.{}.{sublayer}", self.sublayer)
     }
 
-    /// Names of the inner matrices, in the order of [`FeedForward::inner`].
-    pub fn inner_of(&self, layer: &FeedForward) -> Vec<&str> {
-        if layer.is_gated() { self.gated.iter().map(String::as_str).collect() } else { vec![&self.inner] }
+    /// A part of a sublayer.
+    ///
+    /// # Panics
+    /// If the sublayer has no such part.
+    pub fn part(&self, layer: &Sublayer, site: Site) -> String {
+        let module = match &layer.kind {
+            SublayerKind::Attention(attention) => match attention.kind {
+                AttentionKind::SelfAttention => &self.self_attention,
+                AttentionKind::Cross => &self.cross_attention,
+            },
+            SublayerKind::FeedForward(_) => &self.feed_forward,
+        };
+        let leaf = match (site, &layer.kind) {
+            (Site::Norm, _) => return self.norm.clone(),
+            (Site::Q, _) => &self.q,
+            (Site::K, _) => &self.k,
+            (Site::V, _) => &self.v,
+            (Site::O, _) => &self.o,
+            (Site::PositionTable, _) => &self.relative,
+            (Site::Inner(index), SublayerKind::FeedForward(f)) if f.is_gated() => &self.gated[index],
+            (Site::Inner(_), _) => &self.inner,
+            (Site::Outer, _) => &self.outer,
+            (Site::FinalNorm, _) => panic!("a tower's final norm is in no sublayer"),
+        };
+        format!("{module}.{leaf}")
     }
 }
 
