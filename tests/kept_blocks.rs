@@ -6,7 +6,7 @@ use lstc::rewrite::{compile, open};
 use lstc_graph::{Graph, ValueId, Weight};
 use lstc_models::{Anatomy, Linear, SublayerKind};
 use lstc_passes::kept::{Choice, choose};
-use lstc_passes::options::{Init, KeepBlocks, Method, Options, TowerName};
+use lstc_passes::options::{BlockCounts, Init, Method, Options, TowerName};
 
 /// A model of two encoder blocks and three decoder blocks.
 fn model() -> PathBuf {
@@ -14,7 +14,7 @@ fn model() -> PathBuf {
 }
 
 fn keep(count: usize) -> Method {
-    Method { keep_blocks: Some(KeepBlocks::Each(count)), ..Method::default() }
+    Method { keep_blocks: Some(BlockCounts::Each(count)), ..Method::default() }
 }
 
 fn scale(graph: &mut Graph, value: ValueId, factor: f32) {
@@ -86,9 +86,9 @@ fn towers_choose_for_themselves_whatever_the_initial_values() {
     let mut options = Options::default();
     options.method.reduction = 4;
     options.method.init = Init::Random;
-    options.method.keep_blocks = Some(KeepBlocks::ByTower([(TowerName::Decoder, 1)].into()));
+    options.method.keep_blocks = Some(BlockCounts::ByTower([(TowerName::Decoder, 1)].into()));
     let (module, _) = compile(model(), options, None, |_, _| ()).unwrap_or_else(|e| panic!("{e:?}"));
-    let kept: Vec<usize> = module.plan.towers.iter().map(|t| t.kept.len()).collect();
+    let kept: Vec<usize> = module.plan.towers.iter().map(|t| t.blocks.len()).collect();
     assert_eq!((kept, module.plan.choices.len()), (vec![2, 1], 1));
 }
 
@@ -103,10 +103,10 @@ fn a_choice_that_cannot_be_is_refused() {
             Err(error) => format!("{error:#}"),
         }
     };
-    let none = problems(&|m| m.keep_blocks = Some(KeepBlocks::Each(0)));
+    let none = problems(&|m| m.keep_blocks = Some(BlockCounts::Each(0)));
     assert!(none.contains("a tower keeps at least one block"), "{none}");
     let both = problems(&|m| {
-        m.keep_blocks = Some(KeepBlocks::Each(1));
+        m.keep_blocks = Some(BlockCounts::Each(1));
         m.blocks.insert(TowerName::Decoder, vec![0]);
     });
     assert!(both.contains("method.blocks lists the kept blocks of the decoder"), "{both}");

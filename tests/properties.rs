@@ -16,7 +16,7 @@ use lstc::runtime::{Optimisation, Session, Tensor};
 use lstc::side::{self, Side};
 use lstc::train::Started;
 use lstc_graph::{DataFiles, Graph, Weight, encode};
-use lstc_passes::options::{Gate, Init, LossOptions, Method, Options, TowerName};
+use lstc_passes::options::{BlockCounts, Down, Gate, Init, LossOptions, Merge, Method, Options, TowerName};
 use lstc_passes::{Module, artifacts};
 use ndarray::{ArrayD, IxDyn};
 use proptest::prelude::*;
@@ -87,17 +87,20 @@ struct Drawn {
 }
 
 fn drawn() -> impl Strategy<Value = Drawn> {
-    let gate = prop_oneof![Just(Gate::Learnable), Just(Gate::Fixed), Just(Gate::None)];
+    let gate = proptest::sample::select(Gate::ALL.to_vec());
     let init = prop_oneof![Just(Init::Magnitude), Just(Init::MagnitudeConsistent), Just(Init::Random)];
     let start = prop_oneof![Just("aligned"), Just("uniform"), Just("normal:0.01"), Just("aligned,normal:0.1")];
     let start = start.prop_map(|text| text.parse().expect("a start for projections"));
     let loss = prop_oneof![Just((1.0_f32, 0.0_f32)), Just((0.7, 0.2)), Just((0.0, 1.0))];
     let place = (0..cases::with("expected.safetensors", 15).len(), any::<[u8; 2]>(), any::<u64>());
-    let mixing = (gate, 0.05_f32..2.0, -0.2_f32..0.2, any::<bool>());
+    let merge = prop_oneof![Just(Merge::Before), Just(Merge::After)];
+    let down = prop_oneof![4 => Just(Down::Linear), 2 => Just(Down::Pool), 2 => Just(Down::LowRank(1))];
+    let free = proptest::option::of((0_usize..3).prop_map(BlockCounts::Each));
+    let mixing = (gate, 0.05_f32..2.0, -0.2_f32..0.2, any::<bool>(), (merge, down, free));
     (place, mixing, (1_usize..=8, any::<bool>(), init, proptest::option::of(start)), loss).prop_map(
         |(place, mixing, rest, loss)| {
             let (case, kept, seed) = place;
-            let (gate, temperature, alpha, merge_last) = mixing;
+            let (gate, temperature, alpha, merge_last, (merge, down, free_blocks)) = mixing;
             let (reduction, bias, init, init_projections) = rest;
             let blocks = BTreeMap::new();
             Drawn {
@@ -107,7 +110,10 @@ fn drawn() -> impl Strategy<Value = Drawn> {
                     reduction,
                     blocks,
                     keep_blocks: None,
+                    free_blocks,
+                    down,
                     gate,
+                    merge,
                     temperature,
                     alpha,
                     merge_last,
@@ -221,7 +227,9 @@ fn slope_error(
     loss: f64,
     rng: &mut ChaCha8Rng,
 ) -> f64 {
-    let random: Vec<ArrayD<f32>> = gradients.iter().map(|g| noise(rng, g)).collect();
+    // What a schedule sets moves the loss, but is not trained.
+    let draw = |(name, g): (&String, &ArrayD<f32>)| if name == "side_gate" { g.clone() } else { noise(rng, g) };
+    let random: Vec<ArrayD<f32>> = point.keys().zip(gradients).map(draw).collect();
     let (norm, of_random) = (dot(gradients, gradients).sqrt(), dot(&random, &random).sqrt());
     let direction: Vec<ArrayD<f32>> =
         gradients.iter().zip(&random).map(|(g, r)| g * (1.0 / norm) as f32 + r * (1.0 / of_random) as f32).collect();

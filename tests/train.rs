@@ -18,6 +18,7 @@ use lstc::runtime::Tensor;
 use lstc::side::Side;
 use lstc::train::{Pending, Stepper, TrainOptions};
 use lstc_passes::Options;
+use lstc_passes::options::Gate;
 
 fn case(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases").join(name)
@@ -714,4 +715,34 @@ fn training_says_what_a_guess_reaches() {
     let said = String::from_utf8_lossy(&done.stderr);
     let last = said.lines().rfind(|l| l.starts_with("epoch 12/12")).unwrap_or_default();
     assert!(!last.is_empty() && !last.contains("no better"), "{said}");
+}
+
+/// The gate that a file of a run holds.
+fn scheduled(tuned: &Tuned, file: &str) -> f32 {
+    lstc::side::load(&tuned.path(file)).expect("a side network")["side_gate"][[0]]
+}
+
+#[test]
+fn a_schedule_sets_the_gates_for_each_epoch() {
+    for (gate, epochs, expected) in [
+        (Gate::ScheduleLinear, 5, [0.1, 0.3, 0.5, 0.7, 0.9]),
+        (Gate::ScheduleHyperbolic, 5, [0.9, 0.5, 1.0 / 3.0, 0.25, 0.2]),
+    ] {
+        let values: Vec<f32> = (0..epochs).map(|epoch| gate.scheduled(epoch, epochs).expect("a value")).collect();
+        assert!(values.iter().zip(expected).all(|(a, b)| (a - b as f32).abs() < 1e-7), "{values:?}");
+        assert_eq!(gate.scheduled(40, 50).map(|v| v >= 0.1), Some(true));
+    }
+    let tuned = Tuned::new("pooled_schedule", |_| ());
+    succeeded(&tuned.train("whole", &["--epochs", "3"]));
+    assert_eq!(scheduled(&tuned, "whole/checkpoint.safetensors"), 0.9);
+    // Stopped in the second epoch, and resumed: the same run.
+    assert_eq!(stopped(&tuned, "run", &["--epochs", "3", "--save-every", "1"], 30, "-KILL"), None);
+    assert_eq!(scheduled(&tuned, "run/checkpoint.safetensors"), 0.5);
+    succeeded(&tuned.resume("run"));
+    assert_eq!(tuned.losses("run"), tuned.losses("whole"));
+    let best = |run: &str| lstc::side::load(&tuned.path(run).join("best.safetensors")).expect("a side network");
+    assert_eq!(best("run"), best("whole"));
+    // The moments of what is not trained stay zero.
+    let state = lstc::side::load(&tuned.path("run/checkpoint.safetensors")).expect("a checkpoint");
+    assert!(state.keys().any(|name| name == "side_gate"));
 }

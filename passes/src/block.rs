@@ -6,8 +6,8 @@
 
 use lstc_graph::{Attributes, Builder, DType, Dim, ValueId, Weight};
 use lstc_models::{
-    Activation, Anatomy, Attention, AttentionKind, Bias, Buckets, FeedForward, Linear, Mask, Norm, Orientation,
-    Relative, Site, Slot, SublayerId, SublayerKind, TowerId,
+    Activation, Attention, AttentionKind, Bias, Block, Buckets, FeedForward, Linear, Mask, Norm, Orientation, Relative,
+    Site, Slot, SublayerId, SublayerKind, TowerId,
 };
 
 use crate::mask;
@@ -141,18 +141,18 @@ pub struct Streams<'s> {
     pub together: Option<usize>,
 }
 
-/// The residual stream behind a block, from that before it, as rows.
+/// The residual stream behind a block made like one of the backbone, from that before it, as rows. `number` is the block's own.
 pub fn block(
     b: &Builder,
-    anatomy: &Anatomy,
-    (tower, index): (TowerId, usize),
+    anatomy: &Block,
+    (tower, number): (TowerId, usize),
     weights: &dyn Weights,
     streams: &Streams,
     before: ValueId,
 ) -> ValueId {
     let mut state = before;
-    for (sublayer, layer) in anatomy.tower(tower).blocks[index].sublayers.iter().enumerate() {
-        let place = SublayerId { tower, block: index, sublayer };
+    for (sublayer, layer) in anatomy.sublayers.iter().enumerate() {
+        let place = SublayerId { tower, block: number, sublayer };
         if let Some(scope) = weights.scope(place) {
             b.scope(&scope);
         }

@@ -32,7 +32,7 @@ impl Pass for Head {
         let weight = module.parameter(Key::Rung(Rung::Up, Leaf::Weight));
         let method = &module.options.method;
         let bias = method.bias.then(|| module.parameter(Key::Rung(Rung::Up, Leaf::Bias)));
-        let alpha = method.merge_last.then(|| module.parameter(Key::Rung(Rung::MergeGate, Leaf::Alpha)));
+        let alpha = method.merge_last.then(|| module.parameter(Key::Rung(Rung::MergeGate, Leaf::Number)));
         let out = *module.side_outputs.last().expect("the ladder was emitted");
         let scale = module.anatomy.head.scale;
         let matrix = matrix(&module.anatomy);

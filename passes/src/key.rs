@@ -26,6 +26,8 @@ pub enum Rung<T = TowerId> {
     Up,
     /// The gate of the backbone's final output.
     MergeGate,
+    /// The value of all gates of the blocks' taps, which the run's schedule sets.
+    Schedule,
 }
 
 /// Where in a tower a tap enters.
@@ -41,8 +43,12 @@ pub enum At {
 pub enum Leaf {
     Weight,
     Bias,
+    /// The matrix of a projection of low rank that reads the tap, and what follows it.
+    Inner,
+    Outer,
+    OuterBias,
     /// The rung's only number.
-    Alpha,
+    Number,
 }
 
 impl Key {
@@ -54,13 +60,18 @@ impl Key {
                 match leaf {
                     Leaf::Weight => format!("{name}.weight"),
                     Leaf::Bias => format!("{name}.bias"),
-                    Leaf::Alpha => name,
+                    Leaf::Inner => format!("{name}.0.weight"),
+                    Leaf::Outer => format!("{name}.1.weight"),
+                    Leaf::OuterBias => format!("{name}.1.bias"),
+                    Leaf::Number => name,
                 }
             }
             Key::Side(slot) => {
                 let tower = anatomy.tower(slot.tower);
                 let Some(block) = slot.block else { return format!("{}.weight", final_norm_name(tower.kind)) };
-                let layer = &tower.blocks[block].sublayers[slot.sublayer];
+                // Side blocks behind the last are made like it.
+                let of = block.min(tower.blocks.len() - 1);
+                let layer = &tower.blocks[of].sublayers[slot.sublayer];
                 let part = names.part(layer, slot.site);
                 format!("{}.{part}.weight", names.sublayer(&block_name(tower.kind, block), slot.sublayer))
             }
@@ -77,6 +88,7 @@ impl Rung {
             Rung::Gate(tower, block) => Rung::Gate(kind(tower), block),
             Rung::Up => Rung::Up,
             Rung::MergeGate => Rung::MergeGate,
+            Rung::Schedule => Rung::Schedule,
         };
         of_kind.to_string()
     }
@@ -91,6 +103,7 @@ impl fmt::Display for Rung<TowerKind> {
             Rung::Gate(kind, block) => write!(f, "{kind}.side_gate_params.{block}"),
             Rung::Up => f.write_str("side_final_upsample"),
             Rung::MergeGate => f.write_str("side_gate_params_merge_last"),
+            Rung::Schedule => f.write_str("side_gate"),
         }
     }
 }

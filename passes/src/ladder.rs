@@ -7,20 +7,23 @@
 //! out  = norm(s_L)
 //! ```
 //!
+//! A tap may also be mixed in behind the block (`merge`), not at all (`gate: one`), or be pooled instead of projected (`down`).
+//! Side blocks behind the last rung have no tap.
+//!
 //! The cross-attention of a side block reads the side stack's output of the tower that the backbone's reads. The first
-//! kept block owns the relative-position table; the later ones share it.
+//! side block owns the relative-position table; the later ones share it.
 
 use std::collections::HashMap;
 
-use lstc_graph::{Attributes, Builder, Origin, ValueId};
+use lstc_graph::{Attributes, Builder, Dim, Origin, ValueId, Weight};
 use lstc_models::{Anatomy, Attention, Linear, Names, Norm, Relative, Slot, SublayerId, TowerId};
 
 use crate::block::{Dropout, MatrixValue, Rows, Streams, Weights, block, linear, norm};
 use crate::key::{At, Key, Leaf, Rung, final_norm_name, sublayer_name};
 use crate::module::{Module, Point};
-use crate::options::{Gate, Method};
+use crate::options::{Down, Gate, Merge, Method};
 use crate::pipeline::Pass;
-use crate::plan::{SideTower, family, table_owner};
+use crate::plan::{SideBlock, SideTower, family};
 
 pub struct Ladder;
 
@@ -49,6 +52,8 @@ struct Side<'m> {
     method: &'m Method,
     names: &'m Names,
     parameters: &'m HashMap<Key, ValueId>,
+    /// By block.
+    taps: HashMap<usize, ValueId>,
     rows: Rows,
     /// The side states of the towers before, with their rows: what cross-attention reads.
     before: Vec<(TowerId, ValueId, Rows)>,
@@ -61,7 +66,8 @@ fn rows(module: &Module, tower: TowerId) -> Rows {
 }
 
 fn tower(module: &mut Module, side: &SideTower, names: &Names) -> ValueId {
-    let taps: Vec<ValueId> = side.kept.iter().map(|b| module.tap(side.tower, Point::Block(*b))).collect();
+    let tapped = side.blocks.iter().filter(|block| block.is_tapped).map(|block| block.number);
+    let taps = tapped.map(|block| (block, module.tap(side.tower, Point::Block(block)))).collect();
     let embedding = module.tap(side.tower, Point::Embedding);
     let parameters: HashMap<Key, ValueId> = module.parameters.iter().map(|p| (p.key, p.value)).collect();
     let outputs = module.plan.towers.iter().zip(&module.side_outputs);
@@ -73,12 +79,13 @@ fn tower(module: &mut Module, side: &SideTower, names: &Names) -> ValueId {
         method: &method,
         names,
         parameters: &parameters,
+        taps,
         rows: rows(module, side.tower),
         before,
         dropout: Dropout { rate: method.dropout, seed: method.seed },
     };
     let b = Builder::new(&mut module.graph, Origin::pass("ladder"));
-    emit.stack(&b, embedding, &taps)
+    emit.stack(&b, embedding)
 }
 
 impl Weights for Side<'_> {
@@ -90,10 +97,10 @@ impl Weights for Side<'_> {
         self.parameters[&Key::Side(at)]
     }
 
-    /// The table of the first kept block that shares it.
+    /// The table of the first side block that shares it.
     fn table(&self, _: &Builder, at: Slot, _: &Relative) -> ValueId {
         let tower = self.anatomy.tower(at.tower);
-        let owner = at.block.map(|block| table_owner(tower, &self.side.kept, block));
+        let owner = at.block.map(|block| self.side.table_owner(tower, block));
         self.parameters[&Key::Side(Slot { block: owner, ..at })]
     }
 
@@ -115,29 +122,73 @@ impl Side<'_> {
         b.scope(&rung.name(self.anatomy));
     }
 
-    /// `W x + b` of a tap.
+    fn parameter(&self, rung: Rung, leaf: Leaf) -> ValueId {
+        self.parameters[&Key::Rung(rung, leaf)]
+    }
+
+    /// A tap at the side network's width, as rows.
     fn down(&self, b: &Builder, at: At, tap: ValueId) -> ValueId {
         let rung = Rung::Down(self.side.tower, at);
         self.scope(b, rung);
-        let rows = self.rows.flatten(b, tap, self.anatomy.tower(self.side.tower).width);
-        let bias = self.method.bias.then(|| self.parameters[&Key::Rung(rung, Leaf::Bias)]);
-        linear(b, rows, MatrixValue::out_in(self.parameters[&Key::Rung(rung, Leaf::Weight)]), bias)
+        let width = self.anatomy.tower(self.side.tower).width;
+        let rows = self.rows.flatten(b, tap, width);
+        let matrix = |leaf| MatrixValue::out_in(self.parameter(rung, leaf));
+        let bias = |leaf| self.method.bias.then(|| self.parameter(rung, leaf));
+        match self.method.down {
+            Down::Pool if at != At::Embedding => self.pooled(b, rows, width),
+            Down::LowRank(_) if at != At::Embedding => {
+                let inner = linear(b, rows, matrix(Leaf::Inner), None);
+                linear(b, inner, matrix(Leaf::Outer), bias(Leaf::OuterBias))
+            }
+            _ => linear(b, rows, matrix(Leaf::Weight), bias(Leaf::Bias)),
+        }
     }
 
-    fn stack(&self, b: &Builder, embedding: ValueId, taps: &[ValueId]) -> ValueId {
+    /// The means of neighbouring features: of span i of w, those from `floor(i d / w)` to `ceil((i + 1) d / w)`.
+    fn pooled(&self, b: &Builder, rows: ValueId, width: usize) -> ValueId {
+        let side = self.side.width;
+        if width.is_multiple_of(side) {
+            let span = width / side;
+            let spans = b.reshape(rows, &[-1, side as i64, span as i64]);
+            let dims = [self.rows.count(), Dim::Value(side as i32), Dim::Value(span as i32)];
+            return b.mul(b.reduce_sum(b.shaped(spans, &dims), &[-1], false), b.f32((span as f32).recip()));
+        }
+        let mut means = vec![0.0; side * width];
+        for row in 0..side {
+            let (first, end) = (row * width / side, ((row + 1) * width).div_ceil(side));
+            means[row * width + first..row * width + end].fill(((end - first) as f32).recip());
+        }
+        let means = b.constant(Weight::from_f32(&[side, width], &means));
+        linear(b, rows, MatrixValue::out_in(means), None)
+    }
+
+    /// The side state and a block's tap.
+    fn mixed(&self, b: &Builder, number: usize, state: ValueId) -> ValueId {
+        let tap = self.down(b, At::Block(number), self.taps[&number]);
+        let gated = Rung::Gate(self.side.tower, number);
+        self.scope(b, gated);
+        let temperature = self.method.temperature;
+        let g = match self.method.gate {
+            Gate::Learnable => gate(b, self.parameter(gated, Leaf::Number), temperature),
+            Gate::Fixed => b.f32(sigmoid(self.method.alpha / temperature)),
+            Gate::ScheduleLinear | Gate::ScheduleHyperbolic => self.parameter(Rung::Schedule, Leaf::Number),
+            Gate::None => return b.add(state, tap),
+            Gate::One => return state,
+        };
+        mix(b, g, state, tap)
+    }
+
+    fn stack(&self, b: &Builder, embedding: ValueId) -> ValueId {
         let tower = self.side.tower;
         let mut state = self.down(b, At::Embedding, embedding);
-        for (&block, &tap) in self.side.kept.iter().zip(taps) {
-            let rung = self.down(b, At::Block(block), tap);
-            let gated = Rung::Gate(tower, block);
-            self.scope(b, gated);
-            let alpha = || self.parameters[&Key::Rung(gated, Leaf::Alpha)];
-            state = match self.method.gate {
-                Gate::Learnable => mix(b, gate(b, alpha(), self.method.temperature), state, rung),
-                Gate::Fixed => mix(b, b.f32(sigmoid(self.method.alpha / self.method.temperature)), state, rung),
-                Gate::None => b.add(state, rung),
-            };
-            state = self.block(b, block, state);
+        for side in &self.side.blocks {
+            if side.is_tapped && self.method.merge == Merge::Before {
+                state = self.mixed(b, side.number, state);
+            }
+            state = self.block(b, side, state);
+            if side.is_tapped && self.method.merge == Merge::After {
+                state = self.mixed(b, side.number, state);
+            }
         }
         b.scope(&final_norm_name(self.anatomy.tower(tower).kind));
         let weight = self.parameters[&Key::Side(Slot::final_norm(tower))];
@@ -145,10 +196,10 @@ impl Side<'_> {
         self.dropout.apply(b, norm(b, state, weight, epsilon, self.side.width))
     }
 
-    fn block(&self, b: &Builder, index: usize, state: ValueId) -> ValueId {
+    fn block(&self, b: &Builder, side: &SideBlock, state: ValueId) -> ValueId {
         let tower = self.side.tower;
-        let mut layers = self.anatomy.tower(tower).blocks[index].sublayers.iter();
-        let attended = layers.find_map(|layer| self.anatomy.attends_to(layer));
+        let like = &self.anatomy.tower(tower).blocks[side.of];
+        let attended = like.sublayers.iter().find_map(|layer| self.anatomy.attends_to(layer));
         let context = attended.and_then(|tower| self.before.iter().find(|(id, ..)| *id == tower));
         let streams = Streams {
             rows: &self.rows,
@@ -157,7 +208,7 @@ impl Side<'_> {
             // A tower that attends to another's output reads targets, which are short.
             together: attended.is_none().then_some(HEADS_TOGETHER),
         };
-        block(b, self.anatomy, (tower, index), self, &streams, state)
+        block(b, like, (tower, side.number), self, &streams, state)
     }
 }
 

@@ -31,9 +31,17 @@ pub struct Method {
     pub reduction: usize,
     /// Kept blocks by tower, counted from 0; a tower that is not named keeps all of its blocks.
     pub blocks: BTreeMap<TowerName, Vec<usize>>,
-    /// How many blocks a tower keeps, chosen by importance ([`crate::kept`]); `None` keeps what `blocks` says.
-    pub keep_blocks: Option<KeepBlocks>,
+    /// How many blocks a tower keeps, chosen by importance ([`crate::kept`]); `None` keeps what `blocks` says. A tower that is not
+    /// named keeps all.
+    pub keep_blocks: Option<BlockCounts>,
+    /// Side blocks behind the last rung, by tower: without a tap.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub free_blocks: Option<BlockCounts>,
+    /// How the taps of blocks are brought to the side network's width. That of the embedding always goes through a matrix.
+    pub down: Down,
     pub gate: Gate,
+    /// Whether taps are mixed in before or behind the side block.
+    pub merge: Merge,
     /// Temperature T of the gates, `sigmoid(alpha / T)`.
     #[serde(deserialize_with = "single::deserialize")]
     pub temperature: f32,
@@ -61,7 +69,10 @@ impl Default for Method {
             reduction: 8,
             blocks: BTreeMap::new(),
             keep_blocks: None,
+            free_blocks: None,
+            down: Down::Linear,
             gate: Gate::Learnable,
+            merge: Merge::Before,
             temperature: 0.1,
             alpha: 0.0,
             merge_last: false,
@@ -94,59 +105,65 @@ impl Method {
         self.keep_blocks.as_ref()?.of(tower.into())
     }
 
+    /// Side blocks of a tower that have no tap, behind the others.
+    pub fn free(&self, tower: TowerKind) -> usize {
+        self.free_blocks.as_ref().and_then(|counts| counts.of(tower.into())).unwrap_or(0)
+    }
+
     /// The towers that the choice of blocks names.
-    pub fn named_towers(&self) -> impl Iterator<Item = (&'static str, TowerName)> {
-        let counts = match &self.keep_blocks {
-            Some(KeepBlocks::ByTower(counts)) => Some(counts),
-            _ => None,
-        };
-        let listed = self.blocks.keys().map(|tower| ("blocks", *tower));
-        listed.chain(counts.into_iter().flat_map(|c| c.keys().map(|tower| ("keep_blocks", *tower))))
+    pub fn named_towers(&self) -> Vec<(&'static str, TowerName)> {
+        let mut named: Vec<(&str, TowerName)> = self.blocks.keys().map(|tower| ("blocks", *tower)).collect();
+        for (key, counts) in [("keep_blocks", &self.keep_blocks), ("free_blocks", &self.free_blocks)] {
+            if let Some(BlockCounts::ByTower(counts)) = counts {
+                named.extend(counts.keys().map(|tower| (key, *tower)));
+            }
+        }
+        named
     }
 }
 
-/// How many blocks are kept: of every tower as many, or of each by name. A tower that is not named keeps all.
+/// How many blocks: of every tower as many, or of each by name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
-pub enum KeepBlocks {
+pub enum BlockCounts {
     Each(usize),
     ByTower(BTreeMap<TowerName, usize>),
 }
 
-impl KeepBlocks {
+impl BlockCounts {
     pub fn of(&self, tower: TowerName) -> Option<usize> {
         match self {
-            KeepBlocks::Each(count) => Some(*count),
-            KeepBlocks::ByTower(counts) => counts.get(&tower).copied(),
+            BlockCounts::Each(count) => Some(*count),
+            BlockCounts::ByTower(counts) => counts.get(&tower).copied(),
         }
     }
 
     /// The same for the other tower alone.
     #[must_use]
-    pub fn without(self, tower: TowerName) -> Option<KeepBlocks> {
+    pub fn without(self, tower: TowerName) -> Option<BlockCounts> {
         let mut counts = match self {
-            KeepBlocks::Each(count) => TowerName::ALL.map(|tower| (tower, count)).into(),
-            KeepBlocks::ByTower(counts) => counts,
+            BlockCounts::Each(count) => TowerName::ALL.map(|tower| (tower, count)).into(),
+            BlockCounts::ByTower(counts) => counts,
         };
         counts.remove(&tower);
-        (!counts.is_empty()).then_some(KeepBlocks::ByTower(counts))
+        (!counts.is_empty()).then_some(BlockCounts::ByTower(counts))
     }
 
     fn counts(&self) -> impl Iterator<Item = usize> {
         let (each, by_tower) = match self {
-            KeepBlocks::Each(count) => (Some(*count), None),
-            KeepBlocks::ByTower(counts) => (None, Some(counts.values().copied())),
+            BlockCounts::Each(count) => (Some(*count), None),
+            BlockCounts::ByTower(counts) => (None, Some(counts.values().copied())),
         };
         each.into_iter().chain(by_tower.into_iter().flatten())
     }
 }
 
 /// As `9`, or as `{encoder: 9, decoder: 6}`.
-impl fmt::Display for KeepBlocks {
+impl fmt::Display for BlockCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            KeepBlocks::Each(count) => write!(f, "{count}"),
-            KeepBlocks::ByTower(counts) => {
+            BlockCounts::Each(count) => write!(f, "{count}"),
+            BlockCounts::ByTower(counts) => {
                 let counts: Vec<String> = counts.iter().map(|(tower, count)| format!("{tower}: {count}")).collect();
                 write!(f, "{{{}}}", counts.join(", "))
             }
@@ -321,16 +338,48 @@ impl From<TowerKind> for TowerName {
     }
 }
 
-/// How a tap is mixed into the side state.
+/// How a tap is mixed into the side state s.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Gate {
     /// `g s + (1 - g) tap`, `g = sigmoid(alpha / T)`, alpha trained.
     Learnable,
     /// The same with alpha constant.
     Fixed,
+    /// `s`: the blocks' taps are not read.
+    One,
+    /// `g s + (1 - g) tap` with one g for all gates, which rises from 0.1 in the first epoch of a run to 0.9 in the last.
+    ScheduleLinear,
+    /// The same with `g = 1 / (1 + epoch)`, epochs counted from 0, but between 0.1 and 0.9.
+    ScheduleHyperbolic,
     /// `s + tap`
     None,
+}
+
+/// The least and the largest value of a gate with a schedule.
+const SCHEDULED: (f64, f64) = (0.1, 0.9);
+
+impl Gate {
+    pub const ALL: [Gate; 6] =
+        [Gate::Learnable, Gate::Fixed, Gate::One, Gate::ScheduleLinear, Gate::ScheduleHyperbolic, Gate::None];
+
+    /// The value in an epoch of a run, counted from 0, of so many; none for gates that no schedule moves.
+    pub fn scheduled(self, epoch: u64, epochs: u64) -> Option<f32> {
+        let (least, largest) = SCHEDULED;
+        let value = match self {
+            Gate::ScheduleLinear => {
+                let share = epoch as f64 / epochs.saturating_sub(1).max(1) as f64;
+                least + (largest - least) * share.min(1.0)
+            }
+            Gate::ScheduleHyperbolic => (1.0 / (1.0 + epoch as f64)).clamp(least, largest),
+            Gate::Learnable | Gate::Fixed | Gate::One | Gate::None => return None,
+        };
+        Some(value as f32)
+    }
+
+    pub fn is_scheduled(self) -> bool {
+        self.scheduled(0, 1).is_some()
+    }
 }
 
 impl fmt::Display for Gate {
@@ -338,8 +387,80 @@ impl fmt::Display for Gate {
         f.write_str(match self {
             Gate::Learnable => "learnable",
             Gate::Fixed => "fixed",
+            Gate::One => "one",
+            Gate::ScheduleLinear => "schedule-linear",
+            Gate::ScheduleHyperbolic => "schedule-hyperbolic",
             Gate::None => "none",
         })
+    }
+}
+
+/// Where a tap is mixed in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Merge {
+    /// The side block reads the mixture.
+    #[default]
+    Before,
+    /// The next side block does.
+    After,
+}
+
+impl fmt::Display for Merge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if *self == Merge::Before { "before" } else { "after" })
+    }
+}
+
+/// How a tap of width d is brought to the side network's width w.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Down {
+    /// By a matrix `[w, d]`.
+    #[default]
+    Linear,
+    /// By two, `[w, k]` and `[k, d]`.
+    LowRank(usize),
+    /// By the means of w neighbouring spans of features, without parameters: `torch.nn.AdaptiveAvgPool1d`.
+    Pool,
+}
+
+impl fmt::Display for Down {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Down::Linear => f.write_str("linear"),
+            Down::LowRank(rank) => write!(f, "low-rank:{rank}"),
+            Down::Pool => f.write_str("pool"),
+        }
+    }
+}
+
+impl FromStr for Down {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Down, String> {
+        let rank = || text.strip_prefix("low-rank:")?.parse().ok().filter(|rank| *rank > 0);
+        match text {
+            "linear" => Ok(Down::Linear),
+            "pool" => Ok(Down::Pool),
+            _ => rank().map(Down::LowRank).ok_or_else(|| {
+                format!("`{text}` is not a down-projection: expected linear, pool or low-rank:K, as in low-rank:8")
+            }),
+        }
+    }
+}
+
+impl TryFrom<String> for Down {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Down, String> {
+        text.parse()
+    }
+}
+
+impl From<Down> for String {
+    fn from(down: Down) -> String {
+        down.to_string()
     }
 }
 

@@ -5,7 +5,7 @@ use lstc_models::{Anatomy, AttentionKind, Family, Names, Site, Slot, Sublayer, S
 
 use crate::kept::{Choice, choose};
 use crate::key::{At, Key, Leaf, Rung};
-use crate::options::{Gate, Method, Options};
+use crate::options::{Down, Gate, Method, Options};
 
 /// What part of the side network a parameter belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -18,6 +18,8 @@ pub enum Group {
     Norm,
     PositionTable,
     Upsample,
+    /// Set by a schedule, not trained.
+    Schedule,
 }
 
 impl Group {
@@ -30,6 +32,7 @@ impl Group {
             Group::Norm => "norm",
             Group::PositionTable => "position table",
             Group::Upsample => "upsample",
+            Group::Schedule => "schedule",
         }
     }
 }
@@ -40,6 +43,8 @@ pub enum Start {
     Constant(f32),
     /// Of a projection between a residual stream and the side network.
     Projection(Rung),
+    /// Of a matrix that has no counterpart in the backbone.
+    Drawn,
     /// Cut from what the backbone has there.
     Cut(Slot),
 }
@@ -55,12 +60,23 @@ pub struct PlannedParameter {
     pub start: Start,
 }
 
+/// A side block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SideBlock {
+    /// Its number: that of the block it stands beside, or one behind the backbone's last.
+    pub number: usize,
+    /// The backbone's block that it is made like.
+    pub of: usize,
+    /// Whether the output of the block it stands beside is mixed in.
+    pub is_tapped: bool,
+}
+
 /// The side stack of one tower.
 #[derive(Clone, Debug)]
 pub struct SideTower {
     pub tower: TowerId,
-    /// Kept blocks, ascending.
-    pub kept: Vec<usize>,
+    /// In the order of computation.
+    pub blocks: Vec<SideBlock>,
     pub width: usize,
     pub heads: usize,
     pub head_width: usize,
@@ -81,10 +97,15 @@ pub(crate) fn family(anatomy: &Anatomy) -> Family {
     families().into_iter().find(|f| f.name == anatomy.family).expect("a recognised model has a family")
 }
 
-/// The kept block under whose name stands the position table that a kept block reads: the first that reads it.
-pub(crate) fn table_owner(tower: &Tower, kept: &[usize], block: usize) -> usize {
-    let table = |b: usize| Some(&tower.blocks[b].attention(AttentionKind::SelfAttention)?.relative()?.table);
-    kept.iter().copied().find(|b| table(*b) == table(block)).unwrap_or(block)
+impl SideTower {
+    /// The side block under whose name stands the position table that a side block reads: the first that reads it.
+    pub(crate) fn table_owner(&self, tower: &Tower, number: usize) -> usize {
+        let of = |block: &SideBlock| &tower.blocks[block.of];
+        let table = |b: &SideBlock| Some(&of(b).attention(AttentionKind::SelfAttention)?.relative()?.table);
+        let reader = self.blocks.iter().find(|b| b.number == number);
+        let owner = reader.and_then(|reader| self.blocks.iter().find(|b| table(b) == table(reader)));
+        owner.map_or(number, |owner| owner.number)
+    }
 }
 
 impl Plan {
@@ -147,6 +168,22 @@ fn side_tower(
     if let Some(bad) = kept.iter().find(|b| **b >= count) {
         problems.push(format!("block {bad} of the {} cannot be kept: it has blocks 0 to {}", tower.kind, count - 1));
     }
+    if let Down::LowRank(rank) = options.method.down
+        && rank > tower.width / r
+    {
+        problems.push(format!(
+            "method.down has the rank {rank}, but the side network of the {} is {} wide: linear takes no more parameters",
+            tower.kind,
+            tower.width / r
+        ));
+    }
+    let is_tapped = options.method.gate != Gate::One;
+    let beside = kept.iter().map(|block| SideBlock { number: *block, of: *block, is_tapped });
+    // Made like the backbone's next blocks, as long as there are some.
+    let next = kept.last().map_or(0, |last| last + 1);
+    let behind =
+        |place: usize| SideBlock { number: count + place, of: (next + place).min(count - 1), is_tapped: false };
+    let blocks = beside.chain((0..options.method.free(tower.kind)).map(behind)).collect();
     let block = &tower.blocks[0];
     let attention = block.attention(AttentionKind::SelfAttention).expect("the family's blocks have self-attention");
     let ff = block.feed_forward().expect("the family's blocks have a feed-forward layer");
@@ -158,7 +195,7 @@ fn side_tower(
     };
     let side = SideTower {
         tower: index,
-        kept,
+        blocks,
         width: divided("width", tower.width),
         heads: attention.heads,
         head_width: divided("head width", attention.head_width),
@@ -176,6 +213,9 @@ fn parameters(anatomy: &Anatomy, towers: &[SideTower], options: &Options) -> Vec
     // The reference's merge has a gate of its own, whatever the ladder's.
     if options.method.merge_last {
         list.gate(Rung::MergeGate);
+    }
+    if let Some(value) = options.method.gate.scheduled(0, 1) {
+        list.push(Key::Rung(Rung::Schedule, Leaf::Number), vec![1], Group::Schedule, Start::Constant(value));
     }
     list.parameters
 }
@@ -202,33 +242,54 @@ impl List<'_> {
     }
 
     fn gate(&mut self, rung: Rung) {
-        self.push(Key::Rung(rung, Leaf::Alpha), vec![1], Group::Gate, Start::Constant(self.method.alpha));
+        self.push(Key::Rung(rung, Leaf::Number), vec![1], Group::Gate, Start::Constant(self.method.alpha));
+    }
+
+    /// What brings the tap of a block to the side network's width.
+    fn down(&mut self, rung: Rung, [out, inputs]: [usize; 2]) {
+        match self.method.down {
+            Down::Linear => self.projection(rung, [out, inputs]),
+            Down::Pool => {}
+            Down::LowRank(rank) => {
+                let group = Group::Downsample;
+                self.push(Key::Rung(rung, Leaf::Inner), vec![rank, inputs], group, Start::Drawn);
+                self.push(Key::Rung(rung, Leaf::Outer), vec![out, rank], group, Start::Drawn);
+                if self.method.bias {
+                    self.push(Key::Rung(rung, Leaf::OuterBias), vec![out], group, Start::Constant(0.0));
+                }
+            }
+        }
     }
 
     fn tower(&mut self, side: &SideTower) {
         let tower = self.anatomy.tower(side.tower);
         self.projection(Rung::Down(side.tower, At::Embedding), [side.width, tower.width]);
-        for &block in &side.kept {
-            self.projection(Rung::Down(side.tower, At::Block(block)), [side.width, tower.width]);
-            if self.method.gate == Gate::Learnable {
-                self.gate(Rung::Gate(side.tower, block));
+        for block in &side.blocks {
+            if block.is_tapped {
+                self.down(Rung::Down(side.tower, At::Block(block.number)), [side.width, tower.width]);
             }
-            for (sublayer, layer) in tower.blocks[block].sublayers.iter().enumerate() {
-                self.sublayer(side, SublayerId { tower: side.tower, block, sublayer }, layer);
+            if block.is_tapped && self.method.gate == Gate::Learnable {
+                self.gate(Rung::Gate(side.tower, block.number));
+            }
+            for (sublayer, layer) in tower.blocks[block.of].sublayers.iter().enumerate() {
+                let place = SublayerId { tower: side.tower, block: block.number, sublayer };
+                self.sublayer(side, block, place, layer);
             }
         }
-        self.side(Slot::final_norm(side.tower), vec![side.width], Group::Norm);
+        let slot = Slot::final_norm(side.tower);
+        self.side(slot, slot, vec![side.width], Group::Norm);
     }
 
-    /// A part of the side network that the backbone has too.
-    fn side(&mut self, slot: Slot, dims: Vec<usize>, group: Group) {
-        self.push(Key::Side(slot), dims, group, Start::Cut(slot));
+    /// A part of the side network that is cut from one of the backbone.
+    fn side(&mut self, slot: Slot, of: Slot, dims: Vec<usize>, group: Group) {
+        self.push(Key::Side(slot), dims, group, Start::Cut(of));
     }
 
-    fn sublayer(&mut self, side: &SideTower, place: SublayerId, layer: &Sublayer) {
+    fn sublayer(&mut self, side: &SideTower, block: &SideBlock, place: SublayerId, layer: &Sublayer) {
         let (w, inner) = (side.width, side.heads * side.head_width);
+        let of = |site| SublayerId { block: block.of, ..place }.slot(site);
         for (site, _) in layer.norms() {
-            self.side(place.slot(site), vec![w], Group::Norm);
+            self.side(place.slot(site), of(site), vec![w], Group::Norm);
         }
         for (site, _) in layer.linears() {
             let (dims, group) = match site {
@@ -238,12 +299,13 @@ impl List<'_> {
                 Site::Outer => ([w, side.ff_width], Group::FeedForward),
                 _ => ([side.ff_width, w], Group::FeedForward),
             };
-            self.side(place.slot(site), dims.to_vec(), group);
+            self.side(place.slot(site), of(site), dims.to_vec(), group);
         }
         if let Some(relative) = layer.relative()
-            && table_owner(self.anatomy.tower(side.tower), &side.kept, place.block) == place.block
+            && side.table_owner(self.anatomy.tower(side.tower), block.number) == block.number
         {
-            self.side(place.slot(Site::PositionTable), vec![relative.rows, side.heads], Group::PositionTable);
+            let (site, dims) = (Site::PositionTable, vec![relative.rows, side.heads]);
+            self.side(place.slot(site), of(site), dims, Group::PositionTable);
         }
     }
 }

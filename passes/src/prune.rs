@@ -56,7 +56,7 @@ impl Pass for Prune {
             Init::Random if projections.select() => (Cuts::new(), source.streams(reduction)),
             Init::Random => (Cuts::new(), Vec::new()),
         };
-        let mut starting = Starting { cuts, streams, projections, seed: method.seed };
+        let starting = Starting { cuts, streams, projections, seed: method.seed };
         let initial: Vec<Initial> = module.planned().map(|p| starting.value(p)).collect();
         let misfit = |(planned, value): (&PlannedParameter, &Initial)| {
             let (found, wanted) = (value.dims(), &planned.dims);
@@ -82,13 +82,15 @@ struct Starting {
 
 impl Starting {
     /// The initial value of one parameter.
-    fn value(&mut self, planned: &PlannedParameter) -> Initial {
+    fn value(&self, planned: &PlannedParameter) -> Initial {
         let dims = || planned.dims.clone();
         match &planned.start {
             Start::Constant(value) => Initial::Constant { dims: dims(), value: *value },
             Start::Projection(rung) => self.projection(planned, *rung),
-            Start::Cut(slot) => match self.cuts.remove(slot) {
-                Some(value) => Initial::Given(value),
+            Start::Drawn => self.drawn(planned, Drawn::Uniform { bound: fan_in(planned).recip() }),
+            // Several side blocks may be made like one block.
+            Start::Cut(slot) => match self.cuts.get(slot) {
+                Some(value) => Initial::Given(value.clone()),
                 None if planned.dims.len() == 2 => {
                     self.drawn(planned, Drawn::Normal { deviation: fan_in(planned).recip() })
                 }
@@ -115,7 +117,9 @@ impl Starting {
         match rung {
             Rung::Down(tower, At::Embedding) => &self.streams[tower.index()].embedding,
             Rung::Down(tower, At::Block(block)) => self.streams[tower.index()].block(block),
-            Rung::Up | Rung::MergeGate | Rung::Gate(..) => &self.streams.last().expect("a model has towers").output,
+            Rung::Up | Rung::MergeGate | Rung::Schedule | Rung::Gate(..) => {
+                &self.streams.last().expect("a model has towers").output
+            }
         }
     }
 

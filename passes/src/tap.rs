@@ -1,6 +1,6 @@
 //! Sets the taps: the backbone values that the side network may read, and no others.
 //!
-//! Ensures: the embedding output and each kept block's output are taps of shape `[batch, length, d]`, cast to f32 where
+//! Ensures: the embedding output and the output of each block with a rung are taps of shape `[batch, length, d]`, cast to f32 where
 //! the backbone is of another type; so are the final output and the logits where the options have a use for them.
 //! `module.cut` holds the taps, the masks and bucket indices of the kept blocks, and the head's weight.
 
@@ -20,10 +20,11 @@ impl Pass for Taps {
         for side in module.plan.towers.clone() {
             let tower = module.anatomy.tower(side.tower).clone();
             tap(module, side.tower, Point::Embedding, (tower.embedding, tower.width));
-            for block in &side.kept {
-                tap(module, side.tower, Point::Block(*block), (tower.blocks[*block].output, tower.width));
+            for block in side.blocks.iter().filter(|block| block.is_tapped) {
+                let output = tower.blocks[block.number].output;
+                tap(module, side.tower, Point::Block(block.number), (output, tower.width));
             }
-            for block in side.kept.iter().map(|b| &tower.blocks[*b]) {
+            for block in side.blocks.iter().map(|b| &tower.blocks[b.of]) {
                 for sublayer in &block.sublayers {
                     if let SublayerKind::Attention(attention) = &sublayer.kind
                         && let Some(bias) = &attention.bias

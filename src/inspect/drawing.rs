@@ -6,7 +6,7 @@
 use maud::{Markup, html};
 
 use super::gates::{Gate, State};
-use super::ladder::Ladder;
+use super::ladder::{Ladder, Rung};
 use super::layout::{Anchor, Arrangement, Block, Flow, Layout, Mark, Part, Rect, Side, Text, Voice, Wire};
 use super::text::Grouped;
 
@@ -33,19 +33,20 @@ pub fn svg(ladder: &Ladder, arrangement: Arrangement, id: &str, title: &str) -> 
 
 /// The drawing in words.
 fn describe(ladder: &Ladder) -> String {
+    let is_tapped = |rung: &Option<Rung>| rung.as_ref().is_some_and(|rung| rung.tap.is_some());
     let mut words = String::new();
     for stack in &ladder.stacks {
         let kept: Vec<String> =
-            stack.rungs.iter().enumerate().filter(|(_, r)| r.is_some()).map(|(b, _)| b.to_string()).collect();
+            stack.rungs.iter().enumerate().filter(|(_, r)| is_tapped(r)).map(|(b, _)| b.to_string()).collect();
         words += &format!(
             "The {} has {} frozen blocks of width {}. Beside it stands a side stack of width {} with {} parameters, \
-             which taps the embedding and the blocks {}. ",
+             which taps the embedding{}. ",
             stack.tower,
             stack.rungs.len(),
             Grouped(stack.width),
             Grouped(stack.side_width),
             Grouped(stack.elements),
-            kept.join(", ")
+            if kept.is_empty() { String::new() } else { format!(" and the blocks {}", kept.join(", ")) }
         );
     }
     if ladder.stacks.iter().skip(1).any(|s| s.cross_attention) {
@@ -183,7 +184,7 @@ fn text(text: &Text) -> Markup {
 pub fn legend(ladder: &Ladder) -> Markup {
     let rungs = || ladder.stacks.iter().flat_map(|s| &s.rungs);
     let has = |state| ladder.gates().any(|g| g.state == state);
-    let has_sums = rungs().flatten().any(|r| r.gate.is_none());
+    let has_sums = rungs().flatten().any(|r| r.tap.is_some() && r.gate.is_none());
     let has_dropped = rungs().any(Option::is_none);
     let has_cross = ladder.stacks.iter().skip(1).any(|s| s.cross_attention);
     let area = Rect { x: 1.0, y: 1.0, w: 26.0, h: 14.0 };
@@ -203,6 +204,7 @@ pub fn legend(ladder: &Ladder) -> Markup {
                 li { (sign(gate(State::Trained))) "gate: the filled part is the side state's share, the rest the tap's" }
             }
             @if has(State::Initial) { li { (sign(gate(State::Initial))) "gate at its initial value, before training" } }
+            @if has(State::Scheduled) { li { (sign(gate(State::Scheduled))) "gate that a schedule sets for each epoch" } }
             @if has(State::Fixed) { li { (sign(gate(State::Fixed))) "fixed gate: training does not move it" } }
             @if has_sums { li { (sign(mark_of(None))) "no gate: tap and side state are added" } }
             @if has_dropped { li { (sign(block_of(Part::Dropped))) "dropped block: the side state bypasses it" } }

@@ -28,6 +28,8 @@ pub enum State {
     Trained,
     /// Training does not move it.
     Fixed,
+    /// Set by the epoch of a run.
+    Scheduled,
 }
 
 impl State {
@@ -36,6 +38,7 @@ impl State {
             State::Initial => "initial",
             State::Trained => "trained",
             State::Fixed => "fixed",
+            State::Scheduled => "scheduled",
         }
     }
 }
@@ -94,14 +97,22 @@ impl Alphas {
     /// # Errors
     /// A gate that is missing from the file.
     pub fn trained(&self, name: &str) -> anyhow::Result<Gate> {
-        let alpha = match &self.side {
-            None => self.initial,
-            Some(side) => *side
-                .get(name)
-                .and_then(|tensor| tensor.first())
-                .ok_or_else(|| anyhow!("there is no gate parameter `{name}`"))?,
-        };
-        Ok(Gate::new(alpha, self.temperature, self.state))
+        Ok(Gate::new(self.number(name, self.initial)?, self.temperature, self.state))
+    }
+
+    /// The value of gates that a schedule sets.
+    ///
+    /// # Errors
+    /// As [`Alphas::trained`].
+    pub fn scheduled(&self, name: &str, first: Option<f32>) -> anyhow::Result<Gate> {
+        let value = f64::from(self.number(name, first.unwrap_or_default())?);
+        Ok(Gate { value, state: State::Scheduled })
+    }
+
+    fn number(&self, name: &str, initial: f32) -> anyhow::Result<f32> {
+        let Some(side) = &self.side else { return Ok(initial) };
+        let tensor = side.get(name).and_then(|tensor| tensor.first());
+        tensor.copied().ok_or_else(|| anyhow!("there is no gate parameter `{name}`"))
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, bail};
 use lstc_models::TowerKind;
 use lstc_passes::key::{At, Rung as Named, block_name, final_norm_name};
-use lstc_passes::options::Gate as Mixing;
+use lstc_passes::options::{Gate as Mixing, Merge};
 use lstc_passes::{Options, Point};
 use serde::Serialize;
 
@@ -33,6 +33,11 @@ pub struct Stack {
     pub first: Tap,
     /// One for each block of the backbone; none where it is dropped.
     pub rungs: Vec<Option<Rung>>,
+    /// Elements of the side blocks behind the last, which have no tap.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub free: Vec<usize>,
+    /// Whether taps are mixed in before or behind the side blocks.
+    pub merge: Merge,
     pub norm: usize,
     /// All of the stack's trainable elements.
     pub elements: usize,
@@ -50,8 +55,9 @@ pub struct Tap {
 
 #[derive(Clone, Debug, Serialize)]
 pub struct Rung {
-    pub tap: Tap,
-    /// None where tap and side state are added.
+    /// None for a side block that mixes no tap in.
+    pub tap: Option<Tap>,
+    /// None where tap and side state are added, or there is no tap.
     pub gate: Option<Gate>,
     /// Of the side block.
     pub elements: usize,
@@ -99,9 +105,10 @@ impl Ladder {
         let source = Source { options, shapes, taps, alphas };
         let stacks = backbone.towers.iter().map(|t| source.stack(t)).collect::<anyhow::Result<_>>()?;
         let method = &options.method;
-        let merge = if method.merge_last { Some(alphas.trained(&Named::MergeGate.to_string())?) } else { None };
+        let merge =
+            if method.merge_last { Some(alphas.trained(&Named::<TowerKind>::MergeGate.to_string())?) } else { None };
         let head = Head {
-            elements: elements_of(shapes, &format!("{}.", Named::Up)),
+            elements: elements_of(shapes, &format!("{}.", Named::<TowerKind>::Up)),
             merge,
             distilled: options.loss.distill > 0.0,
             vocabulary: backbone.vocabulary,
@@ -138,6 +145,8 @@ impl Source<'_> {
             bail!("there is a tap at `{}` of the {kind}, which has {} blocks", tap.point, tower.blocks);
         }
         let rungs = (0..tower.blocks).map(|block| self.rung(kind, block)).collect::<anyhow::Result<_>>()?;
+        let behind = tower.blocks..tower.blocks + MOST_BLOCKS;
+        let free = behind.map(|block| self.block(kind, block)).take_while(|elements| *elements > 0).collect();
         Ok(Stack {
             tower: kind,
             tokens: tower.tokens.clone(),
@@ -150,6 +159,8 @@ impl Source<'_> {
                 elements: elements_of(self.shapes, &format!("{first}.")),
             },
             rungs,
+            free,
+            merge: self.options.method.merge,
             norm: elements_of(self.shapes, &format!("{}.", final_norm_name(kind))),
             elements: elements_of(self.shapes, &format!("{kind}.")),
             cross_attention: tower.cross_attention,
@@ -160,21 +171,26 @@ impl Source<'_> {
         self.taps.iter().find(|t| t.tower == tower && t.point == point).map(|t| t.value.clone())
     }
 
+    /// Elements of a side block; 0 if there is none.
+    fn block(&self, kind: TowerKind, block: usize) -> usize {
+        elements_of(self.shapes, &format!("{}.", block_name(kind, block)))
+    }
+
     fn rung(&self, kind: TowerKind, block: usize) -> anyhow::Result<Option<Rung>> {
-        let Some(value) = self.tapped(kind, Point::Block(block)) else { return Ok(None) };
+        let elements = self.block(kind, block);
+        let Some(value) = self.tapped(kind, Point::Block(block)) else {
+            return Ok((elements > 0).then_some(Rung { tap: None, gate: None, elements }));
+        };
         let method = &self.options.method;
         let gate = match method.gate {
             Mixing::Learnable => Some(self.alphas.trained(&Named::Gate(kind, block).to_string())?),
             Mixing::Fixed => Some(Gate::fixed(method.alpha, method.temperature)),
-            Mixing::None => None,
+            Mixing::ScheduleLinear | Mixing::ScheduleHyperbolic => {
+                Some(self.alphas.scheduled(&Named::<TowerKind>::Schedule.to_string(), method.gate.scheduled(0, 1))?)
+            }
+            Mixing::One | Mixing::None => None,
         };
-        Ok(Some(Rung {
-            tap: Tap {
-                value,
-                elements: elements_of(self.shapes, &format!("{}.", Named::Down(kind, At::Block(block)))),
-            },
-            gate,
-            elements: elements_of(self.shapes, &format!("{}.", block_name(kind, block))),
-        }))
+        let down = elements_of(self.shapes, &format!("{}.", Named::Down(kind, At::Block(block))));
+        Ok(Some(Rung { tap: Some(Tap { value, elements: down }), gate, elements }))
     }
 }

@@ -16,7 +16,7 @@ use super::{Memory, Weights, by_group, port};
 use crate::memory::Sizes;
 use crate::report;
 use crate::rewrite::config::Config;
-use crate::rewrite::manifest::{ModelSummary, PortSummary};
+use crate::rewrite::manifest::{ChoiceSummary, ModelSummary, PortSummary};
 use crate::rewrite::{GRAPHS, MANIFEST, Settled, intact, manifest, nodes_by_pass, sketch};
 use crate::side::Seal;
 
@@ -128,12 +128,8 @@ fn predict(config: &Config, recorded: &manifest::Record, sizes: Sizes) -> Predic
     let mut options = config.options();
     options.method = options.method.by_shape();
     if options.method.keep_blocks.take().is_some() {
-        options.method.blocks.clear();
-        for tap in &recorded.taps {
-            if let Some(block) = tap.point.block() {
-                options.method.blocks.entry(tap.tower.into()).or_default().push(block);
-            }
-        }
+        let kept = |choice: &ChoiceSummary| (choice.tower.into(), choice.kept.clone());
+        options.method.blocks.extend(recorded.chosen_blocks.iter().map(kept));
     }
     match sketch(source, options) {
         Ok(module) => Prediction::Made(Memory::predict(&module, &artifacts(&module), sizes)),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use maud::{Markup, html};
 
 use super::Memory;
-use super::ladder::Ladder;
+use super::ladder::{Ladder, Rung};
 use super::rewritten::{CutReport, GraphReport};
 use super::run::{Epoch, GateCourse};
 use super::text::Grouped;
@@ -179,11 +179,15 @@ pub fn rungs(ladder: &Ladder) -> Markup {
         for (block, rung) in stack.rungs.iter().enumerate() {
             let point = html! { (stack.tower) " " (block) };
             rows.push(match rung {
-                Some(r) => {
-                    vec![point, name(&r.tap.value), number(r.tap.elements), gate(r.gate.as_ref()), number(r.elements)]
+                Some(Rung { tap: Some(tap), gate: mixed, elements }) => {
+                    vec![point, name(&tap.value), number(tap.elements), gate(mixed.as_ref()), number(*elements)]
                 }
+                Some(r) => vec![point, html! { "no tap" }, dash(), dash(), number(r.elements)],
                 None => vec![point, html! { "dropped" }, dash(), dash(), dash()],
             });
+        }
+        for elements in &stack.free {
+            rows.push(vec![html! { (stack.tower) " behind" }, html! { "no tap" }, dash(), dash(), number(*elements)]);
         }
     }
     let head = &ladder.head;
@@ -194,7 +198,7 @@ pub fn rungs(ladder: &Ladder) -> Markup {
             @if let Some(merge) = &head.merge {
                 "The merge of the backbone's final output: gate " (gate(Some(merge))) ". "
             }
-            "A gate is sigmoid(α / T), the share of the side state; the rest is the tap's."
+            "A gate is the share of the side state; the rest is the tap's."
         }
     }
 }

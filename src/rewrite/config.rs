@@ -155,7 +155,22 @@ pub fn annotated(options: &Options, training: &Started) -> String {
         optional(m.keep_blocks.as_ref().map(ToString::to_string)),
         "how many a tower keeps, the most important, e.g. 9 or {encoder: 9}; null keeps those in blocks",
     );
-    line("  gate", m.gate.to_string(), "learnable | fixed | none: how taps are mixed in");
+    line(
+        "  free_blocks",
+        optional(m.free_blocks.as_ref().map(ToString::to_string)),
+        "side blocks behind the last rung, without a tap, e.g. 2 or {decoder: 2}; null is none",
+    );
+    line(
+        "  down",
+        quoted(&m.down.to_string()),
+        "linear | pool | low-rank:K: how blocks' taps are brought to the side network's width",
+    );
+    line(
+        "  gate",
+        m.gate.to_string(),
+        "learnable | fixed | one | schedule-linear | schedule-hyperbolic | none: how taps are mixed in",
+    );
+    line("  merge", m.merge.to_string(), "before | after: whether taps are mixed in before or after the side block");
     line("  temperature", number(m.temperature), "T of the gates, sigmoid(alpha / T)");
     line("  alpha", number(m.alpha), "initial alpha of the gates; what a fixed gate keeps");
     line("  merge_last", m.merge_last.to_string(), "mix the backbone's final output in before the LM head");
@@ -305,7 +320,7 @@ fn number(value: f32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use lstc_passes::options::{KeepBlocks, TowerName};
+    use lstc_passes::options::{BlockCounts, TowerName};
 
     use super::*;
 
@@ -315,7 +330,11 @@ mod tests {
         options.method.alpha = 0.05;
         options.method.init_projections = Some("normal:0.01,uniform".parse().expect("projections"));
         options.method.blocks.insert(TowerName::Encoder, vec![1, 2]);
-        options.method.keep_blocks = Some(KeepBlocks::ByTower([(TowerName::Decoder, 3)].into()));
+        options.method.keep_blocks = Some(BlockCounts::ByTower([(TowerName::Decoder, 3)].into()));
+        options.method.free_blocks = Some(BlockCounts::Each(2));
+        options.method.down = "low-rank:4".parse().expect("a down-projection");
+        options.method.gate = lstc_passes::options::Gate::ScheduleHyperbolic;
+        options.method.merge = lstc_passes::options::Merge::After;
         options.sizes.source_length = Some(128);
         options.backbone.precision = lstc_passes::options::Precision::Int8;
         options.backbone.max_tap_error = Some(0.02);

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Context;
 use lstc_models::TowerKind;
 use lstc_passes::Point;
-use lstc_passes::options::{Gate, Method};
+use lstc_passes::options::{Gate, Merge, Method};
 use serde::{Deserialize, Serialize};
 
 use super::manifest::{SourceFile, TapSummary};
@@ -24,6 +24,8 @@ pub struct MadeFor {
     /// Of fixed gates.
     alpha: Option<f32>,
     merge_last: bool,
+    #[serde(default)]
+    merge: Merge,
     taps: Vec<(TowerKind, Point)>,
 }
 
@@ -35,6 +37,7 @@ impl MadeFor {
             temperature: method.temperature,
             alpha: (method.gate == Gate::Fixed).then_some(method.alpha),
             merge_last: method.merge_last,
+            merge: method.merge,
             // The logits are for the loss alone.
             taps: taps.iter().filter(|tap| tap.point != Point::Logits).map(|tap| (tap.tower, tap.point)).collect(),
         }
@@ -65,7 +68,11 @@ impl MadeFor {
         if found.taps != self.taps {
             differences.push("other taps".to_owned());
         }
-        if found.gate != self.gate || found.alpha != self.alpha || found.merge_last != self.merge_last {
+        if found.gate != self.gate
+            || found.alpha != self.alpha
+            || found.merge_last != self.merge_last
+            || found.merge != self.merge
+        {
             differences.push("other gates".to_owned());
         }
         if found.temperature != self.temperature {

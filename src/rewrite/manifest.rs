@@ -124,7 +124,7 @@ pub struct Manifest {
 }
 
 /// The blocks of a tower that were chosen by importance.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ChoiceSummary {
     pub tower: TowerKind,
     /// How many were asked for, and how many there are.
@@ -476,6 +476,9 @@ pub struct Record {
     pub taps: Vec<TapSummary>,
     pub cut: Vec<String>,
     pub quantised: Option<Quantised>,
+    /// The blocks that were chosen by importance.
+    #[serde(default)]
+    pub chosen_blocks: Vec<ChoiceSummary>,
     /// The method's options that concern a run.
     pub method: Method,
 }

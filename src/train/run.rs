@@ -237,6 +237,7 @@ impl<'r> Run<'r> {
             if self.out_of_patience(&progress).is_some() {
                 break;
             }
+            self.set_gates(&mut stepper, epoch)?;
             let batches = epoch_batches(&self.corpus, self.identity.batch_size, self.identity.seed, epoch);
             let end = (epoch + 1) * self.steps_an_epoch;
             let first = (progress.step % self.steps_an_epoch) as usize * self.identity.accumulate;
@@ -417,6 +418,14 @@ impl<'r> Run<'r> {
         let lines: Vec<StepLine> = lines.collect();
         lines.iter().for_each(|line| begun.clock.add(line));
         Ok(lines)
+    }
+
+    /// Gives gates with a schedule their value in an epoch.
+    fn set_gates(&self, stepper: &mut Stepper, epoch: u64) -> anyhow::Result<()> {
+        let Record { parameters, method, .. } = &self.opened.record;
+        let Some(value) = method.gate.scheduled(epoch, self.request.train.epochs) else { return Ok(()) };
+        let scheduled = parameters.iter().filter(|p| p.group == Group::Schedule);
+        scheduled.map(|p| &p.name).try_for_each(|name| stepper.set(name, value))
     }
 
     /// How far each gate is open, by its parameter.

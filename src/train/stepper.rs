@@ -422,6 +422,17 @@ impl<'o> Stepper<'o> {
         &self.state
     }
 
+    /// Sets every number of a parameter.
+    ///
+    /// # Errors
+    /// From ONNX Runtime; a parameter that the side network does not have.
+    pub fn set(&mut self, name: &str, value: f32) -> anyhow::Result<()> {
+        let parameters = &mut self.state[..self.parameters];
+        let found = parameters.iter_mut().find(|(parameter, _)| parameter == name);
+        let (_, tensor) = found.ok_or_else(|| anyhow!("the side network lacks `{name}`"))?;
+        Ok(tensor.write(&ArrayD::from_elem(IxDyn(tensor.dims()), value))?)
+    }
+
     /// A copy of the parameters and their moments.
     ///
     /// # Errors

@@ -101,6 +101,6 @@ fn emit(subject: &Subject, b: &Builder, tower: TowerId, index: usize) -> ValueId
     let streams = Streams { rows: &rows, context, dropout: Dropout::NONE, together: None };
     let before = rows.flatten(b, b.cast(this.blocks[index].input, DType::F32), this.width);
     let weights = FrozenWeights { width: this.width };
-    let after = block(b, anatomy, (tower, index), &weights, &streams, before);
+    let after = block(b, &this.blocks[index], (tower, index), &weights, &streams, before);
     rows.unflatten(b, after, &[this.width])
 }

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use lstc_graph::{Graph, Role, Source, Weight};
+use lstc_passes::Group;
 use ndarray::ArrayD;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -65,11 +66,18 @@ impl Probe {
             gradients.iter().map(|g| Ok(g.as_f64()?.to_owned())).collect::<anyhow::Result<_>>()?;
         let at_rest = self.loss(point)?;
         let mut groups: BTreeMap<&'static str, Vec<usize>> = BTreeMap::new();
-        for (index, parameter) in subject.module.parameters.iter().enumerate() {
+        let (trained, scheduled): (Vec<_>, Vec<_>) =
+            subject.module.parameters.iter().enumerate().partition(|(_, p)| p.group != Group::Schedule);
+        for (index, parameter) in trained {
             groups.entry(parameter.group.name()).or_default().push(index);
         }
         let mut rng = ChaCha8Rng::seed_from_u64(subject.seed ^ 0xd1ff);
         let mut checks = Vec::new();
+        if !scheduled.is_empty() {
+            let moved = scheduled.iter().filter(|(index, _)| gradients[*index].iter().any(|v| *v != 0.0));
+            let breaches: Vec<String> = moved.map(|(_, p)| format!("`{}` has a gradient", p.name)).collect();
+            checks.push(Check::holds("what a schedule sets is not trained", "no gradient", &breaches));
+        }
         for (group, members) in groups {
             let direction = direction(&gradients, &members, &mut rng);
             let slope: f64 = members.iter().map(|i| (&gradients[*i] * &direction[i]).sum()).sum();

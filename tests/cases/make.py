@@ -64,7 +64,10 @@ class Case:
     # side network
     reduction: int = 8
     kept: tuple = None  # kept blocks (encoder, decoder); None keeps all
-    gate: str = "learnable"  # learnable | fixed | none
+    free: tuple = (0, 0)  # side blocks without a tap behind the kept ones (encoder, decoder)
+    down: str = "linear"  # of the blocks' taps: linear | pool | low-rank:K
+    gate: str = "learnable"  # learnable | fixed | one | schedule-linear | schedule-hyperbolic | none
+    merge: str = "before"  # a tap is mixed in before | after the side block
     temperature: float = 0.1
     alpha: float = 0.0
     merge_last: bool = False
@@ -119,6 +122,17 @@ CASES = [
          attention="sdpa", reduction=2, vocab=32, sizes=(3, 7, 4), seed=5),
     Case("unfolded_sdpa", layers=(2, 1), opset=14, folded=False, attention="sdpa", gated=True, tied=False, reduction=4,
          vocab=64, seed=4),
+    # Side blocks behind the last rung, taps through two matrices, mixed in behind the blocks.
+    Case("free_blocks_low_rank", layers=(2, 3), d_kv=12, d_ff=64, vocab=64, reduction=4, kept=([1], [0, 1]), free=(1, 2),
+         down="low-rank:5", merge="after", gated=True, weight_decay=0.1, seed=3),
+    # 48 features in 9 spans of unequal length; a gate that a schedule sets.
+    Case("pooled_schedule", layers=(2, 1), d_ff=64, vocab=64, reduction=5, down="pool", gate="schedule-linear", seed=8),
+    # In spans of 8.
+    Case("pooled_even_after", layers=(1, 2), d_ff=64, vocab=64, down="pool", gate="schedule-hyperbolic", merge="after",
+         bias=False, exporter="dynamo", opset=18, seed=9),
+    # The blocks' taps are not read, the backbone's output is.
+    Case("gate_one_merge_last", layers=(2, 2), d_kv=16, d_ff=64, vocab=64, reduction=4, kept=([0, 1], [1]), gate="one",
+         merge_last=True, free=(0, 1), seed=10),
     Case("opset_23", layers=(2, 1), exporter="dynamo", opset=23, gated=True, tied=False, reduction=4, magnitude=True,
          seed=5),
 ]
@@ -228,8 +242,9 @@ def in_fp64(module):
 class SideStack(nn.Module):
     """One ladder: s_0 = W_first e + b_first; s'_i = g s_(i-1) + (1 - g)(W_i h_i + b_i); s_i = SideBlock_i(s'_i)."""
 
-    def __init__(self, case, config, blocks):
+    def __init__(self, case, config, stack):
         super().__init__()
+        blocks = case.blocks(stack)
         side = copy.deepcopy(config)
         side.d_model //= case.reduction
         side.d_ff //= case.reduction
@@ -240,10 +255,23 @@ class SideStack(nn.Module):
         def down(_block=None):
             return nn.Linear(config.d_model, side.d_model, bias=case.bias)
 
+        def tap_down(_block):
+            kind, _, rank = case.down.partition(":")
+            if kind == "pool":
+                return nn.AdaptiveAvgPool1d(side.d_model)
+            if kind == "low-rank":
+                inner = nn.Linear(config.d_model, int(rank), bias=False)
+                return nn.Sequential(inner, nn.Linear(int(rank), side.d_model, bias=case.bias))
+            return down()
+
         self.side_first_downsample = down()
-        self.side_downsamples = indexed(blocks, down)
+        self.tapped = [str(block) for block in blocks if case.gate != "one"]
+        self.side_downsamples = indexed(self.tapped, tap_down)
         owners = blocks if case.tables == "all" else blocks[:1]
-        self.side_block = indexed(blocks, lambda block: T5Block(side, block in owners, layer_idx=block))
+        count = config.num_layers if stack == "encoder" else config.num_decoder_layers
+        free = case.free[STACKS.index(stack)]
+        every = blocks + list(range(count, count + free))
+        self.side_block = indexed(every, lambda block: T5Block(side, block in owners, layer_idx=block))
         self.final_side_layer_norm = T5LayerNorm(side.d_model, eps=side.layer_norm_epsilon)
         if case.gate == "learnable":
             gates = {str(block): nn.Parameter(torch.full((1,), case.alpha)) for block in blocks}
@@ -253,23 +281,34 @@ class SideStack(nn.Module):
         """The gate as a tensor or a constant; None where there is no gate."""
         if self.case.gate == "learnable":
             return torch.sigmoid(self.side_gate_params[block] / self.case.temperature)
+        if self.case.gate.startswith("schedule"):
+            return self.scheduled
         if self.case.gate == "fixed":
             return float(torch.sigmoid(torch.tensor(self.case.alpha / self.case.temperature)))
         return None
 
-    def forward(self, taps, stack, mask, encoder_states=None, encoder_mask=None):
+    def forward(self, taps, stack, mask, encoder_states=None, encoder_mask=None, scheduled=None):
+        self.scheduled = scheduled
         state = self.side_first_downsample(taps[f"{stack}.embedding"])
         position_bias = cross_bias = None
         for block, module in self.side_block.items():
-            rung = self.side_downsamples[block](taps[f"{stack}.{block}"])
-            gate = self.gate(block)
-            state = state + rung if gate is None else gate * state + (1 - gate) * rung
+            if self.case.merge == "before":
+                state = self.mixed(state, block, taps, stack)
             if self.case.tables == "all":
                 position_bias = None
             state, position_bias, cross_bias = module(
                 state, mask, position_bias, encoder_states, encoder_mask, cross_bias
             )
+            if self.case.merge == "after":
+                state = self.mixed(state, block, taps, stack)
         return self.final_side_layer_norm(state)
+
+    def mixed(self, state, block, taps, stack):
+        if block not in self.tapped:
+            return state
+        rung = self.side_downsamples[block](taps[f"{stack}.{block}"])
+        gate = self.gate(block)
+        return state + rung if gate is None else gate * state + (1 - gate) * rung
 
 
 class LadderSideNetwork(nn.Module):
@@ -278,8 +317,10 @@ class LadderSideNetwork(nn.Module):
     def __init__(self, case, backbone):
         super().__init__()
         self.case = case
-        self.encoder = SideStack(case, backbone.encoder.config, case.blocks("encoder"))
-        self.decoder = SideStack(case, backbone.decoder.config, case.blocks("decoder"))
+        if case.gate.startswith("schedule"):  # in the state dict, but not trained
+            self.side_gate = nn.Parameter(torch.full((1,), 0.1))
+        self.encoder = SideStack(case, backbone.encoder.config, "encoder")
+        self.decoder = SideStack(case, backbone.decoder.config, "decoder")
         self.side_final_upsample = nn.Linear(case.d_model // case.reduction, case.d_model, bias=case.bias)
         if case.merge_last:
             self.side_gate_params_merge_last = nn.Parameter(torch.full((1,), case.alpha))
@@ -292,8 +333,9 @@ class LadderSideNetwork(nn.Module):
         padding = (1 - batch["attention_mask"])[:, None, None, :].to(dtype) * lowest
         length = batch["decoder_input_ids"].shape[1]
         causal = torch.full((length, length), lowest, dtype=dtype).triu(1)[None, None]
-        encoded = self.encoder(taps, "encoder", padding)
-        decoded = self.decoder(taps, "decoder", causal, encoded, padding)
+        scheduled = self.side_gate.detach() if self.case.gate.startswith("schedule") else None
+        encoded = self.encoder(taps, "encoder", padding, scheduled=scheduled)
+        decoded = self.decoder(taps, "decoder", causal, encoded, padding, scheduled)
         y = self.side_final_upsample(decoded)
         if self.case.merge_last:
             gate = torch.sigmoid(self.side_gate_params_merge_last / self.case.temperature)
@@ -316,7 +358,9 @@ def initialise(case, side):
     draw = torch.Generator().manual_seed(2000 + case.seed)
     for name, weight in side.named_parameters():
         with torch.no_grad():
-            if "gate_params" in name:
+            if name == "side_gate":
+                weight.fill_(0.3)
+            elif "gate_params" in name:
                 weight.copy_(case.alpha + 0.3 * case.temperature * torch.randn(1, generator=draw))
             elif "layer_norm" in name:
                 weight.copy_(1 + 0.1 * torch.randn(weight.shape, generator=draw))
@@ -324,6 +368,11 @@ def initialise(case, side):
                 weight.copy_(0.1 * torch.randn(weight.shape, generator=draw))
             else:
                 weight.copy_(weight.shape[1] ** -0.5 * torch.randn(weight.shape, generator=draw))
+
+
+def gradient(weight):
+    """Zeros for what the loss does not move."""
+    return torch.zeros_like(weight) if weight.grad is None else weight.grad.clone()
 
 
 def decays(name, weight):
@@ -345,7 +394,7 @@ def train(case, side, taps, batch, teacher):
         loss.backward()
         if step == 0:
             found["loss"] = loss.detach().clone()
-            found |= {f"grad.{n}": w.grad.clone() for n, w in side.named_parameters()}
+            found |= {f"grad.{n}": gradient(w) for n, w in side.named_parameters()}
         curve.append(loss.detach())
         norms.append(nn.utils.clip_grad_norm_(side.parameters(), 1.0))
         adamw.step()
@@ -485,7 +534,10 @@ MANIFEST = """\
 method:
   reduction: {reduction}
   blocks: {{encoder: {encoder}, decoder: {decoder}}}
+  free_blocks: {{encoder: {free[0]}, decoder: {free[1]}}}
+  down: '{down}'
   gate: {gate}
+  merge: {merge}
   temperature: {temperature}
   alpha: {alpha}
   merge_last: {merge_last}
@@ -524,7 +576,8 @@ def write_expected(case, backbone, side, batch, path):
         expected = {"backbone.logits": teacher, "logits": side(taps, batch)}
     expected |= {f"tap.{name}": tap for name, tap in taps.items() if name != "decoder.normed"}
     found = train(case, side, taps, batch, teacher)
-    vanished = [name for name, value in found.items() if name.startswith("grad.") and not value.any()]
+    moved = {n: v for n, v in found.items() if n.startswith("grad.") and n != "grad.side_gate"}
+    vanished = [name for name, value in moved.items() if not value.any()]
     assert not vanished, vanished
     tensors = {name: value.float().contiguous() for name, value in (expected | found).items()}
     save_file(batch | tensors, path, metadata={"lr": repr(case.lr), "weight_decay": repr(case.weight_decay)})

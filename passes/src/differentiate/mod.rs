@@ -15,9 +15,10 @@ use lstc_graph::{Attributes, Builder, DType, Dim, Graph, Node, NodeId, Origin, V
 
 pub use rules::RULES;
 
-use crate::module::{Module, is_backbone};
+use crate::module::{Module, Parameter, is_backbone};
 use crate::options::BackwardOptions;
 use crate::pipeline::Pass;
+use crate::plan::Group;
 
 pub struct Differentiate;
 
@@ -28,12 +29,16 @@ impl Pass for Differentiate {
 
     fn run(&self, module: &mut Module) -> Result<(), Vec<String>> {
         let seed = module.seed.expect("the loss was emitted");
-        let wanted: Vec<ValueId> = module.parameters.iter().map(|p| p.value).collect();
+        // What a schedule sets is not trained: its gradient is zeros, and the optimizer leaves it as it is.
+        let is_trained = |p: &&Parameter| p.group != Group::Schedule;
+        let wanted: Vec<ValueId> = module.parameters.iter().filter(is_trained).map(|p| p.value).collect();
         let options = module.options.backward;
         let gradients = gradients(&mut module.graph, seed, &wanted, (options, Origin::pass("differentiate")))?;
         let b = Builder::new(&mut module.graph, Origin::pass("differentiate"));
-        for (parameter, gradient) in module.parameters.iter_mut().zip(gradients) {
-            let gradient = gradient.unwrap_or_else(|| {
+        let mut found: HashMap<ValueId, ValueId> =
+            wanted.into_iter().zip(gradients).filter_map(|(parameter, found)| Some((parameter, found?))).collect();
+        for parameter in &mut module.parameters {
+            let gradient = found.remove(&parameter.value).unwrap_or_else(|| {
                 let zeros = vec![0.0; parameter.dims.iter().product()];
                 b.constant(Weight::from_f32(&parameter.dims, &zeros))
             });

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use lstc_passes::Options;
 use lstc_passes::options::{
-    BackboneOptions, Gate, Init, Int8Weights, KeepBlocks, Precision, Projections, Sizes, TowerName,
+    BackboneOptions, BlockCounts, Down, Gate, Init, Int8Weights, Merge, Precision, Projections, Sizes, TowerName,
 };
 use lstc_passes::single;
 
@@ -37,14 +37,35 @@ pub struct MethodFlags {
     #[arg(
         long,
         value_name = "COUNT",
-        value_parser = keep_blocks,
+        value_parser = block_counts::<1>,
         conflicts_with_all = ["encoder_blocks", "decoder_blocks"]
     )]
-    keep_blocks: Option<KeepBlocks>,
+    keep_blocks: Option<BlockCounts>,
 
-    /// How taps are mixed in: learnable, fixed or none [default: learnable]
+    /// Side blocks behind the last rung, without a tap: N, or by tower, as in encoder=1,decoder=2 [default: 0]
+    ///
+    /// They make the side network deeper, and take no tap. They start as the backbone's next blocks would, or as its last one.
+    #[arg(long, value_name = "N", value_parser = block_counts::<0>)]
+    free_blocks: Option<BlockCounts>,
+
+    /// How the taps of blocks are brought to the side network's width: linear, pool or low-rank:K [default: linear]
+    ///
+    /// pool takes means of neighbouring features, without parameters. low-rank:K multiplies with two matrices of rank K. The tap
+    /// of the embedding always goes through a matrix.
+    #[arg(long, value_name = "HOW")]
+    down: Option<Down>,
+
+    /// How taps are mixed in: learnable, fixed, one, schedule-linear, schedule-hyperbolic or none [default: learnable]
+    ///
+    /// The share of the side state is sigmoid(alpha / temperature), with alpha learnable or fixed; or one: the blocks' taps are not
+    /// read; or what a schedule says: from 0.1 in the first epoch to 0.9 in the last, or 1 / (1 + epoch) within these bounds. none
+    /// adds the two.
     #[arg(long, value_parser = yaml::<Gate>)]
     gate: Option<Gate>,
+
+    /// Whether a tap is mixed in before or after the side block [default: before]
+    #[arg(long, value_parser = yaml::<Merge>)]
+    merge: Option<Merge>,
 
     /// Temperature of the gates [default: 0.1]
     #[arg(long, value_name = "T", value_parser = single::parse)]
@@ -249,21 +270,21 @@ fn yaml<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
 }
 
 /// `9`, or `encoder=9,decoder=6`.
-fn keep_blocks(text: &str) -> Result<KeepBlocks, String> {
+fn block_counts<const LEAST: u32>(text: &str) -> Result<BlockCounts, String> {
     const FORM: &str = "expected a number, as in 9, or one for each tower, as in encoder=9,decoder=6";
     if text.parse::<i128>().is_ok() {
-        return at_least(1)(text).map(KeepBlocks::Each);
+        return at_least(LEAST)(text).map(BlockCounts::Each);
     }
     let mut counts = BTreeMap::new();
     for part in text.split(',') {
         let (tower, count) = part.split_once('=').ok_or(FORM)?;
         let tower = yaml::<TowerName>(tower.trim())?;
-        let count = at_least(1)(count.trim())?;
+        let count = at_least(LEAST)(count.trim())?;
         if counts.insert(tower, count).is_some() {
             return Err(format!("{tower} is given twice"));
         }
     }
-    Ok(KeepBlocks::ByTower(counts))
+    Ok(BlockCounts::ByTower(counts))
 }
 
 impl MethodFlags {
@@ -281,7 +302,10 @@ impl MethodFlags {
             m.blocks.retain(|tower, _| keep.of(*tower).is_none());
             m.keep_blocks = Some(keep.clone());
         }
+        m.free_blocks = self.free_blocks.clone().or(m.free_blocks.take());
+        set(&mut m.down, &self.down);
         set(&mut m.gate, &self.gate);
+        set(&mut m.merge, &self.merge);
         set(&mut m.temperature, &self.temperature);
         set(&mut m.alpha, &self.alpha);
         set(&mut m.merge_last, &self.merge_last);

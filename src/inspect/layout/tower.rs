@@ -1,5 +1,7 @@
 //! One tower: its place in the drawing, and its parts.
 
+use lstc_passes::options::Merge;
+
 use super::{Anchor, Arrangement, Block, Flow, Layout, Mark, Part, Rect, Side, Voice, Wire};
 use crate::inspect::gates::{Gate, State};
 use crate::inspect::ladder::{Ladder, Rung, Stack, Tap};
@@ -41,7 +43,10 @@ pub(super) fn plans(ladder: &Ladder, arrangement: Arrangement) -> Vec<Plan<'_>> 
     let mut plans: Vec<Plan> = Vec::new();
     for (index, stack) in ladder.stacks.iter().enumerate() {
         let is_last = index + 1 == count;
-        let levels = stack.rungs.len() + if is_last { 5 } else { 3 };
+        let levels = stack.rungs.len() + stack.free.len() + if is_last { 5 } else { 3 };
+        // The side stack is then a level lower, but the backbone is not.
+        let lower = stack.merge == Merge::After && (is_last || !stack.free.is_empty());
+        let levels = levels - usize::from(lower);
         let top = if is_last { 2.0 * GAP } else { GAP };
         let h = HEADER + top + levels as f64 * PITCH - GAP + FOOT + PAD;
         let beside = arrangement == Arrangement::Beside;
@@ -101,6 +106,26 @@ impl Plan<'_> {
         column.middle().0
     }
 
+    /// The level of a side block. Where its tap is mixed in behind it, it stands beside the block that is tapped.
+    fn level(&self, block: usize) -> usize {
+        match self.stack.merge {
+            Merge::Before => block + 2,
+            Merge::After => block + 1,
+        }
+    }
+
+    /// The level of the side stack's final norm.
+    fn top(&self) -> usize {
+        self.level(self.stack.rungs.len() + self.stack.free.len())
+    }
+
+    /// The side state on its way up to a level, past a gap without a gate.
+    fn straight(&self, to: &mut Layout, level: usize) {
+        let rect = self.side(level);
+        let x = self.stream(rect);
+        to.wire(Flow::Side, &[(x, rect.bottom() + GAP), (x, rect.bottom())]);
+    }
+
     fn outwards(&self) -> f64 {
         if self.mirrored { -1.0 } else { 1.0 }
     }
@@ -117,6 +142,13 @@ impl Plan<'_> {
                 None => self.dropped(to, block),
             }
         }
+        for (place, elements) in self.stack.free.iter().enumerate() {
+            let block = self.stack.rungs.len() + place;
+            if place > 0 || self.stack.merge == Merge::Before {
+                self.straight(to, self.level(block));
+            }
+            self.side_block(to, block, *elements);
+        }
         let output = self.side_norm(to);
         if let Some(before) = before.filter(|_| self.stack.cross_attention) {
             self.cross_attention(to, before);
@@ -131,7 +163,8 @@ impl Plan<'_> {
         let stack = self.stack;
         let name = stack.tower.name();
         let title: String = name[..1].to_uppercase() + &name[1..];
-        let (blocks, kept) = (stack.rungs.len(), stack.rungs.iter().flatten().count());
+        let tapped = |rung: &&Rung| rung.tap.is_some();
+        let (blocks, kept) = (stack.rungs.len(), stack.rungs.iter().flatten().filter(tapped).count());
         let of = if kept == blocks { format!("{blocks}") } else { format!("{kept} of {blocks}") };
         let (d, side) = (Grouped(stack.width), Grouped(stack.side_width));
         let s = if blocks == 1 { "" } else { "s" };
@@ -205,24 +238,32 @@ impl Plan<'_> {
     fn rung_of_embedding(&self, to: &mut Layout) {
         let x = self.stream(self.side(0));
         self.projection(to, 0, x, &self.stack.first, "the embedding");
-        to.wire(Flow::Side, &[(x, self.gap(0)), (x, self.row(1))]);
+        let end = if self.stack.merge == Merge::Before { self.row(1) } else { self.side(1).bottom() };
+        to.wire(Flow::Side, &[(x, self.gap(0)), (x, end)]);
     }
 
     fn rung(&self, to: &mut Layout, block: usize, rung: &Rung) {
-        let rect = self.side(block + 2);
-        let x = self.stream(rect);
-        let y = self.gap(block + 1);
-        let end = x - self.outwards() * Mark::RADIUS;
-        self.projection(to, block + 1, end, &rung.tap, &format!("block {block}"));
-        let about = format!("gate of block {block} of the {}", self.stack.tower);
-        self.gate(to, (x, y), rung.gate, about, self.outwards());
-        let (name, count) = (format!("side block {block}"), Grouped(rung.elements));
+        match &rung.tap {
+            Some(tap) => {
+                let (x, y) = (self.stream(self.side(0)), self.gap(block + 1));
+                let end = x - self.outwards() * Mark::RADIUS;
+                self.projection(to, block + 1, end, tap, &format!("block {block}"));
+                let about = format!("gate of block {block} of the {}", self.stack.tower);
+                self.gate(to, (x, y), rung.gate, about, self.outwards());
+            }
+            None => self.straight(to, block + 2),
+        }
+        self.side_block(to, block, rung.elements);
+    }
+
+    fn side_block(&self, to: &mut Layout, block: usize, elements: usize) {
+        let (name, count) = (format!("side block {block}"), Grouped(elements));
         let width = Grouped(self.stack.side_width);
-        let millions = format!("{width} wide · {:.1} M", rung.elements as f64 / 1e6);
+        let millions = format!("{width} wide · {:.1} M", elements as f64 / 1e6);
         let details = [format!("{width} wide · {count}"), millions, count.to_string()];
         let about =
             format!("side block {block} of the {}, trainable, {width} wide, {count} parameters", self.stack.tower);
-        to.block(rect, Part::Trainable, &name, &details, about);
+        to.block(self.side(self.level(block)), Part::Trainable, &name, &details, about);
     }
 
     /// A gate on the side stream, its value on the side that its rung does not come from.
@@ -248,9 +289,14 @@ impl Plan<'_> {
     }
 
     fn dropped(&self, to: &mut Layout, block: usize) {
-        let rect = self.side(block + 2);
+        let rect = self.side(self.level(block));
         let x = self.stream(rect);
-        to.wire(Flow::Side, &[(x, self.row(block + 1)), (x, rect.y)]);
+        // The gap without a gate: below it, or where taps are mixed in behind blocks, above it.
+        let gap = if self.stack.merge == Merge::Before { GAP } else { 0.0 };
+        to.wire(Flow::Side, &[(x, rect.bottom() + gap), (x, rect.y)]);
+        if self.stack.merge == Merge::After {
+            self.straight(to, block + 2);
+        }
         let (room, at) = (SIDE / 2.0 - 12.0, x + self.outwards() * 7.0);
         let anchor = if self.mirrored { Anchor::End } else { Anchor::Start };
         let (_, middle) = rect.middle();
@@ -263,10 +309,11 @@ impl Plan<'_> {
 
     /// The final norm of the side stack. Returns where its output leaves.
     fn side_norm(&self, to: &mut Layout) -> (f64, f64) {
-        let level = self.stack.rungs.len() + 2;
-        let rect = self.side(level);
+        let rect = self.side(self.top());
         let x = self.stream(rect);
-        to.wire(Flow::Side, &[(x, rect.bottom() + GAP), (x, rect.bottom())]);
+        if !self.stack.free.is_empty() || self.stack.merge == Merge::Before {
+            self.straight(to, self.top());
+        }
         let about = format!("final norm of the {}'s side stack, trainable", self.stack.tower);
         to.block(rect, Part::Trainable, "final side norm", &parameters(self.stack.norm), about);
         (x, rect.y)
@@ -274,8 +321,10 @@ impl Plan<'_> {
 
     /// The wires from the side output of the previous tower to each side block.
     fn cross_attention(&self, to: &mut Layout, (x, y): (f64, f64)) {
-        let kept = self.stack.rungs.iter().enumerate().filter(|(_, r)| r.is_some());
-        let ends: Vec<f64> = kept.map(|(block, _)| self.side(block + 2).middle().1).collect();
+        let blocks = self.stack.rungs.len();
+        let kept = self.stack.rungs.iter().enumerate().filter(|(_, r)| r.is_some()).map(|(block, _)| block);
+        let all = kept.chain(blocks..blocks + self.stack.free.len());
+        let ends: Vec<f64> = all.map(|block| self.side(self.level(block)).middle().1).collect();
         let turn = y - GAP / 2.0;
         let (Some(low), Some(high)) = (ends.first(), ends.last()) else { return };
         to.wire(Flow::Cross, &[(x, y), (x, turn), (self.rail, turn)]);
@@ -288,7 +337,7 @@ impl Plan<'_> {
 
     /// Up-projection, merge and LM head.
     fn head(&self, to: &mut Layout, ladder: &Ladder) {
-        let (head, top) = (&ladder.head, self.stack.rungs.len() + 2);
+        let (head, top) = (&ladder.head, self.top());
         let up = self.side(top + 1);
         let x = self.stream(up);
         to.wire(Flow::Side, &[(x, self.row(top)), (x, up.bottom())]);
@@ -299,7 +348,7 @@ impl Plan<'_> {
 
         let y = self.gap(top + 1);
         // The backbone's final output goes up between the columns.
-        let norm = self.backbone(top - 1);
+        let norm = self.backbone(self.stack.rungs.len() + 1);
         let lane = self.x(PAD + BACKBONE + RUNG / 2.0, 0.0);
         let from = (if self.mirrored { norm.x } else { norm.right() }, norm.middle().1);
         match head.merge {
