@@ -163,7 +163,7 @@ fn options_that_do_not_fit_are_told_at_once() {
     ]);
     assert_eq!(code(&no), 2);
     let talk = stderr(&no);
-    for words in ["reduction 1000 leaves nothing", "block 7 of the encoder", "method.dropout is 1.5"] {
+    for words in ["method.reduction is 1000, which leaves nothing", "block 7 cannot be kept", "method.dropout is 1.5"] {
         assert!(talk.contains(words), "{words}:\n{talk}");
     }
     assert!(!output.exists());

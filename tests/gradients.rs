@@ -16,7 +16,7 @@ use lstc::runtime::{Optimisation, Session, Tensor};
 use lstc_graph::{Attributes, Builder, DataFiles, Graph, Origin, ValueId, encode, parse, print, shape_text, verify};
 use lstc_passes::differentiate::{RULES, gradients};
 use lstc_passes::options::{BackwardOptions, Gate, Options};
-use lstc_passes::{Artifacts, artifacts};
+use lstc_passes::{Artifacts, Problem, artifacts};
 use ndarray::{ArrayD, IxDyn};
 use safetensors::{Dtype, SafeTensors};
 use table::{Case, Differences, Point, cases, sizes};
@@ -132,7 +132,7 @@ const WAYS: [BackwardOptions; 2] =
     [BackwardOptions { recompute_attention: false }, BackwardOptions { recompute_attention: true }];
 
 /// Adds the gradient of each trainable operand as the output `<operand>.grad`.
-fn differentiated(mut graph: Graph, options: BackwardOptions) -> Result<Graph, Vec<String>> {
+fn differentiated(mut graph: Graph, options: BackwardOptions) -> Result<Graph, Vec<Problem>> {
     let wanted = trainable(&graph);
     let loss = graph.find("loss").expect("the graph has a loss");
     let one = one(&mut graph);
@@ -383,7 +383,9 @@ fn the_gradient_of_dropout_passes_where_the_value_did() {
 
 fn refusal(text: &str) -> Vec<String> {
     let graph = parse(text, 17).unwrap_or_else(|e| panic!("{e}"));
-    differentiated(graph, BackwardOptions::default()).err().unwrap_or_else(|| panic!("{text} was differentiated"))
+    let refused = differentiated(graph, BackwardOptions::default()).err();
+    let refused = refused.unwrap_or_else(|| panic!("{text} was differentiated"));
+    refused.iter().map(ToString::to_string).collect()
 }
 
 #[test]
@@ -405,7 +407,7 @@ fn missing_rules_are_reported_at_once() {
         gradients(&mut graph, (loss, one), &wanted, (BackwardOptions::default(), Origin::pass("differentiate")))
             .expect_err("three rules are missing");
     assert_eq!(
-        error,
+        error.iter().map(ToString::to_string).collect::<Vec<_>>(),
         [
             "`other`: Cos has no gradient rule",
             "`strange`: Tanh has no gradient rule",
@@ -506,16 +508,16 @@ fn forms_without_a_rule_are_refused_by_name() {
     check(
         "(trainable a: f32[3, 4], b: f32[4]) { y = MatMul(a, b) loss = ReduceSum<keepdims=0>(y) }",
         &[
-            "`loss` has no shape",
-            "`y` has no shape",
+            "`loss`: it has no shape",
+            "`y`: it has no shape",
             "`y`: MatMul has a gradient rule only for operands of rank 2 and more",
         ],
     );
     check(
         "(trainable a: f32[4], b: f32[4, 2]) { y = MatMul(a, b) loss = ReduceSum<keepdims=0>(y) }",
         &[
-            "`loss` has no shape",
-            "`y` has no shape",
+            "`loss`: it has no shape",
+            "`y`: it has no shape",
             "`y`: MatMul has a gradient rule only for operands of rank 2 and more",
         ],
     );
@@ -539,14 +541,14 @@ fn forms_without_a_rule_are_refused_by_name() {
         "(trainable x: f32[3, 4], axes: i64[1]) { y = ReduceSum(x, axes) loss = ReduceSum<keepdims=0>(y) }",
         &[
             "`y`: ReduceSum has a gradient rule only for constant axes",
-            "whether `x` is repeated along axis 0 cannot be decided: 3 against ?1_1",
+            "`x`: whether it is repeated along axis 0 cannot be decided: 3 against ?1_1",
         ],
     );
     check(
         "(trainable a: f32[N], trainable b: f32[M]) { y = Add(a, b) loss = ReduceSum<keepdims=0>(y) }",
         &[
-            "whether `a` is repeated along axis 0 cannot be decided: N against broadcast(M, N)",
-            "whether `b` is repeated along axis 0 cannot be decided: M against broadcast(M, N)",
+            "`a`: whether it is repeated along axis 0 cannot be decided: N against broadcast(M, N)",
+            "`b`: whether it is repeated along axis 0 cannot be decided: M against broadcast(M, N)",
         ],
     );
 }

@@ -70,5 +70,5 @@ fn an_input_with_one_of_the_interfaces_names_is_told() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let error = rewritten(&graph, folder.path()).expect_err("it cannot be rewritten");
     let text = format!("{error:#}");
-    assert!(text.contains("an input named `labels`"), "{text}");
+    assert!(text.contains("`labels`: an input of the model has a name of the training graphs"), "{text}");
 }

@@ -388,7 +388,8 @@ fn problems(name: &str, change: impl FnOnce(&mut Options)) -> Vec<String> {
     let (graph, anatomy) = open(&case(name).join("model.onnx").into()).expect("the committed cases are recognised");
     let mut options = Options::default();
     change(&mut options);
-    Module::new(graph, anatomy, options).err().expect("the options do not fit")
+    let problems = Module::new(graph, anatomy, options).err().expect("the options do not fit");
+    problems.iter().map(ToString::to_string).collect()
 }
 
 #[test]
@@ -436,18 +437,18 @@ fn blocks_that_are_not_there_are_named() {
     assert_eq!(
         keep(&[0, 2], &[7]),
         [
-            "block 2 of the encoder cannot be kept: it has blocks 0 to 1",
-            "block 7 of the decoder cannot be kept: it has blocks 0 to 2",
+            "the encoder has blocks 0 to 1: block 2 cannot be kept",
+            "the decoder has blocks 0 to 2: block 7 cannot be kept",
         ]
     );
     assert_eq!(
         keep(&[], &[2, 0]),
         [
-            "no block of the encoder is kept: at least one is needed",
-            "the kept blocks of the decoder must be in ascending order, each once: [2, 0]",
+            "the encoder keeps no block: at least one is needed",
+            "the decoder keeps blocks that must be in ascending order, each once: [2, 0]",
         ]
     );
-    assert_eq!(keep(&[1, 1], &[0]), ["the kept blocks of the encoder must be in ascending order, each once: [1, 1]"]);
+    assert_eq!(keep(&[1, 1], &[0]), ["the encoder keeps blocks that must be in ascending order, each once: [1, 1]"]);
 }
 
 #[test]
@@ -455,10 +456,10 @@ fn a_reduction_that_leaves_nothing_is_refused() {
     assert_eq!(
         problems("two_and_three_blocks", |o| o.method.reduction = 50),
         [
-            "reduction 50 leaves nothing of the encoder's width of 48",
-            "reduction 50 leaves nothing of the encoder's head width of 10",
-            "reduction 50 leaves nothing of the decoder's width of 48",
-            "reduction 50 leaves nothing of the decoder's head width of 10",
+            "method.reduction is 50, which leaves nothing of the encoder's width of 48",
+            "method.reduction is 50, which leaves nothing of the encoder's head width of 10",
+            "method.reduction is 50, which leaves nothing of the decoder's width of 48",
+            "method.reduction is 50, which leaves nothing of the decoder's head width of 10",
         ]
     );
     let file = case("two_and_three_blocks").join("model.onnx");
@@ -468,8 +469,8 @@ fn a_reduction_that_leaves_nothing_is_refused() {
     assert_eq!(
         error.to_string(),
         format!(
-            "the options do not fit `{}`\n  reduction 11 leaves nothing of the encoder's head width of 10\n  reduction \
-             11 leaves nothing of the decoder's head width of 10",
+            "the options do not fit `{}`\n  method.reduction is 11, which leaves nothing of the encoder's head width of 10\n  method.reduction \
+             is 11, which leaves nothing of the decoder's head width of 10",
             file.display()
         )
     );

@@ -11,6 +11,7 @@ use lstc_models::{Anatomy, SublayerKind, Tower};
 
 use crate::module::Module;
 use crate::pipeline::Pass;
+use crate::problem::{At, Problem};
 
 pub struct Fold;
 
@@ -37,7 +38,7 @@ impl Pass for Fold {
         "fold"
     }
 
-    fn run(&self, module: &mut Module) -> Result<(), Vec<String>> {
+    fn run(&self, module: &mut Module) -> Result<(), Vec<Problem>> {
         if module.options.sizes.is_none() {
             return Ok(());
         }
@@ -46,7 +47,10 @@ impl Pass for Fold {
         let nodes_before = live(&module.graph);
         let folded = module.graph.fold(BUDGET);
         let values = folded.map_err(|(node, reason)| {
-            vec![format!("the model cannot have these sizes: `{}` {reason}", module.graph.node(node).name)]
+            vec![Problem::node(
+                &module.graph.node(node).name,
+                format!("the model cannot have these sizes: it {reason}"),
+            )]
         })?;
         let nodes_after = live(&module.graph);
         module.folded = Some(Folded { values: values.into_iter().collect(), nodes_before, nodes_after });
@@ -55,10 +59,10 @@ impl Pass for Fold {
 }
 
 /// Gives the inputs and the towers the sizes that the options say.
-fn fix(module: &mut Module) -> Result<(), Vec<String>> {
+fn fix(module: &mut Module) -> Result<(), Vec<Problem>> {
     let anatomy = &module.anatomy;
     let [first, .., last] = &anatomy.towers[..] else {
-        return Err(vec!["sizes apply to models with a source and a target".to_owned()]);
+        return Err(vec![Problem::option("sizes", "apply to models with a source and a target")]);
     };
     let sizes = module.options.sizes;
     let wanted = [
@@ -70,13 +74,14 @@ fn fix(module: &mut Module) -> Result<(), Vec<String>> {
     let mut fixed: Vec<(Dim, Dim)> = Vec::new();
     for (name, dim, size) in wanted {
         let Some(size) = size else { continue };
+        let fixed_at = |what| Problem { at: At::Part(format!("the model's {name}")), what };
         let size = i32::try_from(size).expect("the options' sizes were checked");
         match dim {
             Dim::Value(value) if *value == size => {}
-            Dim::Value(value) => problems.push(format!("the model's {name} is {value}, and cannot be {size}")),
+            Dim::Value(value) => problems.push(fixed_at(format!("is {value}, and cannot be {size}"))),
             symbol => match fixed.iter().find(|(from, _)| from == symbol) {
                 Some((_, Dim::Value(other))) if *other != size => {
-                    problems.push(format!("the model's {name} is a size already set to {other}, and cannot be {size}"));
+                    problems.push(fixed_at(format!("is a size already set to {other}, and cannot be {size}")));
                 }
                 _ => fixed.push((symbol.clone(), Dim::Value(size))),
             },
@@ -88,7 +93,8 @@ fn fix(module: &mut Module) -> Result<(), Vec<String>> {
         _ => 1,
     });
     if most > MAX_ELEMENTS {
-        problems.push(format!("a tensor of {most} elements would be needed at these sizes, more than {MAX_ELEMENTS}"));
+        let what = format!("would need a tensor of {most} elements, more than {MAX_ELEMENTS}");
+        problems.push(Problem::option("sizes", what));
     }
     if !problems.is_empty() {
         return Err(problems);

@@ -5,6 +5,7 @@
 use crate::module::Module;
 use crate::optimizer::{FIRST_MOMENT, SECOND_MOMENT};
 use crate::pipeline::Pass;
+use crate::problem::Problem;
 
 pub struct Freeze;
 
@@ -19,9 +20,9 @@ impl Pass for Freeze {
         "freeze"
     }
 
-    fn run(&self, module: &mut Module) -> Result<(), Vec<String>> {
+    fn run(&self, module: &mut Module) -> Result<(), Vec<Problem>> {
         let logits = module.anatomy.head.logits;
-        module.graph.rename(logits, BACKBONE_LOGITS).map_err(|e| vec![e])?;
+        module.graph.rename(logits, BACKBONE_LOGITS).map_err(|e| vec![Problem::model(e)])?;
         module.graph.outputs = vec![logits];
         raise_opset(module)?;
         clear_names(module)
@@ -33,17 +34,18 @@ const DROPOUT_OPSET: i64 = 12;
 
 /// Raises the opset where the side network needs it: between 11 and 12 no operator that a model without dropout is made of
 /// has another meaning.
-fn raise_opset(module: &mut Module) -> Result<(), Vec<String>> {
+fn raise_opset(module: &mut Module) -> Result<(), Vec<Problem>> {
     if module.options.method.dropout == 0.0 || module.graph.opset() >= DROPOUT_OPSET {
         return Ok(());
     }
     let old = module.graph.node_ids().find(|id| module.graph.node(*id).is("Dropout"));
     if let Some(id) = old {
         let (opset, name) = (module.graph.opset(), &module.graph.node(id).name);
-        return Err(vec![format!(
-            "dropout needs opset {DROPOUT_OPSET}, and the Dropout `{name}` of the model is written in opset {opset}: export \
-             the model again"
-        )]);
+        let what = format!(
+            "needs opset {DROPOUT_OPSET}, and the Dropout `{name}` of the model is written in opset {opset}: export the model \
+             again"
+        );
+        return Err(vec![Problem::option("method.dropout", what)]);
     }
     module.graph.set_opset(DROPOUT_OPSET);
     Ok(())
@@ -53,7 +55,7 @@ fn raise_opset(module: &mut Module) -> Result<(), Vec<String>> {
 ///
 /// # Errors
 /// An input of the model that has one: renaming it would change what callers give.
-fn clear_names(module: &mut Module) -> Result<(), Vec<String>> {
+fn clear_names(module: &mut Module) -> Result<(), Vec<Problem>> {
     let mut wanted: Vec<String> = ["logits", "labels", "loss", "lr", "step", "grad_norm"].map(str::to_owned).to_vec();
     for planned in &module.plan.parameters {
         let name = &planned.name;
@@ -69,10 +71,10 @@ fn clear_names(module: &mut Module) -> Result<(), Vec<String>> {
     for name in wanted {
         let Some(value) = module.graph.find(&name) else { continue };
         if module.graph.inputs.contains(&value) {
-            problems.push(format!("the model has an input named `{name}`, a name of the training graphs: rename it"));
+            problems.push(Problem::value(name, "an input of the model has a name of the training graphs: rename it"));
         } else {
             let free = module.graph.fresh_name(&format!("{BACKBONE}{name}"));
-            module.graph.rename(value, &free).map_err(|e| vec![e])?;
+            module.graph.rename(value, &free).map_err(|e| vec![Problem::model(e)])?;
         }
     }
     if problems.is_empty() { Ok(()) } else { Err(problems) }

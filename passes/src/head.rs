@@ -14,6 +14,7 @@ use crate::key::{Key, Leaf, Rung};
 use crate::ladder::{gate, mix};
 use crate::module::{Module, Point};
 use crate::pipeline::Pass;
+use crate::problem::Problem;
 
 pub struct Head;
 
@@ -22,7 +23,7 @@ impl Pass for Head {
         "head"
     }
 
-    fn run(&self, module: &mut Module) -> Result<(), Vec<String>> {
+    fn run(&self, module: &mut Module) -> Result<(), Vec<Problem>> {
         let tower = module.plan.towers.last().expect("a model has towers").tower;
         let last = module.anatomy.last();
         let rows =

@@ -24,6 +24,7 @@ use crate::module::{Module, Point};
 use crate::options::{Down, Gate, Merge, Method};
 use crate::pipeline::Pass;
 use crate::plan::{SideBlock, SideTower, family};
+use crate::problem::Problem;
 
 pub struct Ladder;
 
@@ -35,7 +36,7 @@ impl Pass for Ladder {
         "ladder"
     }
 
-    fn run(&self, module: &mut Module) -> Result<(), Vec<String>> {
+    fn run(&self, module: &mut Module) -> Result<(), Vec<Problem>> {
         let names = family(&module.anatomy).names;
         for side in module.plan.towers.clone() {
             let out = tower(module, &side, &names);

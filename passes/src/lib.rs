@@ -6,6 +6,7 @@
 
 pub mod artifacts;
 pub mod block;
+pub mod contract;
 pub mod differentiate;
 mod fold;
 mod freeze;
@@ -26,6 +27,7 @@ mod parts;
 pub mod pipeline;
 pub mod plan;
 mod point;
+pub mod problem;
 pub mod projections;
 mod provider;
 pub mod prune;
@@ -48,5 +50,6 @@ pub use options::Options;
 pub use parts::{COUNTED_ROWS, Narrow, Parts, parts};
 pub use pipeline::{Pass, PassError, Pipeline, Timing, ladder_side_tuning};
 pub use plan::{Group, Plan};
+pub use problem::Problem;
 pub use provider::{for_cuda, integer_products};
 pub use quantise::Store;

@@ -26,6 +26,7 @@ use crate::block::Rows;
 use crate::head::{HeadMatrix, matrix};
 use crate::module::{Module, Point};
 use crate::pipeline::Pass;
+use crate::problem::Problem;
 
 pub struct Loss;
 
@@ -59,13 +60,14 @@ impl Pass for Loss {
         "loss"
     }
 
-    fn run(&self, module: &mut Module) -> Result<(), Vec<String>> {
+    fn run(&self, module: &mut Module) -> Result<(), Vec<Problem>> {
         let last = module.anatomy.last();
         let shape = [last.batch.clone(), last.length.clone()];
         let tower = module.plan.towers.last().expect("a model has towers").tower;
         let rows =
             Rows { batch: shape[0].clone(), length: shape[1].clone(), like: module.tap(tower, Point::Embedding) };
-        let labels = module.graph.add_input("labels", DType::I64, &shape, Role::Frozen).map_err(|e| vec![e])?;
+        let labels =
+            module.graph.add_input("labels", DType::I64, &shape, Role::Frozen).map_err(|e| vec![Problem::model(e)])?;
         let matrix = matrix(&module.anatomy);
         let y = module.head_input.expect("the head was emitted");
         let options = module.options.loss.clone();

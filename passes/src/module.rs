@@ -1,19 +1,21 @@
 //! What passes work on: the graph, what is known of it, and what has been made so far.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use lstc_graph::{Dim, Graph, NodeId, Origin, Role, Source, ValueId};
+use lstc_graph::{Dim, Graph, Node, Origin, ValueId};
 use lstc_models::{Anatomy, RESTATED, TowerId};
 
 use crate::block::MatrixValue;
+use crate::contract::{Compared, Contract};
 use crate::fold::Folded;
 use crate::initial::Initial;
 use crate::key::Key;
 use crate::options::Options;
 use crate::plan::{Group, Plan, PlannedParameter};
 pub use crate::point::Point;
-use crate::quantise::{QUANTISE, Quantised, QuantisedHead, Remade, Store};
+use crate::problem::Problem;
+use crate::quantise::{QUANTISE, Quantised, QuantisedHead, Store};
 
 /// A hidden state of the backbone that the side network reads.
 #[derive(Clone, Debug)]
@@ -99,7 +101,7 @@ impl Module {
     ///
     /// # Errors
     /// Every option that does not fit the model.
-    pub fn new(graph: Graph, anatomy: Anatomy, options: Options) -> Result<Module, Vec<String>> {
+    pub fn new(graph: Graph, anatomy: Anatomy, options: Options) -> Result<Module, Vec<Problem>> {
         let plan = Plan::new(&graph, &anatomy, &options)?;
         Ok(Module {
             source: Arc::new(graph.clone()),
@@ -185,105 +187,35 @@ impl Module {
         self.plan.parameters.iter()
     }
 
-    /// The invariants that hold after every pass.
-    ///
-    /// 1. No frozen value depends on a trainable parameter.
-    /// 2. No new node reads a backbone value other than a tap, a mask, bucket indices or the frozen head weight.
-    /// 3. The backbone's nodes are the source model's, unchanged, and those that restate fused ones. A value that fixed
-    ///    sizes decide may be a constant, and its node gone. Where another precision was asked for, a product, the heads that
-    ///    become of it, or a norm may be made by the nodes that the pass `quantise` recorded for it, and by no others.
-    /// 4. Every value has an element type and a symbolic shape.
+    /// What is promised of the graphs so far.
+    pub fn contract(&self) -> Contract {
+        Contract {
+            values: self.source.values(),
+            reads: self.cut.clone(),
+            remade: self.quantised.iter().flat_map(|q| q.remade().copied()).collect(),
+            folded: self.folded.as_ref().map(|folded| folded.values.clone()).unwrap_or_default(),
+            inner: self.quantised.as_ref().map(Quantised::inner).unwrap_or_default(),
+        }
+    }
+
+    /// Holds the graph against the contract, as after every pass.
     ///
     /// # Errors
     /// Every breach, with the node or value.
-    pub fn check(&self) -> Result<(), Vec<String>> {
-        let mut breaches = Vec::new();
-        self.check_frozen(&mut breaches);
-        self.check_cut(&mut breaches);
-        self.check_backbone(&mut breaches);
-        breaches.extend(lstc_graph::verify(&self.graph).iter().map(|f| format!("invariant 4: {f}")));
-        if breaches.is_empty() { Ok(()) } else { Err(breaches) }
-    }
-
-    fn check_frozen(&self, breaches: &mut Vec<String>) {
-        let graph = &self.graph;
-        let trainable = graph.value_ids().filter(|v| graph.value(*v).is_trainable());
-        let touched = graph.dependents(trainable);
-        for id in graph.node_ids().filter(|id| is_backbone(&graph.node(*id).origin)) {
-            let node = graph.node(id);
-            if node.outputs.iter().flatten().any(|v| touched[v.index()]) {
-                breaches.push(format!("invariant 1: the frozen node `{}` depends on a trainable parameter", node.name));
-            }
-        }
-    }
-
-    fn check_cut(&self, breaches: &mut Vec<String>) {
-        let graph = &self.graph;
-        let inner_values = self.quantised.as_ref().map(Quantised::inner).unwrap_or_default();
-        let inner = |v: &ValueId| inner_values.contains(v);
-        let of_source = |v: &ValueId| !self.is_new(*v) || inner(v);
-        for id in graph.node_ids().filter(|id| !is_backbone(&graph.node(*id).origin)) {
-            let node = graph.node(id);
-            for value in node.inputs.iter().flatten().filter(|v| of_source(v) && !self.cut.contains(v)) {
-                let name = &graph.value(*value).name;
-                breaches.push(format!(
-                    "invariant 2: `{}` of pass {} reads the backbone's `{name}`, which is not a tap",
-                    node.name, node.origin
-                ));
-            }
-        }
-    }
-
-    fn check_backbone(&self, breaches: &mut Vec<String>) {
-        let left: HashSet<NodeId> = self.graph.node_ids().collect();
-        let remade: HashMap<ValueId, Remade> =
-            self.quantised.iter().flat_map(|q| q.remade().map(|r| (r.value, *r))).collect();
-        let replaced = |id: NodeId, value: ValueId| remade.get(&value).is_some_and(|r| r.source == id);
-        for id in self.source.node_ids() {
-            let before = self.source.node(id);
-            if !left.contains(&id) {
-                if !before.outputs.iter().flatten().all(|v| self.is_folded(*v) || replaced(id, *v)) {
-                    breaches.push(format!("invariant 3: the backbone's node `{}` was removed", before.name));
-                }
-                continue;
-            }
-            let after = self.graph.node(id);
-            let same = (&before.domain, &before.op) == (&after.domain, &after.op)
-                && before.inputs == after.inputs
-                && before.outputs == after.outputs
-                && before.attributes == after.attributes;
-            if !same {
-                breaches.push(format!("invariant 3: the backbone's node `{}` was changed", before.name));
-            }
-        }
-        for id in self.source.value_ids() {
-            let (before, after) = (self.source.value(id), self.graph.value(id));
-            let same = match (&before.source, &after.source) {
-                (Source::Weight(a), Source::Weight(b)) => a.bytes().as_ptr() == b.bytes().as_ptr() || a == b,
-                (Source::Node(a, i), Source::Node(b, j)) => {
-                    (a, i) == (b, j) || *j == 0 && remade.get(&id).is_some_and(|r| r.by == *b && r.source == *a)
-                }
-                (Source::Input(_), Source::Input(role)) => *role == Role::Frozen,
-                (Source::Node(..), Source::Weight(_)) => self.is_folded(id),
-                _ => false,
-            };
-            if !same {
-                breaches.push(format!("invariant 3: the backbone's value `{}` was changed", before.name));
-            }
-        }
+    pub fn check(&self) -> Result<(), Vec<Problem>> {
+        let (contract, graph) = (self.contract(), &self.graph);
+        let of = |value: ValueId| (!self.is_new(value)).then_some(value);
+        let mut breaches = contract.breaches(&Compared { graph, model: &self.source, of: &of });
+        breaches.backbone.extend(contract.losses(graph, &self.source));
         match &self.quantised {
-            Some(quantised) => {
-                breaches.extend(quantised.breaches(&self.graph).into_iter().map(|b| format!("invariant 3: {b}")));
-            }
+            Some(quantised) => breaches.backbone.extend(quantised.breaches(graph)),
             None => {
-                let made = |id: &NodeId| self.graph.node(*id).origin == QUANTISE;
-                breaches.extend(self.graph.node_ids().filter(made).map(|id| {
-                    format!(
-                        "invariant 3: `{}` computes in a precision that was not asked for",
-                        self.graph.node(id).name
-                    )
-                }));
+                let made = graph.node_ids().map(|id| graph.node(id)).filter(|node| node.origin == QUANTISE);
+                let problem = |node: &Node| Problem::node(&node.name, "computes in a precision that was not asked for");
+                breaches.backbone.extend(made.map(problem));
             }
         }
+        let breaches = breaches.numbered();
+        if breaches.is_empty() { Ok(()) } else { Err(breaches) }
     }
 }

@@ -18,6 +18,7 @@ use crate::module::{Module, Parameter, StepValues};
 use crate::options::OptimizerOptions;
 use crate::pipeline::Pass;
 use crate::plan;
+use crate::problem::Problem;
 
 pub struct Optimizer;
 
@@ -26,7 +27,7 @@ impl Pass for Optimizer {
         "optimizer"
     }
 
-    fn run(&self, module: &mut Module) -> Result<(), Vec<String>> {
+    fn run(&self, module: &mut Module) -> Result<(), Vec<Problem>> {
         let gradient = |p: &Parameter| p.gradient.expect("the graph was differentiated");
         let targets: Vec<Target> = module.parameters.iter().map(|p| Target::new(p, p.value, gradient(p))).collect();
         module.step = Some(adamw(&mut module.graph, &targets, &module.options.optimizer)?);
@@ -140,11 +141,11 @@ struct Scalars {
 ///
 /// # Errors
 /// Names of the interface that the graph has already given to something else.
-pub fn adamw(graph: &mut Graph, targets: &[Target], options: &OptimizerOptions) -> Result<StepValues, Vec<String>> {
+pub fn adamw(graph: &mut Graph, targets: &[Target], options: &OptimizerOptions) -> Result<StepValues, Vec<Problem>> {
     let mut taken = Vec::new();
     let mut input = |graph: &mut Graph, name: &str, dtype, dims: &[usize]| {
         let shape: Vec<Dim> = dims.iter().map(|d| Dim::Value(*d as i32)).collect();
-        graph.add_input(name, dtype, &shape, Role::Frozen).map_err(|e| taken.push(e)).ok()
+        graph.add_input(name, dtype, &shape, Role::Frozen).map_err(|e| taken.push(Problem::model(e))).ok()
     };
     let lr = input(graph, "lr", DType::F32, &[]);
     let step = input(graph, "step", DType::I64, &[]);

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use lstc_models::TowerKind;
 use serde::{Deserialize, Serialize};
 
+use crate::problem::Problem;
 use crate::single;
 
 pub use crate::projections::{Projection, Projections};
@@ -543,62 +544,72 @@ impl Options {
     }
 
     /// Every option out of range.
-    pub fn problems(&self) -> Vec<String> {
+    pub fn problems(&self) -> Vec<Problem> {
         let (m, l, o) = (&self.method, &self.loss, &self.optimizer);
         let mut problems = Vec::new();
-        let mut check = |ok: bool, text: String| {
+        let mut check = |ok: bool, key: &'static str, what: String| {
             if !ok {
-                problems.push(text);
+                problems.push(Problem::option(key, what));
             }
         };
-        check(m.reduction >= 1, format!("method.reduction is {}, but must be at least 1", m.reduction));
+        check(m.reduction >= 1, "method.reduction", format!("is {}, but must be at least 1", m.reduction));
         check(
             m.temperature > 0.0 && m.temperature.is_finite() && m.temperature.recip().is_finite(),
-            format!("method.temperature is {}, but must be positive", m.temperature),
+            "method.temperature",
+            format!("is {}, but must be positive", m.temperature),
         );
         check(
             m.keep_blocks.as_ref().is_none_or(|keep| keep.counts().all(|count| count > 0)),
-            "method.keep_blocks holds a 0: a tower keeps at least one block".to_owned(),
+            "method.keep_blocks",
+            "holds a 0: a tower keeps at least one block".to_owned(),
         );
         for (name, size) in self.sizes.named() {
+            let key = match name {
+                "batch" => "sizes.batch",
+                "source_length" => "sizes.source_length",
+                _ => "sizes.target_length",
+            };
             let fits = size.is_none_or(|size| (1..=i32::MAX as usize).contains(&size));
-            check(
-                fits,
-                format!("sizes.{name} is {}, but must be between 1 and {}", size.unwrap_or_default(), i32::MAX),
-            );
+            check(fits, key, format!("is {}, but must be between 1 and {}", size.unwrap_or_default(), i32::MAX));
         }
         let b = &self.backbone;
         check(
             b.max_tap_error.is_none_or(|error| error > 0.0 && error.is_finite()),
-            format!("backbone.max_tap_error is {}, but must be positive", b.max_tap_error.unwrap_or_default()),
+            "backbone.max_tap_error",
+            format!("is {}, but must be positive", b.max_tap_error.unwrap_or_default()),
         );
         check(
             b.precision == Precision::Int4 || b.in_8_bits.as_ref().is_none_or(Vec::is_empty),
-            format!("backbone.in_8_bits needs an int4 backbone, and this one is {}", b.precision),
+            "backbone.in_8_bits",
+            format!("needs an int4 backbone, and this one is {}", b.precision),
         );
         let projections = m.init_projections.and_then(|projections| projections.problem());
-        check(projections.is_none(), projections.unwrap_or_default());
-        check(m.alpha.is_finite(), format!("method.alpha is {}", m.alpha));
-        check((0.0..1.0).contains(&m.dropout), format!("method.dropout is {}, but must be in [0, 1)", m.dropout));
+        check(projections.is_none(), "method.init_projections", projections.unwrap_or_default());
+        check(m.alpha.is_finite(), "method.alpha", format!("is {}", m.alpha));
+        check((0.0..1.0).contains(&m.dropout), "method.dropout", format!("is {}, but must be in [0, 1)", m.dropout));
         check(
             !self.backward.recompute_attention || m.dropout == 0.0,
-            format!("backward.recompute_attention needs method.dropout to be 0, not {}", m.dropout),
+            "backward.recompute_attention",
+            format!("needs method.dropout to be 0, not {}", m.dropout),
         );
-        check(l.label >= 0.0 && l.label.is_finite(), format!("loss.label is {}, but must not be negative", l.label));
+        for (key, weight) in [("loss.label", l.label), ("loss.distill", l.distill)] {
+            check(weight >= 0.0 && weight.is_finite(), key, format!("is {weight}, but must not be negative"));
+        }
         check(
-            l.distill >= 0.0 && l.distill.is_finite(),
-            format!("loss.distill is {}, but must not be negative", l.distill),
+            l.label > 0.0 || l.distill > 0.0,
+            "loss.label",
+            "and loss.distill are both 0: nothing to train".to_owned(),
         );
-        check(l.label > 0.0 || l.distill > 0.0, "loss.label and loss.distill are both 0: nothing to train".to_owned());
-        for (name, beta) in [("beta1", o.beta1), ("beta2", o.beta2)] {
-            check((0.0..1.0).contains(&beta), format!("optimizer.{name} is {beta}, but must be in [0, 1)"));
+        for (key, beta) in [("optimizer.beta1", o.beta1), ("optimizer.beta2", o.beta2)] {
+            check((0.0..1.0).contains(&beta), key, format!("is {beta}, but must be in [0, 1)"));
         }
         check(
             o.epsilon > 0.0 && o.epsilon.is_finite(),
-            format!("optimizer.epsilon is {}, but must be positive", o.epsilon),
+            "optimizer.epsilon",
+            format!("is {}, but must be positive", o.epsilon),
         );
-        for (name, v) in [("weight_decay", o.weight_decay), ("clip", o.clip)] {
-            check(v >= 0.0 && v.is_finite(), format!("optimizer.{name} is {v}, but must not be negative"));
+        for (key, v) in [("optimizer.weight_decay", o.weight_decay), ("optimizer.clip", o.clip)] {
+            check(v >= 0.0 && v.is_finite(), key, format!("is {v}, but must not be negative"));
         }
         problems
     }

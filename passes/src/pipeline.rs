@@ -10,6 +10,7 @@ use crate::ladder::Ladder;
 use crate::loss::Loss;
 use crate::module::Module;
 use crate::optimizer::Optimizer;
+use crate::problem::{Problem, listed};
 use crate::prune::Prune;
 use crate::quantise::{Quantise, QuantiseHead};
 use crate::side_stack::SideStack;
@@ -24,7 +25,7 @@ pub trait Pass {
     ///
     /// # Errors
     /// Everything that prevents the pass from running.
-    fn run(&self, module: &mut Module) -> Result<(), Vec<String>>;
+    fn run(&self, module: &mut Module) -> Result<(), Vec<Problem>>;
 }
 
 /// Passes in order.
@@ -52,10 +53,10 @@ pub fn ladder_side_tuning() -> Pipeline {
 
 /// Why a pass failed.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("pass {pass}:\n{}", problems.iter().map(|p| format!("  {p}")).collect::<Vec<_>>().join("\n"))]
+#[error("pass {pass}:\n{}", listed(problems))]
 pub struct PassError {
     pub pass: &'static str,
-    pub problems: Vec<String>,
+    pub problems: Vec<Problem>,
 }
 
 /// What one pass took and made.

@@ -1,11 +1,14 @@
 //! The side network's shape: widths, kept blocks, and its parameters by name.
 
 use lstc_graph::Graph;
-use lstc_models::{Anatomy, AttentionKind, Family, Names, Site, Slot, Sublayer, SublayerId, Tower, TowerId, families};
+use lstc_models::{
+    Anatomy, AttentionKind, Family, Names, Place, Site, Slot, Sublayer, SublayerId, Tower, TowerId, families,
+};
 
 use crate::kept::{Choice, choose};
 use crate::key::{At, Key, Leaf, Rung};
 use crate::options::{Down, Gate, Method, Options};
+use crate::problem::Problem;
 
 /// What part of the side network a parameter belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -113,17 +116,20 @@ impl Plan {
     ///
     /// # Errors
     /// Every option that does not fit the model.
-    pub fn new(graph: &Graph, anatomy: &Anatomy, options: &Options) -> Result<Plan, Vec<String>> {
+    pub fn new(graph: &Graph, anatomy: &Anatomy, options: &Options) -> Result<Plan, Vec<Problem>> {
         let mut problems = options.problems();
         for (key, name) in options.method.named_towers() {
             if !anatomy.towers.iter().any(|t| name == t.kind.into()) {
-                problems.push(format!("method.{key} names a tower that the model does not have: {name}"));
+                let what = format!("names a tower that the model does not have: {name}");
+                problems.push(Problem::option(format!("method.{key}"), what));
             }
         }
         for tower in &anatomy.towers {
             if options.method.kept(tower.kind).is_some() && options.method.count(tower.kind).is_some() {
                 let kind = tower.kind;
-                problems.push(format!("method.blocks lists the kept blocks of the {kind}, and method.keep_blocks counts them: give only one"));
+                let what =
+                    format!("lists the kept blocks of the {kind}, and method.keep_blocks counts them: give only one");
+                problems.push(Problem::option("method.blocks", what));
             }
         }
         let choices = if problems.is_empty() { choose(graph, anatomy, &options.method) } else { Vec::new() };
@@ -153,29 +159,31 @@ fn side_tower(
     tower: &Tower,
     options: &Options,
     chosen: Option<&[usize]>,
-) -> Result<SideTower, Vec<String>> {
+) -> Result<SideTower, Vec<Problem>> {
     let r = options.method.reduction.max(1);
     let count = tower.blocks.len();
     let kept =
         chosen.or(options.method.kept(tower.kind)).map_or_else(|| (0..count).collect::<Vec<_>>(), <[usize]>::to_vec);
     let mut problems = Vec::new();
+    let at = |what: String| Problem::place(Place::Tower(tower.kind), what);
     if kept.is_empty() {
-        problems.push(format!("no block of the {} is kept: at least one is needed", tower.kind));
+        problems.push(at("keeps no block: at least one is needed".to_owned()));
     }
     if !kept.is_sorted_by(|a, b| a < b) {
-        problems.push(format!("the kept blocks of the {} must be in ascending order, each once: {kept:?}", tower.kind));
+        problems.push(at(format!("keeps blocks that must be in ascending order, each once: {kept:?}")));
     }
     if let Some(bad) = kept.iter().find(|b| **b >= count) {
-        problems.push(format!("block {bad} of the {} cannot be kept: it has blocks 0 to {}", tower.kind, count - 1));
+        problems.push(at(format!("has blocks 0 to {}: block {bad} cannot be kept", count - 1)));
     }
     if let Down::LowRank(rank) = options.method.down
         && rank > tower.width / r
     {
-        problems.push(format!(
-            "method.down has the rank {rank}, but the side network of the {} is {} wide: linear takes no more parameters",
+        let what = format!(
+            "has the rank {rank}, but the side network of the {} is {} wide: linear takes no more parameters",
             tower.kind,
             tower.width / r
-        ));
+        );
+        problems.push(Problem::option("method.down", what));
     }
     let is_tapped = options.method.gate != Gate::One;
     let beside = kept.iter().map(|block| SideBlock { number: *block, of: *block, is_tapped });
@@ -189,7 +197,8 @@ fn side_tower(
     let ff = block.feed_forward().expect("the family's blocks have a feed-forward layer");
     let mut divided = |name: &str, width: usize| {
         if width / r == 0 {
-            problems.push(format!("reduction {r} leaves nothing of the {}'s {name} of {width}", tower.kind));
+            let what = format!("is {r}, which leaves nothing of the {}'s {name} of {width}", tower.kind);
+            problems.push(Problem::option("method.reduction", what));
         }
         width / r
     };

@@ -60,11 +60,11 @@ impl Projections {
     pub(crate) fn problem(&self) -> Option<String> {
         [self.down, self.up].into_iter().find_map(|projection| match projection {
             Projection::Normal(deviation) if deviation.is_nan() || deviation <= 0.0 => {
-                Some(format!("method.init_projections has the deviation {deviation}, but it must be positive"))
+                Some(format!("has the deviation {deviation}, but it must be positive"))
             }
-            Projection::Normal(deviation) if deviation > LARGEST => Some(format!(
-                "method.init_projections has the deviation {deviation:e}, but it must be at most {LARGEST:e}"
-            )),
+            Projection::Normal(deviation) if deviation > LARGEST => {
+                Some(format!("has the deviation {deviation:e}, but it must be at most {LARGEST:e}"))
+            }
             _ => None,
         })
     }

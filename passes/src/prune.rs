@@ -38,6 +38,7 @@ use crate::module::Module;
 use crate::options::{Init, Projection, Projections};
 use crate::pipeline::Pass;
 use crate::plan::{PlannedParameter, Start};
+use crate::problem::Problem;
 
 pub struct Prune;
 
@@ -46,7 +47,7 @@ impl Pass for Prune {
         "prune"
     }
 
-    fn run(&self, module: &mut Module) -> Result<(), Vec<String>> {
+    fn run(&self, module: &mut Module) -> Result<(), Vec<Problem>> {
         let source = Source { graph: &module.graph, anatomy: &module.anatomy, importance: &Magnitude };
         let method = &module.options.method;
         let (reduction, projections) = (method.reduction, method.projections());
@@ -60,9 +61,10 @@ impl Pass for Prune {
         let initial: Vec<Initial> = module.planned().map(|p| starting.value(p)).collect();
         let misfit = |(planned, value): (&PlannedParameter, &Initial)| {
             let (found, wanted) = (value.dims(), &planned.dims);
-            (found != wanted).then(|| format!("`{}` would start as {found:?}, not {wanted:?}", planned.name))
+            (found != wanted)
+                .then(|| Problem::value(&planned.name, format!("would start as {found:?}, not {wanted:?}")))
         };
-        let misfits: Vec<String> = module.plan.parameters.iter().zip(&initial).filter_map(misfit).collect();
+        let misfits: Vec<Problem> = module.plan.parameters.iter().zip(&initial).filter_map(misfit).collect();
         if !misfits.is_empty() {
             return Err(misfits);
         }

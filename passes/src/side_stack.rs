@@ -6,6 +6,7 @@ use lstc_graph::{DType, Dim, Role};
 
 use crate::module::{Module, Parameter};
 use crate::pipeline::Pass;
+use crate::problem::Problem;
 
 pub struct SideStack;
 
@@ -14,7 +15,7 @@ impl Pass for SideStack {
         "side-stack"
     }
 
-    fn run(&self, module: &mut Module) -> Result<(), Vec<String>> {
+    fn run(&self, module: &mut Module) -> Result<(), Vec<Problem>> {
         let mut problems = Vec::new();
         for planned in &module.plan.parameters {
             let shape: Vec<Dim> = planned.dims.iter().map(|&d| Dim::Value(d as i32)).collect();
@@ -27,7 +28,7 @@ impl Pass for SideStack {
                     value,
                     gradient: None,
                 }),
-                Err(reason) => problems.push(reason),
+                Err(reason) => problems.push(Problem::model(reason)),
             }
         }
         if problems.is_empty() { Ok(()) } else { Err(problems) }

@@ -6,6 +6,7 @@
 
 use crate::module::{Module, Point, Tap};
 use crate::pipeline::Pass;
+use crate::problem::Problem;
 use lstc_graph::{Builder, DType, Dim, Origin, ValueId};
 use lstc_models::{SublayerKind, TowerId};
 
@@ -16,7 +17,7 @@ impl Pass for Taps {
         "tap"
     }
 
-    fn run(&self, module: &mut Module) -> Result<(), Vec<String>> {
+    fn run(&self, module: &mut Module) -> Result<(), Vec<Problem>> {
         for side in module.plan.towers.clone() {
             let tower = module.anatomy.tower(side.tower).clone();
             tap(module, side.tower, Point::Embedding, (tower.embedding, tower.width));

@@ -23,6 +23,7 @@ use anyhow::{Context, anyhow, bail};
 use lstc_graph::{About, DType, DataFiles, DataWriter, Dim, Encoding, Graph, Links, Means, Saved, Spill, load, widen};
 use lstc_models::{Anatomy, MASKED_TOKEN, recognise, unread_inputs};
 use lstc_passes::options::{Precision, Sizes};
+use lstc_passes::problem::listed;
 use lstc_passes::{
     Artifacts, Module, Options, PassError, Store, Timing, artifacts, integer_products, ladder_side_tuning,
 };
@@ -224,7 +225,7 @@ fn run_passes(
 ) -> anyhow::Result<(Module, Vec<Timing>)> {
     computed_in(&mut graph, options.backbone.precision);
     let mut module = Module::new(graph, anatomy, options)
-        .map_err(|problems| anyhow!("the options do not fit `{model}`\n  {}", problems.join("\n  ")))?;
+        .map_err(|problems| anyhow!("the options do not fit `{model}`\n{}", listed(&problems)))?;
     module.store = store;
     let timings = ladder_side_tuning()
         .run(&mut module, stop_after, after)

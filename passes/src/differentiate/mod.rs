@@ -19,6 +19,7 @@ use crate::module::{Module, Parameter, is_backbone};
 use crate::options::BackwardOptions;
 use crate::pipeline::Pass;
 use crate::plan::Group;
+use crate::problem::Problem;
 
 pub struct Differentiate;
 
@@ -27,7 +28,7 @@ impl Pass for Differentiate {
         "differentiate"
     }
 
-    fn run(&self, module: &mut Module) -> Result<(), Vec<String>> {
+    fn run(&self, module: &mut Module) -> Result<(), Vec<Problem>> {
         let seed = module.seed.expect("the loss was emitted");
         // What a schedule sets is not trained: its gradient is zeros, and the optimizer leaves it as it is.
         let is_trained = |p: &&Parameter| p.group != Group::Schedule;
@@ -60,19 +61,19 @@ pub fn gradients(
     (seed, at_seed): (ValueId, ValueId),
     wanted: &[ValueId],
     (options, origin): (BackwardOptions, Origin),
-) -> Result<Vec<Option<ValueId>>, Vec<String>> {
-    let order = graph.order().map_err(|id| vec![format!("`{}` is part of a cycle", graph.node(id).name)])?;
+) -> Result<Vec<Option<ValueId>>, Vec<Problem>> {
+    let order = graph.order().map_err(|id| vec![Problem::node(&graph.node(id).name, "is part of a cycle")])?;
     let active = active(graph, &order, wanted);
     let behind = graph.ancestors([seed]);
     let on_path =
         |id: &NodeId| behind.contains(id) && graph.node(*id).outputs.iter().flatten().any(|v| active[v.index()]);
     let path: Vec<NodeId> = order.into_iter().filter(on_path).collect();
 
-    let missing: BTreeSet<String> = path
+    let missing: BTreeSet<Problem> = path
         .iter()
         .map(|id| graph.node(*id))
         .filter(|n| !n.is_default_domain() || rules::rule(&n.op).is_none() && n.op != "Split")
-        .map(|n| format!("`{}`: {} has no gradient rule", n.name, n.op))
+        .map(|n| Problem::node(&n.name, format!("{} has no gradient rule", n.op)))
         .collect();
     if !missing.is_empty() {
         return Err(missing.into_iter().collect());
@@ -214,7 +215,7 @@ pub struct Backward<'b, 'g> {
     sizes: HashMap<String, (ValueId, usize)>,
     /// Tensors of ones, by their shape.
     ones: HashMap<String, ValueId>,
-    problems: Vec<String>,
+    problems: Vec<Problem>,
 }
 
 impl Backward<'_, '_> {
@@ -291,7 +292,7 @@ impl Backward<'_, '_> {
     }
 
     /// Adds a problem, once.
-    fn report(&mut self, problem: String) {
+    fn report(&mut self, problem: Problem) {
         if !self.problems.contains(&problem) {
             self.problems.push(problem);
         }
@@ -302,7 +303,7 @@ impl Backward<'_, '_> {
             Some(shape) => shape,
             None => {
                 let name = self.b.read(|g| g.value(value).name.clone());
-                self.report(format!("`{name}` has no shape"));
+                self.report(Problem::value(name, "it has no shape"));
                 Vec::new()
             }
         }
@@ -330,11 +331,12 @@ impl Backward<'_, '_> {
                 repeat = true;
             } else {
                 let name = self.b.read(|g| g.value(operand).name.clone());
-                self.report(format!(
-                    "whether `{name}` is repeated along axis {axis} cannot be decided: {} against {}",
+                let what = format!(
+                    "whether it is repeated along axis {axis} cannot be decided: {} against {}",
                     dim_text(t),
                     dim_text(f)
-                ));
+                );
+                self.report(Problem::value(name, what));
                 return gradient;
             }
         }

@@ -7,6 +7,7 @@ use lstc_graph::{Attributes, DType, Dim, Node, ValueId};
 
 use super::{Backward, Contributions};
 use crate::module::is_backbone;
+use crate::problem::Problem;
 
 /// `(backward, node, dy, active values) -> gradients of the operands`
 pub type Rule = fn(&mut Backward, &Node, ValueId, &[bool]) -> Contributions;
@@ -85,7 +86,7 @@ fn concat(g: &mut Backward, node: &Node, dy: ValueId, active: &[bool]) -> Contri
     let axis = node.attributes.get_int("axis").unwrap_or(0);
     let sizes: Option<Vec<i64>> = node.inputs.iter().flatten().map(|v| size_along(g, *v, axis)).collect();
     let Some(sizes) = sizes else {
-        g.problems.push(format!("`{}`: Concat has a gradient rule only for parts of constant size", node.name));
+        g.problems.push(Problem::node(&node.name, "Concat has a gradient rule only for parts of constant size"));
         return vec![None; node.inputs.len()];
     };
     let parts = g.b.split(dy, &sizes, axis);
@@ -142,11 +143,11 @@ fn gather(g: &mut Backward, node: &Node, dy: ValueId, _: &[bool]) -> Contributio
     let (table, indices) = (x(node, 0), x(node, 1));
     let shape = g.shape(table);
     let [Dim::Value(rows), Dim::Value(columns)] = shape[..] else {
-        g.problems.push(format!("`{}`: Gather has a gradient rule only for matrices of constant size", node.name));
+        g.problems.push(Problem::node(&node.name, "Gather has a gradient rule only for matrices of constant size"));
         return vec![None];
     };
     if node.attributes.get_int("axis").unwrap_or(0) != 0 {
-        g.problems.push(format!("`{}`: Gather has a gradient rule only for rows, axis 0", node.name));
+        g.problems.push(Problem::node(&node.name, "Gather has a gradient rule only for rows, axis 0"));
         return vec![None];
     }
     let chosen = one_hot(g, indices, rows, 0);
@@ -174,7 +175,7 @@ fn gather_elements(g: &mut Backward, node: &Node, dy: ValueId, _: &[bool]) -> Co
         }
         _ => {
             let reason = "GatherElements has a gradient rule only for one element of each row of a matrix";
-            g.problems.push(format!("`{}`: {reason}", node.name));
+            g.problems.push(Problem::node(&node.name, reason));
             vec![None]
         }
     }
@@ -187,7 +188,8 @@ fn gemm(g: &mut Backward, node: &Node, dy: ValueId, active: &[bool]) -> Contribu
     let (ta, tb) = (flag("transA"), flag("transB"));
     for factor in ["alpha", "beta"] {
         if node.attributes.get_float(factor).is_some_and(|f| f != 1.0) {
-            g.problems.push(format!("`{}`: Gemm has a gradient rule only for a factor {factor} of 1", node.name));
+            g.problems
+                .push(Problem::node(&node.name, format!("Gemm has a gradient rule only for a factor {factor} of 1")));
         }
     }
     let da = is_active(node, 0, active).then(|| match ta {
@@ -221,7 +223,7 @@ fn log_softmax(g: &mut Backward, node: &Node, dy: ValueId, _: &[bool]) -> Contri
 pub(super) fn mat_mul(g: &mut Backward, node: &Node, dy: ValueId, active: &[bool]) -> Contributions {
     let (a, b) = (x(node, 0), x(node, 1));
     if g.shape(a).len() < 2 || g.shape(b).len() < 2 {
-        g.problems.push(format!("`{}`: MatMul has a gradient rule only for operands of rank 2 and more", node.name));
+        g.problems.push(Problem::node(&node.name, "MatMul has a gradient rule only for operands of rank 2 and more"));
         return vec![None, None];
     }
     let da = is_active(node, 0, active).then(|| match unswapped(g, a) {
@@ -315,7 +317,7 @@ fn reduce_sum(g: &mut Backward, node: &Node, dy: ValueId, _: &[bool]) -> Contrib
     let axes = node.attributes.get_ints("axes").map(<[i64]>::to_vec);
     let axes = axes.or_else(|| node.input(1).and_then(|v| g.b.read(|graph| graph.weight(v)?.to_i64())));
     if node.input(1).is_some() && axes.is_none() {
-        g.problems.push(format!("`{}`: ReduceSum has a gradient rule only for constant axes", node.name));
+        g.problems.push(Problem::node(&node.name, "ReduceSum has a gradient rule only for constant axes"));
     }
     let mut kept = dy;
     if !keeps && let Some(axes) = axes {

@@ -18,6 +18,7 @@ use crate::block::MatrixValue;
 use crate::module::Module;
 use crate::options::Int8Weights;
 use crate::pipeline::Pass;
+use crate::problem::Problem;
 
 pub struct QuantiseHead;
 
@@ -93,7 +94,7 @@ impl Pass for QuantiseHead {
         "quantise-head"
     }
 
-    fn run(&self, module: &mut Module) -> Result<(), Vec<String>> {
+    fn run(&self, module: &mut Module) -> Result<(), Vec<Problem>> {
         if !module.options.backbone.quantise_head {
             return Ok(());
         }
@@ -101,9 +102,9 @@ impl Pass for QuantiseHead {
         if opset < OPSET {
             let problem =
                 format!("--quantise-head needs opset {OPSET}, and the model uses opset {opset}: export it again");
-            return Err(vec![problem]);
+            return Err(vec![Problem::model(problem)]);
         }
-        let head = self::head(module).map_err(|problem| vec![problem])?;
+        let head = self::head(module).map_err(|what| vec![Problem::model(what)])?;
         module.quantised_head = Some(head);
         Ok(())
     }

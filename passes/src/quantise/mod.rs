@@ -33,6 +33,7 @@ use lstc_models::Orientation;
 use crate::module::Module;
 use crate::options::{Int8Weights, Precision};
 use crate::pipeline::Pass;
+use crate::problem::Problem;
 use activation::Activation;
 pub use head::{QuantiseHead, QuantisedHead};
 use heads::Heads;
@@ -156,7 +157,7 @@ impl Quantised {
     }
 
     /// What in a graph is not as this pass left it.
-    pub(crate) fn breaches(&self, graph: &Graph) -> Vec<String> {
+    pub(crate) fn breaches(&self, graph: &Graph) -> Vec<Problem> {
         let mut breaches = Vec::new();
         let left: HashSet<NodeId> = graph.node_ids().collect();
         for (id, made) in &self.made {
@@ -169,7 +170,7 @@ impl Quantised {
                     && node.attributes == made.attributes
             });
             if !same {
-                breaches.push(format!("the node `{}` of pass quantise was changed", made.name));
+                breaches.push(Problem::node(&made.name, "a node of pass quantise was changed"));
             }
         }
         for (id, made) in &self.constants {
@@ -177,12 +178,12 @@ impl Quantised {
                 w.dims() == made.dims() && w.dtype() == made.dtype() && w.bytes().as_ptr() == made.bytes().as_ptr()
             });
             if !same {
-                breaches.push(format!("the constant `{}` of pass quantise was changed", graph.value(*id).name));
+                breaches.push(Problem::value(&graph.value(*id).name, "a constant of pass quantise was changed"));
             }
         }
         let known: HashSet<NodeId> = self.made.iter().map(|(id, _)| *id).collect();
         for id in graph.node_ids().filter(|id| graph.node(*id).origin == QUANTISE && !known.contains(id)) {
-            breaches.push(format!("the node `{}` of pass quantise was not added by it", graph.node(id).name));
+            breaches.push(Problem::node(&graph.node(id).name, "pass quantise did not add this node"));
         }
         breaches
     }
@@ -239,14 +240,15 @@ impl Pass for Quantise {
         "quantise"
     }
 
-    fn run(&self, module: &mut Module) -> Result<(), Vec<String>> {
+    fn run(&self, module: &mut Module) -> Result<(), Vec<Problem>> {
         if module.options.backbone.precision == Precision::Source {
             return Ok(());
         }
         let (precision, opset) = (module.options.backbone.precision, module.graph.opset());
         if precision == Precision::Bf16 && opset < BF16_OPSET {
-            let problem = format!("bf16 needs opset {BF16_OPSET}, and the model uses opset {opset}: export it again");
-            return Err(vec![problem]);
+            let what =
+                format!("is bf16, which needs opset {BF16_OPSET}, and the model uses opset {opset}: export it again");
+            return Err(vec![Problem::option("backbone.type", what)]);
         }
         // Of the backbone's own head only a distilled loss has a use.
         let with_head = module.options.backbone.quantise_head && module.options.loss.distill > 0.0;
@@ -259,7 +261,7 @@ impl Pass for Quantise {
         let in_8_bits = named("in_8_bits", &module.options.backbone.in_8_bits);
         for both in kept.iter().filter(|y| in_8_bits.contains(y)) {
             let name = &module.graph.value(*both).name;
-            problems.push(format!("backbone.kept and backbone.in_8_bits both name `{name}`"));
+            problems.push(Problem::option("backbone.kept", format!("and backbone.in_8_bits both name `{name}`")));
         }
         if !problems.is_empty() {
             return Err(problems);
@@ -287,7 +289,7 @@ impl Pass for Quantise {
                 replacing.done.kept.push(product.y);
             } else {
                 let bits = if in_8_bits.contains(&product.y) { BlockBits::Eight } else { BlockBits::Four };
-                replacing.replace(product, bits, heads).map_err(|problem| vec![problem])?;
+                replacing.replace(product, bits, heads).map_err(|what| vec![Problem::model(what)])?;
             }
         }
         if precision == Precision::Int8 {
@@ -310,14 +312,15 @@ fn named(
     products: &[Product],
     what: &str,
     names: &[String],
-    problems: &mut Vec<String>,
+    problems: &mut Vec<Problem>,
 ) -> Vec<ValueId> {
     let mut found = Vec::new();
     for name in names {
         match products.iter().find(|p| graph.value(p.y).name == *name) {
             Some(product) => found.push(product.y),
-            None => problems.push(format!(
-                "backbone.{what} names `{name}`, which is not the result of a product with a constant matrix"
+            None => problems.push(Problem::option(
+                format!("backbone.{what}"),
+                format!("names `{name}`, which is not the result of a product with a constant matrix"),
             )),
         }
     }

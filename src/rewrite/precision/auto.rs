@@ -7,6 +7,7 @@ use anyhow::{Context, anyhow};
 use lstc_graph::{DType, Dim, Graph, data_to_run, encode};
 use lstc_models::Anatomy;
 use lstc_passes::options::{BackboneOptions, Precision, Sizes};
+use lstc_passes::problem::listed;
 use lstc_passes::quantise::{Quantise, by_block, products};
 use lstc_passes::{Module, Options, Pipeline};
 use ndarray::{ArrayD, IxDyn};
@@ -104,7 +105,8 @@ impl Bench<'_> {
             in_8_bits: None,
         };
         let options = Options { backbone: decided(backbone), ..self.options.clone() };
-        let mut module = Module::new(graph.clone(), anatomy.clone(), options).map_err(|p| anyhow!(p.join("; ")))?;
+        let mut module =
+            Module::new(graph.clone(), anatomy.clone(), options).map_err(|p| anyhow!("\n{}", listed(&p)))?;
         Pipeline::default().then(Quantise).run(&mut module, None, |_, _| ())?;
         if module.quantised.as_ref().is_some_and(|q| q.products.is_empty()) {
             return Ok(None);
