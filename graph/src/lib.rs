@@ -26,6 +26,7 @@ mod spill;
 mod text;
 mod traverse;
 mod verify;
+pub mod visit;
 mod weight;
 mod widen;
 mod words;

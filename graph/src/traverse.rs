@@ -1,30 +1,14 @@
 //! Order, reachability and removal, on petgraph's algorithms.
 
 use std::collections::HashSet;
+use std::iter;
 
-use petgraph::algo::toposort;
-use petgraph::graph::{DiGraph, NodeIndex};
+use petgraph::visit::{Dfs, DfsPostOrder, EdgeFiltered, EdgeRef};
 
-use crate::ir::{Graph, Node, NodeId, Role, Source, ValueId};
+use crate::ir::{Graph, NodeId, Role, Source, ValueId};
+use crate::visit::{Edge, Reads};
 
 impl Graph {
-    /// The data flow between nodes as a petgraph: one edge for each value that a node reads from another.
-    pub fn dataflow(&self) -> DiGraph<NodeId, ValueId, u32> {
-        let mut flow = DiGraph::with_capacity(self.nodes.len(), self.nodes.len() * 2);
-        let mut index = vec![NodeIndex::end(); self.nodes.len()];
-        for id in self.node_ids() {
-            index[id.index()] = flow.add_node(id);
-        }
-        for id in self.node_ids() {
-            for value in self.node(id).inputs.iter().flatten() {
-                if let Source::Node(producer, _) = self.value(*value).source {
-                    flow.add_edge(index[producer.index()], index[id.index()], *value);
-                }
-            }
-        }
-        flow
-    }
-
     /// Nodes, each after those it reads from: in the order they were added where possible, else right before the
     /// first that reads from it.
     ///
@@ -37,27 +21,18 @@ impl Graph {
         if self.node_ids().all(|id| producers(id).all(|producer| producer < id)) {
             return Ok(self.node_ids().collect());
         }
-        let flow = self.dataflow();
-        if let Err(cycle) = toposort(&flow, None) {
-            return Err(flow[cycle.node_id()]);
-        }
+        let mut walk = DfsPostOrder::empty(Reads(self));
         let mut order = Vec::with_capacity(self.nodes.len());
-        let mut placed = vec![false; self.nodes.len()];
         for id in self.node_ids() {
-            let mut open = vec![id];
-            while let Some(&next) = open.last() {
-                let waits = producers(next).filter(|p| !placed[p.index()]);
-                let before = open.len();
-                open.extend(waits);
-                if open.len() == before {
-                    open.pop();
-                    if !std::mem::replace(&mut placed[next.index()], true) {
-                        order.push(next);
-                    }
-                } else {
-                    open[before..].reverse();
-                }
+            walk.move_to(id);
+            order.extend(iter::from_fn(|| walk.next(Reads(self))));
+        }
+        let mut placed = vec![false; self.nodes.len()];
+        for id in &order {
+            if !producers(*id).all(|producer| placed[producer.index()]) {
+                return Err(*id);
             }
+            placed[id.index()] = true;
         }
         Ok(order)
     }
@@ -73,7 +48,7 @@ impl Graph {
         values: impl IntoIterator<Item = ValueId>,
         stop: impl Fn(ValueId) -> bool,
     ) -> HashSet<NodeId> {
-        self.behind(values, stop, |node, open| open.extend(node.inputs.iter().flatten()))
+        self.behind(values, |value, _| !stop(value))
     }
 
     /// The nodes that decide the numbers of the given values, without looking behind a value for which `stop` holds. Nodes of which
@@ -83,28 +58,24 @@ impl Graph {
         values: impl IntoIterator<Item = ValueId>,
         stop: impl Fn(ValueId) -> bool,
     ) -> HashSet<NodeId> {
-        self.behind(values, stop, |node, open| open.extend(node.numbers()))
+        let decides = |edge: &Edge| self.node(edge.source()).reads_numbers(edge.place());
+        self.behind(values, |value, edge| edge.is_none_or(decides) && !stop(value))
     }
 
+    /// The nodes behind some values, as far as a value may be followed: one that was given, or one that an edge leads to.
     fn behind(
         &self,
         values: impl IntoIterator<Item = ValueId>,
-        stop: impl Fn(ValueId) -> bool,
-        read: impl Fn(&Node, &mut Vec<ValueId>),
+        follows: impl Fn(ValueId, Option<&Edge>) -> bool,
     ) -> HashSet<NodeId> {
-        let mut seen = HashSet::new();
-        let mut open: Vec<ValueId> = values.into_iter().collect();
-        while let Some(value) = open.pop() {
-            if stop(value) {
-                continue;
-            }
-            if let Source::Node(node, _) = self.value(value).source
-                && seen.insert(node)
-            {
-                read(self.node(node), &mut open);
-            }
+        let reads = EdgeFiltered::from_fn(Reads(self), |edge: Edge| follows(edge.value(), Some(&edge)));
+        let mut walk = Dfs::empty(&reads);
+        for value in values.into_iter().filter(|value| follows(*value, None)) {
+            let Some((node, _)) = self.producer_of(value) else { continue };
+            walk.move_to(node);
+            while walk.next(&reads).is_some() {}
         }
-        seen
+        walk.discovered
     }
 
     /// The values that depend on any of the given ones, themselves included.
