@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use lstc::rewrite::{compile, open};
 use lstc_graph::{Graph, ValueId, Weight};
 use lstc_models::{Anatomy, Linear, SublayerKind};
-use lstc_passes::kept::{Choice, choose};
+use lstc_passes::ladder::kept::{Choice, choose};
 use lstc_passes::options::{BlockCounts, Init, Method, Options, TowerName};
 
 /// A model of two encoder blocks and three decoder blocks.

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 
 use lstc::rewrite::compile;
 use lstc::rewrite::config::Config;
+use lstc_passes::ladder::prune::kept_by_magnitude;
 use lstc_passes::options::{Init, Projection, Projections};
-use lstc_passes::prune::kept_by_magnitude;
 use safetensors::{Dtype, SafeTensors};
 
 #[test]

@@ -1,6 +1,6 @@
 //! From a recognised model to a training step: the side network, its loss, its gradient and its optimizer.
 //!
-//! Begin with [`pipeline::ladder_side_tuning`]: it reads as the table of contents.
+//! Begin with [`ladder::ladder_side_tuning`]: it reads as the table of contents.
 //!
 //! **Invariant:** this crate knows nothing of files, devices or the command line.
 
@@ -10,13 +10,9 @@ pub mod contract;
 pub mod differentiate;
 mod fold;
 mod freeze;
-mod head;
-pub mod importance;
 mod in_place;
 mod initial;
-pub mod kept;
-pub mod key;
-mod ladder;
+pub mod ladder;
 pub mod loss;
 mod mask;
 mod matrix;
@@ -25,31 +21,28 @@ pub mod optimizer;
 pub mod options;
 mod parts;
 pub mod pipeline;
-pub mod plan;
 mod point;
 pub mod problem;
-pub mod projections;
 mod provider;
-pub mod prune;
 pub mod quantise;
 pub mod scoring;
 mod side_stack;
 pub mod single;
 mod sizes;
-mod tap;
 
 pub use artifacts::{Artifacts, artifacts};
 pub use fold::Folded;
 pub use freeze::BACKBONE_LOGITS;
 pub use in_place::written_in_place;
 pub use initial::Initial;
-pub use kept::Choice;
-pub use key::{Key, Rung};
+pub use ladder::kept::Choice;
+pub use ladder::key::{Key, Rung};
+pub use ladder::ladder_side_tuning;
+pub use ladder::plan::{Group, Plan};
 pub use module::{Module, Parameter, Point, Tap, is_backbone};
 pub use options::Options;
 pub use parts::{COUNTED_ROWS, Narrow, Parts, parts};
-pub use pipeline::{Pass, PassError, Pipeline, Timing, ladder_side_tuning};
-pub use plan::{Group, Plan};
+pub use pipeline::{Pass, PassError, Pipeline, Timing};
 pub use problem::Problem;
 pub use provider::{for_cuda, integer_products};
 pub use quantise::Store;

@@ -23,7 +23,7 @@
 use lstc_graph::{Attributes, Builder, DType, Dim, Origin, Role, ValueId, Weight};
 
 use crate::block::Rows;
-use crate::head::{HeadMatrix, matrix};
+use crate::ladder::head::{HeadMatrix, matrix};
 use crate::module::{Module, Point};
 use crate::pipeline::Pass;
 use crate::problem::Problem;

@@ -14,10 +14,10 @@
 
 use lstc_graph::{Attributes, Builder, DType, Dim, Graph, Origin, Role, ValueId, Weight};
 
+use crate::ladder::plan;
 use crate::module::{Module, Parameter, StepValues};
 use crate::options::OptimizerOptions;
 use crate::pipeline::Pass;
-use crate::plan;
 use crate::problem::Problem;
 
 pub struct Optimizer;

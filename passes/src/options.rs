@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::problem::Problem;
 use crate::single;
 
-pub use crate::projections::{Projection, Projections};
+pub use crate::ladder::projections::{Projection, Projections};
 
 /// Everything that decides what the compiler makes of a model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -32,7 +32,7 @@ pub struct Method {
     pub reduction: usize,
     /// Kept blocks by tower, counted from 0; a tower that is not named keeps all of its blocks.
     pub blocks: BTreeMap<TowerName, Vec<usize>>,
-    /// How many blocks a tower keeps, chosen by importance ([`crate::kept`]); `None` keeps what `blocks` says. A tower that is not
+    /// How many blocks a tower keeps, chosen by importance ([`crate::ladder::kept`]); `None` keeps what `blocks` says. A tower that is not
     /// named keeps all.
     pub keep_blocks: Option<BlockCounts>,
     /// Side blocks behind the last rung, by tower: without a tap.

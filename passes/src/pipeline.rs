@@ -2,19 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::differentiate::Differentiate;
-use crate::fold::Fold;
-use crate::freeze::Freeze;
-use crate::head::Head;
-use crate::ladder::Ladder;
-use crate::loss::Loss;
 use crate::module::Module;
-use crate::optimizer::Optimizer;
 use crate::problem::{Problem, listed};
-use crate::prune::Prune;
-use crate::quantise::{Quantise, QuantiseHead};
-use crate::side_stack::SideStack;
-use crate::tap::Taps;
 
 /// One step of the compiler: small, in a file of its own, named after what it makes.
 pub trait Pass {
@@ -32,23 +21,6 @@ pub trait Pass {
 #[derive(Default)]
 pub struct Pipeline {
     passes: Vec<Box<dyn Pass>>,
-}
-
-/// From a recognised model to a training step. Order matters where a comment says so.
-pub fn ladder_side_tuning() -> Pipeline {
-    Pipeline::default()
-        .then(Freeze)
-        .then(Fold) // before values are tapped
-        .then(Taps)
-        .then(Prune) // reads frozen weights: before anything changes them
-        .then(SideStack) // declares what the ladder reads
-        .then(Ladder)
-        .then(Head)
-        .then(Loss)
-        .then(Differentiate) // sees the whole forward graph
-        .then(Optimizer)
-        .then(Quantise) // changes the backbone's weights, which have no gradient: after all that reads them
-        .then(QuantiseHead) // one form for the product and for its gradient: after both were made
 }
 
 /// Why a pass failed.

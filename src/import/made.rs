@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lstc_passes::key::BLOCK;
+use lstc_passes::ladder::key::BLOCK;
 
 /// Tensors by name, without a common prefix.
 pub type Shapes<'t> = BTreeMap<&'t str, &'t [usize]>;

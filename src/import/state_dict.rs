@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::anyhow;
 use half::{bf16, f16};
 use lstc_passes::Group;
-use lstc_passes::key::BLOCK;
+use lstc_passes::ladder::key::BLOCK;
 use ndarray::{ArrayD, IxDyn};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, bail};
 use lstc_models::TowerKind;
-use lstc_passes::key::{At, Rung as Named, block_name, final_norm_name};
+use lstc_passes::ladder::key::{At, Rung as Named, block_name, final_norm_name};
 use lstc_passes::options::{Gate as Mixing, Merge};
 use lstc_passes::{Options, Point};
 use serde::Serialize;

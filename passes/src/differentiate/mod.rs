@@ -15,10 +15,10 @@ use lstc_graph::{Attributes, Builder, DType, Dim, Graph, Node, NodeId, Origin, V
 
 pub use rules::RULES;
 
+use crate::ladder::plan::Group;
 use crate::module::{Module, Parameter, is_backbone};
 use crate::options::BackwardOptions;
 use crate::pipeline::Pass;
-use crate::plan::Group;
 use crate::problem::Problem;
 
 pub struct Differentiate;

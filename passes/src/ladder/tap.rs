@@ -35,7 +35,7 @@ impl Pass for Taps {
                 }
             }
         }
-        module.cut.extend(crate::head::matrix(&module.anatomy).weight.value());
+        module.cut.extend(crate::ladder::head::matrix(&module.anatomy).weight.value());
         let tower = module.plan.towers.last().expect("a model has towers").tower;
         let (last, head) = (module.anatomy.last(), &module.anatomy.head);
         let [output, logits] = [(last.output, last.width), (head.logits, head.linear.outputs)];

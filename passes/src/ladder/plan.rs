@@ -5,8 +5,8 @@ use lstc_models::{
     Anatomy, AttentionKind, Family, Names, Place, Site, Slot, Sublayer, SublayerId, Tower, TowerId, families,
 };
 
-use crate::kept::{Choice, choose};
-use crate::key::{At, Key, Leaf, Rung};
+use crate::ladder::kept::{Choice, choose};
+use crate::ladder::key::{At, Key, Leaf, Rung};
 use crate::options::{Down, Gate, Method, Options};
 use crate::problem::Problem;
 

@@ -10,8 +10,8 @@ use lstc_graph::{Builder, Origin, ValueId};
 use lstc_models::{Anatomy, Linear, Orientation};
 
 use crate::block::{MatrixValue, Rows, linear};
-use crate::key::{Key, Leaf, Rung};
-use crate::ladder::{gate, mix};
+use crate::ladder::emit::{gate, mix};
+use crate::ladder::key::{Key, Leaf, Rung};
 use crate::module::{Module, Point};
 use crate::pipeline::Pass;
 use crate::problem::Problem;

@@ -30,14 +30,14 @@ use lstc_models::{
 };
 use ndarray::ArrayD;
 
-use crate::importance::{Importance, Magnitude};
 use crate::initial::{Drawn, Initial};
-use crate::key::{At, Rung};
+use crate::ladder::importance::{Importance, Magnitude};
+use crate::ladder::key::{At, Rung};
+use crate::ladder::plan::{PlannedParameter, Start};
 use crate::matrix::{Matrix, vector};
 use crate::module::Module;
 use crate::options::{Init, Projection, Projections};
 use crate::pipeline::Pass;
-use crate::plan::{PlannedParameter, Start};
 use crate::problem::Problem;
 
 pub struct Prune;

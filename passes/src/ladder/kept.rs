@@ -25,9 +25,9 @@ use lstc_graph::{Graph, ValueId};
 use lstc_models::{Anatomy, Linear, Site, Sublayer, Tower, TowerId};
 use ndarray::{Array1, Axis};
 
+use crate::ladder::prune::largest;
 use crate::matrix::{Matrix, vector};
 use crate::options::Method;
-use crate::prune::largest;
 
 /// The blocks of a tower that were chosen.
 #[derive(Clone, Debug, PartialEq)]

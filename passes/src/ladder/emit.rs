@@ -19,11 +19,11 @@ use lstc_graph::{Attributes, Builder, Dim, Origin, ValueId, Weight};
 use lstc_models::{Anatomy, Attention, Linear, Names, Norm, Relative, Slot, SublayerId, TowerId};
 
 use crate::block::{Dropout, MatrixValue, Rows, Streams, Weights, block, linear, norm};
-use crate::key::{At, Key, Leaf, Rung, final_norm_name, sublayer_name};
+use crate::ladder::key::{At, Key, Leaf, Rung, final_norm_name, sublayer_name};
+use crate::ladder::plan::{SideBlock, SideTower, family};
 use crate::module::{Module, Point};
 use crate::options::{Down, Gate, Merge, Method};
 use crate::pipeline::Pass;
-use crate::plan::{SideBlock, SideTower, family};
 use crate::problem::Problem;
 
 pub struct Ladder;
