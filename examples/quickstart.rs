@@ -10,19 +10,22 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Context;
+use lstc::commands::failure;
 use lstc::commands::train::Talk;
-use lstc::data::{Reading, Tokenizer};
-use lstc::evaluate::{self, Metrics, percent};
 use lstc::export::{self, Weights, export};
-use lstc::interrupt;
-use lstc::report::{self, Bytes, Exit};
-use lstc::rewrite::opened::{Execution, Opened};
 use lstc::rewrite::{self, rewrite};
-use lstc::runtime::install::{self, install};
-use lstc::runtime::{Device, Error, Flavour, Runtime, Session, Tensor, find};
-use lstc::train::{self, Event, Started, Summary, TrainOptions, train};
+use lstc_base::interrupt;
+use lstc_base::report::{self, Bytes, Exit};
+use lstc_data::{Reading, Tokenizer};
 use lstc_passes::Options;
 use lstc_passes::options::Init;
+use lstc_runtime::install::{self, install};
+use lstc_runtime::{Device, Error, Flavour, Runtime, Session, Tensor, find};
+use lstc_train::evaluate::{self, Metrics, percent};
+use lstc_train::{Event, Summary, read_corpus, train};
+use lstc_tuned::opened::{Execution, Opened};
+use lstc_tuned::options::TrainOptions;
+use lstc_tuned::run::Started;
 use ndarray::Array2;
 
 /// Definitions to query the exported model with; none of them is in the data.
@@ -35,7 +38,7 @@ const QUESTIONS: [&str; 4] = [
 
 fn main() -> ExitCode {
     interrupt::handle();
-    run().map_or_else(|error| report::failure(&error), |()| Exit::Done).into()
+    run().map_or_else(|error| failure(&error), |()| Exit::Done).into()
 }
 
 fn run() -> anyhow::Result<()> {
@@ -77,7 +80,7 @@ fn run() -> anyhow::Result<()> {
 
     report::note("training on examples/glosses.train.jsonl");
     let Started { train: options, data: reading } = started.clone();
-    let request = train::Request { directory: &directory, train: options, reading, runtime, resume: false };
+    let request = lstc_train::Request { directory: &directory, train: options, reading, runtime, resume: false };
     let mut talk = Talk::default();
     let summary = train(&request, |event| talk.show(&event))?;
     talk.line.clear();
@@ -128,7 +131,7 @@ fn evaluated(
     let mut notify = |event: Event| talk.show(&event);
     let opened = Opened::new(directory)?;
     let tokenizer = opened.tokenizer(None)?;
-    let corpus = train::read_corpus(&opened, &started.data, tokenizer.as_ref(), data, directory, &mut notify)?;
+    let corpus = read_corpus(&opened, &started.data, tokenizer.as_ref(), data, directory, &mut notify)?;
     let labels = evaluate::labels(&[&corpus], tokenizer.as_ref())?;
     let request =
         evaluate::Request { labels, generate: Some(8), batch_size: started.train.batch_size, ..Default::default() };

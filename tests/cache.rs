@@ -9,9 +9,9 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use lstc::rewrite::config::Config;
 use lstc::rewrite::{Request, rewrite};
 use lstc_passes::Options;
+use lstc_tuned::config::Config;
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("a UTF-8 path")

@@ -16,8 +16,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use cli::{stderr, stdout, text};
 use lstc_graph::{DataFiles, encode, load};
+
+use cli::{stderr, stdout, text};
 
 fn case(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases").join(name)

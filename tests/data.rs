@@ -15,7 +15,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use lstc::data::{Corpus, OnBadRow, Reading, SpecialTokens, Tokenizer};
+use lstc_data::{Corpus, OnBadRow, Reading, SpecialTokens, Tokenizer};
 use tempfile::TempDir;
 
 /// Of the tokenizer in `models/t5-nano`.
@@ -56,7 +56,7 @@ impl File {
     /// Why reading fails, with the names of files alone, and the hint.
     fn refusal(&self, reading: &Reading) -> String {
         let error = self.read(reading).expect_err("it is refused");
-        let hint = match error.downcast_ref::<lstc::report::Hinted>() {
+        let hint = match error.downcast_ref::<lstc_base::report::Hinted>() {
             Some(hinted) => format!("\nhint: {}", hinted.hint()),
             None => String::new(),
         };

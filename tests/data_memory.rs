@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use lstc::data::{Corpus, Reading, SpecialTokens, Tokenizer, epoch_batches};
+use lstc_data::{Corpus, Reading, SpecialTokens, Tokenizer, epoch_batches};
 use tempfile::TempDir;
 
 const SPECIAL: SpecialTokens = SpecialTokens { pad: 0, end: 1, start: 0 };

@@ -12,17 +12,17 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
-use lstc::data::{Batch, Corpus, Reading};
-use lstc::evaluate::Scorer;
-use lstc::rewrite::config::Config;
-use lstc::rewrite::opened::{Execution, Opened};
 use lstc::rewrite::{Request, SourceModel, rewrite};
-use lstc::runtime::{Session, Tensor};
-use lstc::side::Side;
-use lstc::train::Started;
+use lstc_data::{Batch, Corpus, Reading};
 use lstc_graph::{Graph, ValueId};
 use lstc_passes::Options;
 use lstc_passes::scoring::scoring;
+use lstc_runtime::{Session, Tensor};
+use lstc_train::evaluate::Scorer;
+use lstc_tuned::config::Config;
+use lstc_tuned::opened::{Execution, Opened};
+use lstc_tuned::run::Started;
+use lstc_tuned::side::Side;
 use ndarray::{Array2, Array3, Axis, s};
 
 /// Rows of different lengths, for models of 32 tokens or more.

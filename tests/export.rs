@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use lstc::export::{Agreement, Exported, Request, Weights, export};
-use lstc::rewrite::config::Config;
 use lstc::rewrite::{Request as Rewrite, rewrite};
-use lstc::runtime::{Optimisation, Tensor};
-use lstc::side::{self, Side};
 use lstc_graph::{Origin, load};
+use lstc_runtime::{Optimisation, Tensor};
+use lstc_tuned::config::Config;
+use lstc_tuned::side::{self, Side};
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
 use safetensors::SafeTensors;
 

@@ -11,14 +11,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use lstc::rewrite::compile;
-use lstc::rewrite::config::Config;
-use lstc::runtime::{Optimisation, Session, Tensor};
 use lstc_graph::{Attributes, Builder, DataFiles, Graph, Origin, ValueId, encode, parse, print, shape_text, verify};
 use lstc_passes::differentiate::{RULES, gradients};
 use lstc_passes::options::{BackwardOptions, Gate, Options};
 use lstc_passes::{Artifacts, Problem, artifacts};
+use lstc_runtime::{Optimisation, Session, Tensor};
+use lstc_tuned::config::Config;
 use ndarray::{ArrayD, IxDyn};
 use safetensors::{Dtype, SafeTensors};
+
 use table::{Case, Differences, Point, cases, sizes};
 
 /// Of f32 gradients, relative to the largest element: a rounding is 6e-8, and an element goes through at most a few

@@ -9,12 +9,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use cli::{lstc, stderr, stdout, text};
 use half::{bf16, f16};
-use lstc::side::{self, Side};
+use lstc_tuned::side::{self, Side};
 use ndarray::{ArrayD, IxDyn};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
+
+use cli::{lstc, stderr, stdout, text};
 
 /// A rewritten model of two encoder blocks, of which one is kept, and three decoder blocks, of which two are.
 struct Tuned {

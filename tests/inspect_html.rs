@@ -7,13 +7,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use cli::{lstc, stderr, stdout, text};
 use lstc::inspect::layout::{Arrangement, Block, Layout, Part, Rect};
-use lstc::inspect::{Gate, Head, Ladder, Rung, Stack, State, Tap};
-use lstc::rewrite::{Request, config::Config, rewrite};
-use lstc::side;
+use lstc::inspect::{Head, Ladder, Rung, Stack, Tap};
+use lstc::rewrite::{Request, rewrite};
 use lstc_graph::{DataFiles, encode, load};
 use lstc_models::TowerKind;
+use lstc_tuned::config::Config;
+use lstc_tuned::gates::{Gate, State};
+use lstc_tuned::side;
+
+use cli::{lstc, stderr, stdout, text};
 
 fn case(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases").join(name)

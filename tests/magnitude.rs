@@ -7,9 +7,9 @@ mod cases;
 use std::collections::BTreeMap;
 
 use lstc::rewrite::compile;
-use lstc::rewrite::config::Config;
 use lstc_passes::ladder::prune::kept_by_magnitude;
 use lstc_passes::options::{Init, Projection, Projections};
+use lstc_tuned::config::Config;
 use safetensors::{Dtype, SafeTensors};
 
 #[test]

@@ -12,13 +12,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use cli::{lstc, stderr, stdout, text};
 use lstc::rewrite::compile;
-use lstc::runtime::Tensor;
 use lstc_passes::Options;
 use lstc_passes::Problem;
+use lstc_runtime::Tensor;
 use ndarray::{Array2, ArrayD};
 use serde_json::Value;
+
+use cli::{lstc, stderr, stdout, text};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/masks").join(name)

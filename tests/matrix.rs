@@ -23,11 +23,11 @@ use std::thread;
 use std::time::Instant;
 
 use lstc::rewrite::{Request, SourceModel, rewrite};
-use lstc::runtime::{Optimisation, Session, Tensor};
-use lstc::train::Started;
 use lstc::verify::verify;
 use lstc_passes::Options;
 use lstc_passes::options::Init;
+use lstc_runtime::{Optimisation, Session, Tensor};
+use lstc_tuned::run::Started;
 use ndarray::ArrayD;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;

@@ -12,10 +12,10 @@ mod moments;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use lstc::rewrite::config::Config;
 use lstc::rewrite::{Request, rewrite};
-use lstc::runtime::{Optimisation, Session, Tensor};
-use lstc::side::Side;
+use lstc_runtime::{Optimisation, Session, Tensor};
+use lstc_tuned::config::Config;
+use lstc_tuned::side::Side;
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
 use safetensors::{Dtype, SafeTensors};
 
@@ -102,9 +102,9 @@ impl Rewritten {
             force: false,
         };
         rewrite(request, |_, _| ()).unwrap_or_else(|e| panic!("{}: {e:?}", case.display()));
-        let side = lstc::side::load(&case.join("side.safetensors")).expect("the case's side network");
+        let side = lstc_tuned::side::load(&case.join("side.safetensors")).expect("the case's side network");
         let initial =
-            lstc::side::load(&folder.path().join("tuned/side.safetensors")).expect("the initial side network");
+            lstc_tuned::side::load(&folder.path().join("tuned/side.safetensors")).expect("the initial side network");
         let shapes = |s: &Side| s.iter().map(|(k, v)| (k.clone(), v.shape().to_vec())).collect::<Vec<_>>();
         assert_eq!(shapes(&side), shapes(&initial), "the state dicts have the same names and shapes");
         Rewritten { folder, case: case.to_owned(), expected: Expected::read(&case.join("expected.safetensors")), side }

@@ -5,11 +5,11 @@ mod common;
 use std::path::Path;
 
 use lstc::rewrite::{Request, compile, rewrite};
-use lstc::train::Started;
 use lstc::verify::prove;
 use lstc_graph::Weight;
 use lstc_models::{Activation, Frozen, Orientation, SublayerKind};
 use lstc_passes::{Module, Options};
+use lstc_tuned::run::Started;
 
 /// The failed checks of a rewrite whose anatomy is changed before it is proved.
 fn failed(change: impl Fn(&mut Module)) -> Vec<String> {

@@ -10,14 +10,14 @@ mod moments;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use lstc::rewrite::config::Config;
 use lstc::rewrite::{Request, compile, open, rewrite};
-use lstc::runtime::{Optimisation, Session, Tensor};
-use lstc::side::{self, Side};
-use lstc::train::Started;
 use lstc_graph::{DataFiles, Graph, Weight, encode};
 use lstc_passes::options::{BlockCounts, Down, Gate, Init, LossOptions, Merge, Method, Options, TowerName};
 use lstc_passes::{Module, artifacts};
+use lstc_runtime::{Optimisation, Session, Tensor};
+use lstc_tuned::config::Config;
+use lstc_tuned::run::Started;
+use lstc_tuned::side::{self, Side};
 use ndarray::{ArrayD, IxDyn};
 use proptest::prelude::*;
 use proptest::test_runner::{Config as ProptestConfig, RngAlgorithm, TestRng, TestRunner};

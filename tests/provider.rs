@@ -11,14 +11,15 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use lstc::data::{Batch, Corpus, Fixed, Reading};
-use lstc::rewrite::config::Config;
-use lstc::rewrite::opened::{Execution, Opened};
 use lstc::rewrite::{Request, SourceModel, rewrite};
-use lstc::runtime::Tensor;
-use lstc::train::{Buckets, Started};
+use lstc_data::{Batch, Corpus, Fixed, Reading};
 use lstc_graph::{DType, Graph, widen};
 use lstc_passes::{COUNTED_ROWS, Options, for_cuda};
+use lstc_runtime::Tensor;
+use lstc_train::Buckets;
+use lstc_tuned::config::Config;
+use lstc_tuned::opened::{Execution, Opened};
+use lstc_tuned::run::Started;
 use tempfile::TempDir;
 
 /// Rows of different lengths.

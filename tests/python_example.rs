@@ -9,9 +9,9 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::process::Command;
 
-use lstc::rewrite::config::Config;
 use lstc::rewrite::{Request, rewrite};
-use lstc::runtime::{Dim, Optimisation, Port, Session, Tensor};
+use lstc_runtime::{Dim, Optimisation, Port, Session, Tensor};
+use lstc_tuned::config::Config;
 use ndarray::{ArrayD, IxDyn};
 
 /// Of a loss, relative: two builds of one library, which may share the work out differently.
@@ -56,7 +56,7 @@ fn tensor(port: &Port) -> Tensor {
 fn losses(tuned: &Path) -> Vec<f64> {
     let builder = common::runtime().session().optimisation(Optimisation::All).threads(1);
     let mut session: Session = builder.open(&tuned.join("train.onnx")).unwrap_or_else(|e| panic!("{e:?}"));
-    let side = lstc::side::load(&tuned.join("side.safetensors")).expect("the initial side network");
+    let side = lstc_tuned::side::load(&tuned.join("side.safetensors")).expect("the initial side network");
     let mut state: BTreeMap<String, Tensor> = BTreeMap::new();
     state.extend(side.into_iter().map(|(name, value)| (name, value.into())));
     state.extend(moments::moments(&session).into_iter().map(|(name, value)| (name, value.into())));
@@ -112,7 +112,7 @@ fn the_example_trains_as_lstc_does() {
     }
 
     let shapes = |file: &str| -> BTreeMap<String, Vec<usize>> {
-        let side = lstc::side::load(&folder.path().join(file)).unwrap_or_else(|e| panic!("{e:?}"));
+        let side = lstc_tuned::side::load(&folder.path().join(file)).unwrap_or_else(|e| panic!("{e:?}"));
         side.into_iter().map(|(name, value)| (name, value.shape().to_vec())).collect()
     };
     assert_eq!(shapes("trained.safetensors"), shapes("tuned/side.safetensors"));

@@ -10,18 +10,19 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use cli::{lstc, stderr, stdout, text};
 use lstc::rewrite::compile;
-use lstc::rewrite::opened::on_cpu;
-use lstc::runtime::{Optimisation, Tensor};
 use lstc_graph::{Attribute, Attributes, Builder, DType, DataFiles, Graph, Origin, ValueId, Weight, encode, load};
 use lstc_models::{SublayerKind, TowerKind};
 use lstc_passes::options::{BackboneOptions, Int8Weights, Precision};
 use lstc_passes::quantise::matrix::BlockBits;
 use lstc_passes::quantise::{NewMatrix, QuantisedProduct};
 use lstc_passes::{Module, Options};
+use lstc_runtime::{Optimisation, Tensor};
+use lstc_tuned::opened::on_cpu;
 use ndarray::{ArrayD, IxDyn};
 use safetensors::{Dtype, SafeTensors};
+
+use cli::{lstc, stderr, stdout, text};
 
 fn case(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases").join(name)

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use half::f16;
-use lstc::runtime::{Device, Dim, ElementType, Error, Library, Optimisation, Origin, Runtime, Session, Tensor};
+use lstc_runtime::{Device, Dim, ElementType, Error, Library, Optimisation, Origin, Runtime, Session, Tensor};
 use ndarray::{Array, Array1, array};
 use serde_json::Value;
 use tempfile::TempDir;

@@ -12,10 +12,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use lstc::inspect::Memory;
-use lstc::memory::Sizes;
 use lstc::rewrite::compile;
 use lstc_passes::options::{BackwardOptions, Init, TowerName};
 use lstc_passes::{Options, artifacts};
+use lstc_train::memory::Sizes;
 
 /// The data file that the shapes' graphs refer to.
 const WEIGHTS: &str = "weights.bin";

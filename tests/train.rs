@@ -10,15 +10,16 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use lstc::data::{Batch, Corpus, Fixed, Reading};
-use lstc::rewrite::config::Config;
-use lstc::rewrite::opened::{Execution, Opened};
 use lstc::rewrite::{Request, rewrite};
-use lstc::runtime::Tensor;
-use lstc::side::Side;
-use lstc::train::{Pending, Stepper, TrainOptions};
+use lstc_data::{Batch, Corpus, Fixed, Reading};
 use lstc_passes::Options;
 use lstc_passes::options::Gate;
+use lstc_runtime::Tensor;
+use lstc_train::{Pending, Stepper};
+use lstc_tuned::config::Config;
+use lstc_tuned::opened::{Execution, Opened};
+use lstc_tuned::options::TrainOptions;
+use lstc_tuned::side::Side;
 
 fn case(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases").join(name)
@@ -99,7 +100,7 @@ impl Tuned {
     }
 
     fn corpus(&self) -> Corpus {
-        let special = lstc::data::SpecialTokens { pad: 0, end: 1, start: 0 };
+        let special = lstc_data::SpecialTokens { pad: 0, end: 1, start: 0 };
         let (file, scratch) = (self.path("train.jsonl"), self.folder.path());
         Corpus::read(&file, &Reading::default(), None, special, scratch, 32, &mut |_, _| ()).expect("it is data")
     }
@@ -191,7 +192,7 @@ fn an_evaluation_that_was_stopped_is_made_again() {
     assert_eq!(tuned.losses("parts").len(), 23, "the run was stopped behind the last step of its first epoch");
     succeeded(&tuned.resume("parts"));
     assert_eq!(tuned.losses("whole"), tuned.losses("parts"));
-    let best = |out: &str| lstc::side::load(&tuned.path(out).join("best.safetensors")).expect("a side network");
+    let best = |out: &str| lstc_tuned::side::load(&tuned.path(out).join("best.safetensors")).expect("a side network");
     assert_eq!(best("whole"), best("parts"));
 }
 
@@ -394,7 +395,7 @@ fn a_loss_that_is_no_number_stops_the_run() {
     let done = tuned.train("mad", &flags);
     refused(&done, &["step ", "epoch 1, batch ", "lines ", "train.jsonl", "--lr"]);
     assert_eq!(fs::read(&checkpoint).expect("a checkpoint"), before);
-    if let Ok(saved) = lstc::side::load(&tuned.path("mad/checkpoint.safetensors")) {
+    if let Ok(saved) = lstc_tuned::side::load(&tuned.path("mad/checkpoint.safetensors")) {
         assert!(saved.values().flatten().all(|v| v.is_finite()), "a state that is not finite was saved");
     }
 }
@@ -719,7 +720,7 @@ fn training_says_what_a_guess_reaches() {
 
 /// The gate that a file of a run holds.
 fn scheduled(tuned: &Tuned, file: &str) -> f32 {
-    lstc::side::load(&tuned.path(file)).expect("a side network")["side_gate"][[0]]
+    lstc_tuned::side::load(&tuned.path(file)).expect("a side network")["side_gate"][[0]]
 }
 
 #[test]
@@ -740,9 +741,9 @@ fn a_schedule_sets_the_gates_for_each_epoch() {
     assert_eq!(scheduled(&tuned, "run/checkpoint.safetensors"), 0.5);
     succeeded(&tuned.resume("run"));
     assert_eq!(tuned.losses("run"), tuned.losses("whole"));
-    let best = |run: &str| lstc::side::load(&tuned.path(run).join("best.safetensors")).expect("a side network");
+    let best = |run: &str| lstc_tuned::side::load(&tuned.path(run).join("best.safetensors")).expect("a side network");
     assert_eq!(best("run"), best("whole"));
     // The moments of what is not trained stay zero.
-    let state = lstc::side::load(&tuned.path("run/checkpoint.safetensors")).expect("a checkpoint");
+    let state = lstc_tuned::side::load(&tuned.path("run/checkpoint.safetensors")).expect("a checkpoint");
     assert!(state.keys().any(|name| name == "side_gate"));
 }

@@ -10,18 +10,20 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
+use lstc_base::interrupt;
+use lstc_base::report::{self, Bytes};
+use lstc_base::scratch::Scratch;
 use lstc_graph::count;
 use lstc_passes::Options;
 use lstc_passes::options::Precision;
+use lstc_runtime::Device;
+use lstc_tuned::manifest;
+use lstc_tuned::opened::Opened;
+use lstc_tuned::options::CudaGraphs;
+use lstc_tuned::run::Started;
 use serde::{Deserialize, Serialize};
 
-use crate::interrupt;
-use crate::report::{self, Bytes};
-use crate::rewrite::opened::Opened;
-use crate::rewrite::{Request, SourceModel, manifest, rewrite};
-use crate::runtime::Device;
-use crate::scratch::Scratch;
-use crate::train::{CudaGraphs, Started};
+use crate::rewrite::{Request, SourceModel, rewrite};
 pub use row::measure;
 
 /// What a row measures.

@@ -3,15 +3,16 @@
 use std::time::Instant;
 
 use anyhow::bail;
+use lstc_data::Batch;
 use lstc_graph::Dim;
+use lstc_runtime::{Device, Kept, Resident, Runtime, find};
+use lstc_train::{Backbone, Stepper, Taps};
+use lstc_tuned::manifest;
+use lstc_tuned::opened::{Execution, Opened};
+use lstc_tuned::options::CudaGraphs;
 use ndarray::{Array2, Array3, ArrayD};
 
 use super::{Part, Row, Settings};
-use crate::data::Batch;
-use crate::rewrite::manifest;
-use crate::rewrite::opened::{Execution, Opened};
-use crate::runtime::{Device, Kept, Resident, Runtime, find};
-use crate::train::{Backbone, CudaGraphs, Stepper, Taps};
 
 /// Runs before those that count.
 const WARM_UP: usize = 2;

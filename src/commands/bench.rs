@@ -4,14 +4,14 @@ use std::path::PathBuf;
 
 use anyhow::anyhow;
 use clap::Args;
+use lstc_base::report::{self, Exit, Format, Hinted, ProgressLine};
 use lstc_passes::options::Precision;
+use lstc_runtime::Device;
+use lstc_tuned::manifest;
+use lstc_tuned::options::CudaGraphs;
 
 use super::arguments::at_least;
 use crate::bench::{Part, Settings, bench, measure};
-use crate::report::{self, Exit, Format, Hinted, ProgressLine};
-use crate::rewrite::manifest;
-use crate::runtime::Device;
-use crate::train::CudaGraphs;
 
 /// Measure what training costs on this machine: seconds and memory of a step
 #[derive(Debug, Args)]

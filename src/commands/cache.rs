@@ -5,20 +5,21 @@ use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
 use clap::{Args, Subcommand};
+use lstc_base::interrupt;
+use lstc_base::report::{self, Bytes, Exit, Format, Hinted, ProgressLine};
 use lstc_graph::count;
+use lstc_runtime::{Runtime, find};
+use lstc_train::cache::{self, Cache, Identity, Share, Survey};
+use lstc_train::{Backbone, Data, Event};
+use lstc_tuned::cache::{Element, Size};
+use lstc_tuned::manifest;
+use lstc_tuned::opened::{Execution, Opened};
 use serde::Serialize;
 
 use super::arguments::{at_least, share};
 use super::data_flags::DataFlags;
 use super::running_flags::RunningFlags;
 use super::train::{Talk, thousands};
-use crate::cache::{self, Cache, Element, Identity, Share, Size, Survey};
-use crate::interrupt;
-use crate::report::{self, Bytes, Exit, Format, Hinted, ProgressLine};
-use crate::rewrite::manifest;
-use crate::rewrite::opened::{Execution, Opened};
-use crate::runtime::{Runtime, find};
-use crate::train::{Backbone, Data, Event};
 
 /// Keep the backbone's taps of a data set, so that training runs the side network alone
 #[derive(Debug, Args)]

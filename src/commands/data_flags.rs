@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use lstc_data::{DataFormat, OnBadRow, Quoting, Reading, Template};
+
 use super::arguments::at_least;
 use super::set;
-use crate::data::{DataFormat, OnBadRow, Quoting, Reading, Template};
 
 /// How data files are read, as flags. A flag that is not given leaves the configuration's value.
 #[derive(Debug, clap::Args)]

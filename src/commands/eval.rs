@@ -4,20 +4,21 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
+use lstc_base::files::keep_private;
+use lstc_base::report::{self, Exit, Format, Hinted};
+use lstc_data::Targets;
+use lstc_runtime::{Runtime, find};
+use lstc_train::evaluate::{self, Metrics, Request, named_labels, percent, write_predictions};
+use lstc_train::{Data, Event, Settings, read_corpus};
+use lstc_tuned::manifest;
+use lstc_tuned::opened::{Opened, side_file};
+use lstc_tuned::output::{Inputs, Output};
+use lstc_tuned::run::Started;
 use serde::Serialize;
 
 use super::data_flags::DataFlags;
 use super::running_flags::RunningFlags;
 use super::train::Talk;
-use crate::data::Targets;
-use crate::evaluate::{self, Metrics, Request, named_labels, percent, write_predictions};
-use crate::files::keep_private;
-use crate::output::{Inputs, Output};
-use crate::report::{self, Exit, Format, Hinted};
-use crate::rewrite::manifest;
-use crate::rewrite::opened::{Opened, side_file};
-use crate::runtime::{Runtime, find};
-use crate::train::{Data, Event, Settings, Started, read_corpus};
 
 /// Evaluate a side network on labelled text
 #[derive(Debug, clap::Args)]

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use lstc_base::report::{self, Exit, Format};
+use lstc_runtime::{Device, Error, Runtime, find};
+
 use crate::export::{Request, Weights, export};
-use crate::report::{self, Exit, Format};
-use crate::runtime::{Device, Error, Runtime, find};
 
 /// Bake a trained side network into one inference model
 #[derive(Debug, clap::Args)]

@@ -3,12 +3,12 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use lstc_base::files::keep_private;
+use lstc_base::report::{self, Exit, Format};
 use lstc_graph::count;
 use serde::Serialize;
 
-use crate::files::keep_private;
 use crate::import::{Imported, Request, import};
-use crate::report::{self, Exit, Format};
 
 /// Start from a side network that was trained elsewhere
 #[derive(Debug, clap::Args)]

@@ -4,15 +4,16 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{anyhow, bail};
+use lstc_base::report::{self, Exit, Format, Hinted};
 use lstc_graph::{dot, load};
+use lstc_train::memory::Sizes;
+use lstc_tuned::intact;
+use lstc_tuned::manifest::is_rewritten;
 use serde::Serialize;
 
 use super::arguments::at_least;
 use crate::inspect::{ModelReport, RewrittenReport, RunReport, WhyReport, html, is_run};
-use crate::memory::Sizes;
-use crate::report::{self, Exit, Format, Hinted};
-use crate::rewrite::manifest::is_rewritten;
-use crate::rewrite::{SourceModel, intact};
+use crate::rewrite::SourceModel;
 
 /// Show what is in a model, where the taps go, and what training will cost
 #[derive(Debug, clap::Args)]

@@ -17,9 +17,11 @@ mod verify;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
+use lstc_base::interrupt;
+use lstc_base::report::{self, Exit, Hinted, Known, known};
+use lstc_runtime::install::InstallError;
 
-use crate::interrupt;
-use crate::report::{self, Exit};
+use crate::rewrite::NotUnderstood;
 
 /// Train a small side network beside a frozen ONNX transformer, on stock ONNX Runtime.
 #[derive(Debug, Parser)]
@@ -96,7 +98,16 @@ pub fn main() -> Exit {
         Command::Runtime(runtime) => runtime.run(),
         Command::Completions { shell } => completions(shell),
     };
-    outcome.unwrap_or_else(|error| report::failure(&error))
+    outcome.unwrap_or_else(|error| failure(&error))
+}
+
+/// The errors that know what to do about them.
+const ADVISING: [Known; 4] =
+    [known::<Hinted>, known::<lstc_runtime::Error>, known::<InstallError>, known::<NotUnderstood>];
+
+/// Reports why a command failed, and returns its exit code.
+pub fn failure(error: &anyhow::Error) -> Exit {
+    report::failure(error, &ADVISING)
 }
 
 /// Parses the command line; if it is not valid, ends the process with clap's message.

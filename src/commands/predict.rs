@@ -4,20 +4,21 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
+use lstc_base::files::keep_private;
+use lstc_base::report::{self, Exit, Hinted};
+use lstc_data::{Inputs, Reading, Targets, Tokenizer};
 use lstc_graph::count;
+use lstc_runtime::{Runtime, find};
+use lstc_train::evaluate::{self, AnswerForm, Label, Request, Scored, named_labels, recorded_labels, write_answers};
+use lstc_train::{Event, Settings, read_corpus};
+use lstc_tuned::manifest;
+use lstc_tuned::opened::{Opened, side_file};
+use lstc_tuned::output::{self, Output};
+use lstc_tuned::run::Started;
 
 use super::data_flags::DataFlags;
 use super::running_flags::RunningFlags;
 use super::train::Talk;
-use crate::data::{Inputs, Reading, Targets, Tokenizer};
-use crate::evaluate::{self, AnswerForm, Label, Request, Scored, named_labels, recorded_labels, write_answers};
-use crate::files::keep_private;
-use crate::output::{self, Output};
-use crate::report::{self, Exit, Hinted};
-use crate::rewrite::manifest;
-use crate::rewrite::opened::{Opened, side_file};
-use crate::runtime::{Runtime, find};
-use crate::train::{Event, Settings, Started, read_corpus};
 
 /// Predict labels, or generate text, for rows without a target
 #[derive(Debug, clap::Args)]

@@ -1,10 +1,11 @@
 //! The flags that say how graphs are run, the same for every command that reads data through them once.
 
+use lstc_runtime::Device;
+use lstc_tuned::opened::Opened;
+use lstc_tuned::options::TrainOptions;
+
 use super::arguments::at_least;
 use super::set;
-use crate::rewrite::opened::Opened;
-use crate::runtime::Device;
-use crate::train::TrainOptions;
 
 /// How graphs are run, as flags. A flag that is not given leaves the configuration's value.
 #[derive(Debug, clap::Args)]

@@ -4,12 +4,11 @@ use std::fmt;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use lstc_base::report::{self, Bytes, Exit, Format, ProgressLine};
+use lstc_runtime::install::{self, Installed, Progress, Request};
+use lstc_runtime::remove::{Removed, Which, remove};
+use lstc_runtime::{Device, Flavour, Look, Outcome};
 use serde::Serialize;
-
-use crate::report::{self, Bytes, Exit, Format, ProgressLine};
-use crate::runtime::install::{self, Installed, Progress, Request};
-use crate::runtime::remove::{Removed, Which, remove};
-use crate::runtime::{self, Device, Flavour, Look, Outcome};
 
 /// Install, show and remove the ONNX Runtime library that lstc runs on
 #[derive(Debug, Args)]
@@ -171,11 +170,11 @@ struct Show {
 
 impl Show {
     fn run(self) -> anyhow::Result<Exit> {
-        let search = runtime::search(self.device);
+        let search = lstc_runtime::search(self.device);
         let looked = search.looked.iter().map(LookReport::new).collect();
         match search.into_library() {
             Ok(library) => {
-                let loaded = runtime::Runtime::load(&library)?;
+                let loaded = lstc_runtime::Runtime::load(&library)?;
                 let library = Some(LibraryReport::new(loaded));
                 report::data(&ShowReport { library, looked }, self.format)?;
                 Ok(Exit::Done)
@@ -269,7 +268,7 @@ struct LibraryReport {
 }
 
 impl LibraryReport {
-    fn new(loaded: &runtime::Runtime) -> LibraryReport {
+    fn new(loaded: &lstc_runtime::Runtime) -> LibraryReport {
         let library = loaded.library();
         LibraryReport {
             path: library.path.clone(),

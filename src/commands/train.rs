@@ -5,27 +5,26 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context, bail};
+use lstc_base::files::keep_private;
+use lstc_base::interrupt;
+use lstc_base::report::{self, Bytes, Clock, Exit, Format, ProgressLine};
 use lstc_graph::count;
+use lstc_runtime::{Device, Runtime, find};
+use lstc_train::evaluate::{Guess, percent};
+use lstc_train::memory::Sizes;
+use lstc_train::{Event, Forecast, Plan, Request, Settings, Summary, train};
+use lstc_tuned::cache::{Element, Size};
+use lstc_tuned::config::Config;
+use lstc_tuned::opened::Opened;
+use lstc_tuned::opened::side_file;
+use lstc_tuned::options::{CudaGraphs, Overlap, Schedule, TapDtype, TrainOptions};
+use lstc_tuned::run::Started;
+use lstc_tuned::{RUN, manifest};
 use serde::Serialize;
 
 use super::arguments::{at_least, share};
 use super::data_flags::DataFlags;
 use super::set;
-use crate::cache::{Element, Size};
-use crate::evaluate::{Guess, percent};
-use crate::files::keep_private;
-use crate::interrupt;
-use crate::memory::Sizes;
-use crate::report::{self, Bytes, Clock, Exit, Format, ProgressLine};
-use crate::rewrite::config::Config;
-use crate::rewrite::opened::Opened;
-use crate::rewrite::opened::side_file;
-use crate::rewrite::{RUN, manifest};
-use crate::runtime::{Device, Runtime, find};
-use crate::train::{
-    CudaGraphs, Event, Forecast, Overlap, Plan, Request, Schedule, Settings, Started, Summary, TapDtype, TrainOptions,
-    train,
-};
 
 /// Train the side network of a rewritten model
 #[derive(Debug, clap::Args)]

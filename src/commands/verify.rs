@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use lstc_base::report::{self, Exit, Format, ProgressLine};
+use lstc_runtime::{Device, Runtime, find};
+
 use super::arguments::at_least;
-use crate::report::{self, Exit, Format, ProgressLine};
-use crate::runtime::{Device, Runtime, find};
 use crate::verify::verify;
 
 /// Prove that a rewritten model is right

@@ -5,12 +5,12 @@ use std::fmt;
 use std::path::Path;
 
 use lstc_graph::{DataFiles, Graph, Weight, encode, load};
+use lstc_runtime::{Optimisation, Runtime, Session, Tensor};
+use lstc_tuned::opened::on_cpu;
 use ndarray::{ArrayD, IxDyn};
 use serde::Serialize;
 
-use crate::rewrite::opened::on_cpu;
-use crate::runtime::{Optimisation, Runtime, Session, Tensor};
-use crate::verify::{difference, sample};
+use crate::probe::{difference, sample};
 
 /// With graph optimisation on: constants are folded, and other nodes are fused.
 const OPTIMISED: f64 = 1e-5;

@@ -18,21 +18,20 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use lstc_base::files::parent;
+use lstc_base::hash::sha256;
+use lstc_base::report::Bytes;
+use lstc_base::scratch::{self, Scratch};
 use lstc_graph::{About, DataFiles, Encoding, copy_data, count, load, regular};
+use lstc_runtime::Runtime;
+use lstc_tuned::manifest::Record;
+use lstc_tuned::opened::side_file;
+use lstc_tuned::output::Inputs;
+use lstc_tuned::side::{self, Loaded, Seal};
+use lstc_tuned::{MANIFEST, intact};
 use serde::Serialize;
 
 pub use agreement::Agreement;
-
-use crate::files::parent;
-use crate::hash::sha256;
-use crate::output::Inputs;
-use crate::report::Bytes;
-use crate::rewrite::manifest::Record;
-use crate::rewrite::opened::side_file;
-use crate::rewrite::{MANIFEST, intact};
-use crate::runtime::Runtime;
-use crate::scratch::{self, Scratch};
-use crate::side::{self, Loaded, Seal};
 use place::Place;
 
 /// The graph that is exported.

@@ -2,8 +2,7 @@
 
 use anyhow::{anyhow, bail};
 use lstc_graph::{Attributes, Builder, Dim, Graph, Origin, ValueId, Weight};
-
-use crate::side::Side;
+use lstc_tuned::side::Side;
 
 /// A side network's tensors as weights.
 pub(super) fn weights(side: &Side) -> Vec<(String, Weight)> {

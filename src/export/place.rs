@@ -8,12 +8,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use lstc_base::files::{parent, rename_new};
+use lstc_base::interrupt;
+use lstc_base::scratch::Scratch;
 use lstc_graph::load;
-
-use crate::files::{parent, rename_new};
-use crate::interrupt;
-use crate::output::{self, Inputs};
-use crate::scratch::Scratch;
+use lstc_tuned::output::{self, Inputs};
 
 /// The names of an export's files, and what must stay.
 pub(super) struct Place {

@@ -11,15 +11,15 @@ mod unused;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
+use lstc_base::hash::sha256;
+use lstc_base::report::{Hinted, word};
 use lstc_graph::regular;
+use lstc_tuned::output::{Inputs, Output};
+use lstc_tuned::run::is_run;
+use lstc_tuned::side::{self, Contents, Mapped, Seal};
+use lstc_tuned::{MANIFEST, RUN, SIDE, intact, manifest};
 use serde::{Deserialize, Serialize};
 
-use crate::hash::sha256;
-use crate::output::{Inputs, Output};
-use crate::report::{Hinted, word};
-use crate::rewrite::{MANIFEST, RUN, SIDE, intact, manifest};
-use crate::side::{self, Contents, Mapped, Seal};
-use crate::train;
 use state_dict::{Found, gather};
 pub use unused::Unused;
 
@@ -118,7 +118,7 @@ pub fn import(request: &Request) -> anyhow::Result<Imported> {
 /// A run began from the side network that was there; its figures would be ascribed to another.
 fn check_run(directory: &Path, force: bool) -> anyhow::Result<()> {
     let run = directory.join(RUN);
-    if force || !train::is_run(&run) {
+    if force || !is_run(&run) {
         return Ok(());
     }
     let error = anyhow!("`{}` is a training run that began from another side network", run.display());
@@ -157,7 +157,7 @@ fn note(directory: &Path, side: Origin) -> anyhow::Result<()> {
     let path = directory.join(MANIFEST);
     let text = manifest::text(directory)?;
     let text = without_section(&text, "side") + &serde_yaml::to_string(&Section { side })?;
-    crate::files::replace(&path, |file| Ok(std::io::Write::write_all(file, text.as_bytes())?))
+    lstc_base::files::replace(&path, |file| Ok(std::io::Write::write_all(file, text.as_bytes())?))
 }
 
 /// A YAML mapping in block style without one of its keys.

@@ -9,16 +9,16 @@ use std::path::Path;
 
 use anyhow::anyhow;
 use half::{bf16, f16};
+use lstc_base::report::Hinted;
 use lstc_passes::Group;
 use lstc_passes::ladder::key::BLOCK;
+use lstc_tuned::manifest::ParameterSummary;
+use lstc_tuned::side::Side;
 use ndarray::{ArrayD, IxDyn};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
 use super::made::Made;
-use crate::report::Hinted;
-use crate::rewrite::manifest::ParameterSummary;
-use crate::side::Side;
 
 /// What was found.
 pub struct Found {

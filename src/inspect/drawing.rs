@@ -3,9 +3,9 @@
 //! Colours and strokes come from the page's style sheet, by class. Frozen and trainable parts differ in outline too:
 //! frozen boxes have a hatched edge.
 
+use lstc_tuned::gates::{Gate, State};
 use maud::{Markup, html};
 
-use super::gates::{Gate, State};
 use super::ladder::{Ladder, Rung};
 use super::layout::{Anchor, Arrangement, Block, Flow, Layout, Mark, Part, Rect, Side, Text, Voice, Wire};
 use super::text::Grouped;

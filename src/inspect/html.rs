@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use lstc_graph::count;
+use lstc_train::evaluate::percent;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::chart::{Chart, Series};
@@ -17,7 +18,6 @@ use super::rewritten::{Prediction, RewrittenReport};
 use super::run::{Epoch, GateCourse, RunReport};
 use super::tables;
 use super::text::Grouped;
-use crate::evaluate::percent;
 
 const STYLE: &str = include_str!("page.css");
 

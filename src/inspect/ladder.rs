@@ -1,16 +1,13 @@
 //! The ladder of a model as plain data: where each part is, how large it is, and how far its gates are open.
 
-use std::collections::BTreeMap;
-
 use anyhow::{Context, bail};
 use lstc_models::TowerKind;
 use lstc_passes::ladder::key::{At, Rung as Named, block_name, final_norm_name};
 use lstc_passes::options::{Gate as Mixing, Merge};
 use lstc_passes::{Options, Point};
+use lstc_tuned::gates::{Alphas, Gate, Shapes};
+use lstc_tuned::manifest::{ModelSummary, TapSummary, TowerSummary};
 use serde::Serialize;
-
-use super::gates::{Alphas, Gate};
-use crate::rewrite::manifest::{ModelSummary, TapSummary, TowerSummary};
 
 /// A side network beside its backbone.
 #[derive(Clone, Debug, Serialize)]
@@ -77,9 +74,6 @@ pub struct Head {
 
 /// The most blocks of a tower that a manifest can describe.
 const MOST_BLOCKS: usize = 10_000;
-
-/// Shapes of the trainable tensors by name.
-pub type Shapes = BTreeMap<String, Vec<usize>>;
 
 /// Elements of a tensor. The numbers in a manifest are not trusted.
 pub fn elements(shape: &[usize]) -> usize {

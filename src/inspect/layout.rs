@@ -16,7 +16,8 @@
 //! Invariants, for every ladder: no two boxes overlap; a text is within one box, or outside of all; no two texts
 //! overlap; no wire crosses a box that it does not end at, except that of a dropped block; all is within the drawing.
 
-use super::gates::Gate;
+use lstc_tuned::gates::Gate;
+
 use super::ladder::Ladder;
 use super::text::{fit, width};
 

@@ -2,12 +2,12 @@
 
 use std::fmt;
 
+use lstc_base::report::{self, Bytes};
 use lstc_graph::{Dim, ValueId};
 use lstc_passes::{Artifacts, Module, parts};
+use lstc_train::memory::{self, Cost, Extras, Numbers, Sizes, Step, Taps};
 use serde::Serialize;
 
-use crate::memory::{self, Cost, Extras, Numbers, Sizes, Step, Taps};
-use crate::report::{self, Bytes};
 use crate::rewrite::frozen_elements;
 
 /// A prediction for Ladder Side-Tuning and for full fine-tuning.

@@ -2,7 +2,6 @@
 
 mod chart;
 mod drawing;
-mod gates;
 pub mod html;
 mod ladder;
 pub mod layout;
@@ -17,17 +16,15 @@ pub mod why;
 use std::collections::BTreeMap;
 
 use lstc_passes::Group;
+use lstc_tuned::manifest::PortSummary;
 use serde::Serialize;
 
-pub use gates::{Gate, State};
 pub use ladder::{Head, Ladder, Rung, Stack, Tap};
 pub use memory::Memory;
 pub use model::ModelReport;
 pub use rewritten::{Prediction, RewrittenReport};
 pub use run::{RunReport, is_run};
 pub use why::WhyReport;
-
-use crate::rewrite::manifest::PortSummary;
 
 /// Tensors of one kind.
 #[derive(Clone, Copy, Debug, Default, Serialize)]

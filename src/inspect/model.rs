@@ -4,19 +4,21 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
+use lstc_base::report::Bytes;
+use lstc_data::Reading;
 use lstc_graph::{Graph, ValueId, count};
 use lstc_models::{Likeness, recognise};
 use lstc_passes::{Module, Options, artifacts, ladder_side_tuning};
+use lstc_train::memory::Sizes;
+use lstc_tuned::gates::Alphas;
+use lstc_tuned::manifest::{ModelSummary, PortSummary, TapSummary, TowerSummary, taps};
+use lstc_tuned::tokens::Settled;
 use serde::Serialize;
 
-use super::gates::Alphas;
 use super::ladder::Ladder;
-use super::{Memory, Weights, by_group, port, why};
-use crate::data::Reading;
-use crate::memory::Sizes;
-use crate::report::Bytes;
-use crate::rewrite::manifest::{ModelSummary, PortSummary, TapSummary, TowerSummary, taps};
-use crate::rewrite::{Settled, SourceModel, odd_inputs, tokens};
+use super::{Memory, Weights, by_group, port};
+use crate::query;
+use crate::rewrite::{SourceModel, odd_inputs, tokens};
 
 /// What is in a model file.
 #[derive(Debug, Serialize)]
@@ -109,7 +111,7 @@ impl ModelReport {
             }
             Err(refused) => {
                 report.refusals = refused.refusals.iter().map(ToString::to_string).collect();
-                let hints = refused.likeness.advice().into_iter().chain(why::hint(model, &refused));
+                let hints = refused.likeness.advice().into_iter().chain(query::hint(model.files(), &refused));
                 report.hint = Some(hints.collect::<Vec<_>>().join("; ")).filter(|hint| !hint.is_empty());
                 report.likeness = Some(refused.likeness);
             }

@@ -5,20 +5,23 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use lstc_base::report;
 use lstc_graph::{Graph, load};
 use lstc_passes::artifacts;
 use lstc_passes::{Point, is_backbone};
+use lstc_train::memory::Sizes;
+use lstc_tuned::config::Config;
+use lstc_tuned::gates::{Alphas, State};
+use lstc_tuned::manifest::{ChoiceSummary, ModelSummary, PortSummary};
+use lstc_tuned::side::Seal;
+use lstc_tuned::tokens::Settled;
+use lstc_tuned::{GRAPHS, MANIFEST, intact, manifest};
 use serde::Serialize;
 
-use super::gates::{Alphas, State};
 use super::ladder::Ladder;
 use super::{Memory, Weights, by_group, port};
-use crate::memory::Sizes;
-use crate::report;
-use crate::rewrite::config::Config;
-use crate::rewrite::manifest::{ChoiceSummary, ModelSummary, PortSummary};
-use crate::rewrite::{GRAPHS, MANIFEST, Settled, intact, manifest, nodes_by_pass, sketch};
-use crate::side::Seal;
+use crate::rewrite::SourceModel;
+use crate::rewrite::{nodes_by_pass, sketch};
 
 /// What is in a rewritten directory.
 #[derive(Debug, Serialize)]
@@ -112,7 +115,7 @@ impl RewrittenReport {
 /// The prediction for the source, compiled again. No weight is read: the initial values are random, and blocks that were
 /// chosen by importance are not chosen again.
 fn predict(config: &Config, recorded: &manifest::Record, sizes: Sizes) -> Prediction {
-    let source = match manifest::model_of(&config.source) {
+    let source = match SourceModel::recorded(&config.source) {
         Ok(source) => source,
         Err(error) => return Prediction::LeftOut(format!("{error:#}")),
     };

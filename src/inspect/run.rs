@@ -6,13 +6,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use lstc_base::report;
+use lstc_data::{Line, Source};
 use lstc_graph::count;
+use lstc_train::Best;
+use lstc_train::evaluate::percent;
+use lstc_tuned::run::{METRICS, STARTED, Started};
 use serde::{Deserialize, Serialize};
-
-use crate::data::{Line, Source};
-use crate::evaluate::percent;
-use crate::report;
-use crate::train::{Best, METRICS, STARTED, Started};
 
 /// A gate has opened once it is this far from its initial value.
 const OPENED: f64 = 0.05;

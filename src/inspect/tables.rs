@@ -2,19 +2,20 @@
 
 use std::collections::BTreeMap;
 
+use lstc_base::report::Bytes;
+use lstc_train::evaluate;
+use lstc_train::memory::{Cost, total};
+use lstc_tuned::gates::Gate;
+use lstc_tuned::manifest::ModelSummary;
+use lstc_tuned::manifest::PortSummary;
 use maud::{Markup, html};
 
 use super::Memory;
+use super::Weights;
 use super::ladder::{Ladder, Rung};
 use super::rewritten::{CutReport, GraphReport};
 use super::run::{Epoch, GateCourse};
 use super::text::Grouped;
-use super::{Gate, Weights};
-use crate::evaluate;
-use crate::memory::{Cost, total};
-use crate::report::Bytes;
-use crate::rewrite::manifest::ModelSummary;
-use crate::rewrite::manifest::PortSummary;
 
 /// How a column's cells are aligned.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,5 @@
 //! Why a model is understood or not: what recognition tried at a place, what matched, and what did not.
 
-mod query;
 mod text;
 
 use std::path::PathBuf;
@@ -11,9 +10,8 @@ use lstc_models::{
 };
 use serde::Serialize;
 
+use crate::query::{Query, unknown};
 use crate::rewrite::SourceModel;
-pub use query::hint;
-use query::{Query, unknown};
 
 /// What recognition tried at one place of a model.
 #[derive(Debug, Serialize)]

@@ -5,13 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
+use lstc_base::report::{Hinted, word};
 use lstc_graph::load;
 use lstc_models::Likeness;
+use lstc_tuned::manifest::is_rewritten;
 
-use super::manifest::is_rewritten;
 use super::model::{Part, SourceModel, part};
 use super::other_formats;
-use crate::report::{Hinted, word};
 
 /// Optimum's names. A merged decoder serves if there is no plain one.
 const ENCODER: &str = "encoder_model.onnx";

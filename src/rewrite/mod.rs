@@ -1,17 +1,9 @@
 //! From a model file to the directory of trainable graphs.
 
 mod companions;
-pub mod config;
-pub(crate) mod directory;
 mod folder;
-mod held;
-pub(crate) mod intact;
-mod made_for;
-pub mod manifest;
 mod model;
-pub mod opened;
 mod other_formats;
-mod placement;
 pub mod precision;
 mod source;
 
@@ -20,6 +12,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
+use lstc_base::report::{Advise, Hinted};
+use lstc_data::Reading;
 use lstc_graph::{About, DType, DataFiles, DataWriter, Dim, Encoding, Graph, Links, Means, Saved, Spill, load, widen};
 use lstc_models::{Anatomy, MASKED_TOKEN, recognise, unread_inputs};
 use lstc_passes::options::{Precision, Sizes};
@@ -27,35 +21,23 @@ use lstc_passes::problem::listed;
 use lstc_passes::{
     Artifacts, Module, Options, PassError, Store, Timing, artifacts, integer_products, ladder_side_tuning,
 };
+use lstc_runtime::{Device, Runtime, find};
+use lstc_tuned::config::Config;
+use lstc_tuned::intact::{self, WrittenFile};
+use lstc_tuned::made_for::MadeFor;
+use lstc_tuned::manifest::{self, Manifest, SourceFile};
+use lstc_tuned::quantised::{Quantised, Sample};
+use lstc_tuned::run::Started;
+use lstc_tuned::side;
+use lstc_tuned::tokens::Settled;
+use lstc_tuned::{DATA, GRAPHS, INTEGERS_ON_CUDA, MANIFEST, SIDE, TOKENIZER, about, directory};
 
-use crate::data::Reading;
-use crate::inspect::why;
-use crate::report::Hinted;
-use crate::runtime::{Device, Runtime, find};
-use crate::side;
-use crate::train::Started;
+use crate::query;
 use companions::{Companions, special_tokens};
-pub use companions::{Origins, Settled, TOKENIZER};
-use config::Config;
-pub use intact::SEEN;
-use intact::WrittenFile;
-use made_for::MadeFor;
-use manifest::{Manifest, SourceFile};
 pub use model::SourceModel;
-use precision::{Candidate, Given, Quantised, Sample};
+use precision::{Candidate, Given};
 use source::Hashing;
 pub use source::source_file;
-
-/// The frozen weights' file. If one is not enough, `backbone.1.data` and so on are beside it.
-pub const DATA: &str = "backbone.data";
-/// The initial side network's file.
-pub const SIDE: &str = "side.safetensors";
-/// The folder of a training run, if no other is given.
-pub const RUN: &str = "run";
-/// The graphs' files.
-pub const GRAPHS: [&str; 5] = ["train.onnx", "grad.onnx", "apply.onnx", "eval.onnx", "infer.onnx"];
-/// The manifest's file.
-pub const MANIFEST: &str = "lst.yaml";
 
 /// What a rewrite is to make, and from what.
 pub struct Request<'r> {
@@ -101,10 +83,6 @@ pub struct Measuring<'r> {
     /// be walked several times.
     pub progress: Option<&'r dyn Fn(usize, usize)>,
 }
-
-/// The warning for a model of integers on CUDA.
-pub const INTEGERS_ON_CUDA: &str = "the model uses integer products, for which there are no CUDA kernels: on CUDA its weights are \
-                                    dequantised once and multiplied in bf16 (in f32 before Ampere)";
 
 /// Who chooses the backbone's precision.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -159,12 +137,16 @@ pub struct NotUnderstood {
     pub refused: lstc_models::Refused,
 }
 
-impl NotUnderstood {
+impl Advise for NotUnderstood {
     /// What to do about it, and what shows more.
-    pub fn hint(&self) -> Option<String> {
+    fn hint(&self) -> Option<String> {
         let advice = self.refused.likeness.advice();
-        let hints: Vec<String> = advice.into_iter().chain(why::hint(&self.model, &self.refused)).collect();
+        let hints: Vec<String> = advice.into_iter().chain(query::hint(self.model.files(), &self.refused)).collect();
         (!hints.is_empty()).then(|| hints.join("; "))
+    }
+
+    fn is_answer(&self) -> bool {
+        true
     }
 }
 
@@ -324,7 +306,7 @@ pub fn rewrite_with(
     let artifacts = artifacts(&module);
     let cannot = || format!("cannot write `{}`", output.display());
     let mut manifest = Manifest::new(&module, &artifacts, source, tokens, training.clone(), quantised);
-    let about = held::about(&manifest.to_yaml()?)?;
+    let about = about(&manifest.to_yaml()?)?;
     let made_for = MadeFor::new(&manifest.source, &manifest.method, &manifest.taps);
     let (data, files) =
         write(&companions, &module, &artifacts, (&manifest.source, &about, &made_for), backbone, folder.path())
@@ -430,7 +412,7 @@ impl Quantising<'_> {
     ) -> anyhow::Result<Options> {
         let Some(limit) = options.backbone.limit() else { return Ok(options) };
         let module = compiled(options.clone())?;
-        let feeds = self.sample()?.feeds(&module, self.given)?;
+        let feeds = precision::feeds(&self.sample()?, &module, self.given)?;
         let scratch = tempfile::tempdir_in(self.folder)?;
         let more =
             precision::more_bits(self.runtime()?, &module, &feeds, limit, scratch.path(), self.measuring.progress)?;
@@ -457,7 +439,7 @@ impl Quantising<'_> {
         if let Some(known) = known.filter(|known| known.sample == sample) {
             return Ok(Some(known.clone()));
         }
-        let feeds = sample.feeds(module, self.given)?;
+        let feeds = precision::feeds(&sample, module, self.given)?;
         let scratch = tempfile::tempdir_in(self.folder)?;
         let measured = precision::measure(self.runtime()?, module, &feeds, scratch.path())?;
         Ok(Quantised::new(module, sample, measured))
@@ -466,7 +448,7 @@ impl Quantising<'_> {
     fn sample(&self) -> anyhow::Result<Sample> {
         let earlier = || self.measuring.earlier.and_then(|e| Some(e.quantised.as_ref()?.sample.clone()));
         match self.measuring.sample {
-            Some(file) => Sample::of(file),
+            Some(file) => precision::sample_of(file),
             None => Ok(earlier().unwrap_or_default()),
         }
     }
@@ -592,15 +574,6 @@ fn sync(folder: &Path, data: &[Saved]) -> anyhow::Result<()> {
     }
     fs::File::open(folder)?.sync_all()?;
     Ok(())
-}
-
-/// True for the name of a file that a rewrite writes.
-pub fn is_own(name: &str) -> bool {
-    let is_data = || {
-        let number = name.strip_prefix("backbone.").and_then(|rest| rest.strip_suffix(".data"));
-        name == DATA || number.is_some_and(|number| number.parse::<u32>().is_ok())
-    };
-    GRAPHS.contains(&name) || [MANIFEST, SIDE, TOKENIZER, SEEN].contains(&name) || is_data()
 }
 
 /// Elements of the source's float weights. A tied head's transposed copy counts once with the table.

@@ -5,13 +5,14 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
+use lstc_base::report::Hinted;
 use lstc_graph::{DType, Dim, Graph, ValueId, join, load, widen};
 use lstc_models::{Likeness, Place, Refusal, Refused, Use};
+use lstc_tuned::manifest::{FilePart, SourceFile};
 
 use super::NotUnderstood;
 use super::folder::model_in;
 use super::other_formats;
-use crate::report::Hinted;
 
 /// The files of a model, as they are found; none is read yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +46,15 @@ impl SourceModel {
                 Ok(SourceModel(files.to_vec()))
             }
         }
+    }
+
+    /// The model that a manifest's list of files makes up.
+    ///
+    /// # Errors
+    /// A list without a model.
+    pub fn recorded(files: &[SourceFile]) -> anyhow::Result<SourceModel> {
+        let graphs: Vec<PathBuf> = files.iter().filter(|f| f.part == FilePart::Model).map(|f| f.file.clone()).collect();
+        SourceModel::find(&graphs).context("the manifest does not name a source")
     }
 
     /// A model in these files, the encoder's first.

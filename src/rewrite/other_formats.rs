@@ -4,9 +4,8 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::anyhow;
+use lstc_base::report::{Hinted, word};
 use lstc_graph::regular;
-
-use crate::report::{Hinted, word};
 
 /// A format of models.
 struct Format {

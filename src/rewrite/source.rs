@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, anyhow};
+use lstc_base::hash::blake3;
 use lstc_graph::{Graph, regular};
+use lstc_tuned::manifest::{FilePart, SourceFile};
 
 use super::SourceModel;
-use super::manifest::{FilePart, SourceFile};
-use crate::hash::blake3;
 
 /// The model's files and the data files that hold its weights.
 fn source_paths(model: &SourceModel, graph: &Graph) -> Vec<PathBuf> {

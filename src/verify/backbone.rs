@@ -5,15 +5,16 @@
 //! written ones were sliced. Values that are computed from products in another precision are compared with those of the graph
 //! that the compiler makes again; [`super::quantised`] compares these with the source's.
 
+use lstc_base::scratch::Scratch;
 use lstc_graph::{Graph, ValueId, data_to_run, encode};
 use lstc_passes::Module;
 use lstc_passes::options::Precision;
+use lstc_runtime::{Optimisation, Session, Tensor};
+use lstc_tuned::opened::on_cpu;
 
 use super::precision::Arithmetic;
-use super::{Check, Subject, difference, give, run, sample};
-use crate::rewrite::opened::on_cpu;
-use crate::runtime::{Optimisation, Session, Tensor};
-use crate::scratch::Scratch;
+use super::{Check, Subject};
+use crate::probe::{difference, give, run, sample};
 
 /// With graph optimisation on: fusions see other consumers.
 const FUSED: f64 = 1e-5;
@@ -120,8 +121,8 @@ fn arithmetic(module: &Module, quantised: bool) -> Arithmetic {
 }
 
 pub(super) fn source_of(subject: &Subject) -> anyhow::Result<Graph> {
-    let config = crate::rewrite::manifest::read(subject.directory)?;
-    let (mut source, _) = crate::rewrite::open(&crate::rewrite::manifest::model_of(&config.source)?)?;
+    let config = lstc_tuned::manifest::read(subject.directory)?;
+    let (mut source, _) = crate::rewrite::open(&crate::rewrite::SourceModel::recorded(&config.source)?)?;
     crate::rewrite::computed_in(&mut source, config.options().backbone.precision);
     Ok(source)
 }

@@ -1,15 +1,16 @@
 //! Each block at full width, emitted in the side network's canonical form with the backbone's weights, compared with the
 //! backbone itself: the source's own, in whatever precision the written graphs compute its products.
 
+use lstc_base::scratch::Scratch;
 use lstc_graph::{Builder, DType, Graph, Origin, ValueId, data_to_run, encode};
 use lstc_models::TowerId;
 use lstc_passes::block::{Dropout, FrozenWeights, Rows, Streams, block};
+use lstc_runtime::{Optimisation, Tensor};
 
 use super::precision::Arithmetic;
 use super::wide::widen;
-use super::{Check, Subject, difference, give, run, sample};
-use crate::runtime::{Optimisation, Tensor};
-use crate::scratch::Scratch;
+use super::{Check, Subject};
+use crate::probe::{difference, give, run, sample};
 
 /// Error relative to the block's largest output.
 const OUTPUT: f64 = 1e-5;

@@ -4,11 +4,12 @@ use std::path::Path;
 
 use lstc_graph::Comparer;
 use lstc_passes::artifacts;
+use lstc_tuned::origin::Origin;
+use lstc_tuned::side;
+use lstc_tuned::{MANIFEST, SIDE, intact, manifest};
 
 use super::{Check, Subject};
-use crate::import::{self, Origin};
-use crate::rewrite::{MANIFEST, SIDE, intact, manifest};
-use crate::side;
+use crate::import;
 
 /// The directory's files are those that were written, according to the manifest's hashes.
 pub(super) fn unchanged(directory: &Path) -> anyhow::Result<Check> {

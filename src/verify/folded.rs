@@ -1,11 +1,12 @@
 //! Values that fixed sizes turned into constants, compared with the source model run at those sizes.
 
+use lstc_base::scratch::Scratch;
 use lstc_graph::{DType, ValueId, Weight, data_to_run, encode};
+use lstc_runtime::{Optimisation, Tensor};
 
 use super::backbone::{same_bits, source_of};
-use super::{Check, Subject, give, run, sample};
-use crate::runtime::{Optimisation, Tensor};
-use crate::scratch::Scratch;
+use super::{Check, Subject};
+use crate::probe::{give, run, sample};
 
 pub(super) fn check(subject: &Subject) -> anyhow::Result<Vec<Check>> {
     let module = &subject.module;

@@ -8,13 +8,14 @@ use std::collections::BTreeMap;
 
 use lstc_graph::{Graph, Role, Source, Weight};
 use lstc_passes::Group;
+use lstc_runtime::{Optimisation, Session, Tensor};
 use ndarray::ArrayD;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::wide::{is_exact, widen};
-use super::{Check, Subject, run, sample};
-use crate::runtime::{Optimisation, Session, Tensor};
+use super::{Check, Subject};
+use crate::probe::{run, sample};
 
 /// Half the distance between the two points of a central difference, and the relative error allowed.
 struct Step {

@@ -23,8 +23,7 @@ mod head;
 mod invariants;
 mod precision;
 mod quantised;
-pub(crate) mod sample;
-mod source;
+pub(crate) mod source;
 mod taps;
 mod wide;
 
@@ -32,14 +31,15 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use lstc_graph::{Builder, DType, Graph, Origin, ValueId};
+use lstc_base::report;
+use lstc_graph::Graph;
 use lstc_passes::Module;
+use lstc_runtime::{Runtime, Session};
+use lstc_tuned::manifest;
+use lstc_tuned::opened::on_cpu;
 use serde::Serialize;
 
-use crate::report;
-use crate::rewrite::opened::on_cpu;
-use crate::rewrite::{compile, manifest, source_file};
-use crate::runtime::{Runtime, Session, Tensor};
+use crate::rewrite::{SourceModel, compile, source_file};
 
 /// One thing that was checked.
 #[derive(Clone, Debug, Serialize)]
@@ -118,7 +118,7 @@ pub fn verify(
     mut progress: impl FnMut(&str),
 ) -> anyhow::Result<Verdict> {
     let config = manifest::read(directory)?;
-    let source = manifest::model_of(&config.source)?;
+    let source = SourceModel::recorded(&config.source)?;
     progress("hashing the source");
     let mut checks = vec![source_check(&config.source)?];
     if !checks[0].holds {
@@ -190,16 +190,6 @@ fn source_check(files: &[manifest::SourceFile]) -> anyhow::Result<Check> {
     Ok(Check::holds("the source is the one that was rewritten", "BLAKE3 equal", &changed))
 }
 
-/// Makes values a graph's outputs, as f32 if they are of another float type; returns their names.
-pub(crate) fn give(graph: &mut Graph, values: &[ValueId]) -> Vec<String> {
-    let wide = |graph: &mut Graph, v: ValueId| match graph.value(v).dtype {
-        Some(dtype) if dtype.is_float() => Builder::new(graph, Origin::pass("verify")).cast(v, DType::F32),
-        _ => v,
-    };
-    graph.outputs = values.iter().map(|v| wide(graph, *v)).collect();
-    graph.outputs.iter().map(|v| graph.value(*v).name.clone()).collect()
-}
-
 impl Subject<'_> {
     /// A graph of the directory.
     fn load(&self, file: &str) -> anyhow::Result<Graph> {
@@ -207,39 +197,9 @@ impl Subject<'_> {
     }
 
     /// A session over a changed graph of the directory, beside its own data files.
-    fn session(&self, graph: &Graph, optimisation: crate::runtime::Optimisation) -> anyhow::Result<Session> {
+    fn session(&self, graph: &Graph, optimisation: lstc_runtime::Optimisation) -> anyhow::Result<Session> {
         let graph = on_cpu(graph);
         let bytes = lstc_graph::encode(&graph, &lstc_graph::DataFiles::of(&graph, self.directory));
         Ok(self.runtime.session().optimisation(optimisation).load(&bytes, Some(self.directory))?)
     }
-}
-
-/// Runs a session on the named inputs that it has.
-pub(crate) fn run(
-    session: &mut Session,
-    inputs: &[(String, Tensor)],
-    outputs: &[String],
-) -> anyhow::Result<Vec<Tensor>> {
-    let taken: Vec<(&str, &Tensor)> = inputs
-        .iter()
-        .filter(|(name, _)| session.inputs().iter().any(|port| port.name == *name))
-        .map(|(name, tensor)| (name.as_str(), tensor))
-        .collect();
-    let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
-    Ok(session.run(&taken, &outputs)?)
-}
-
-/// Largest difference between two tensors, and the largest element of the second. Infinite if they cannot be compared,
-/// as when one is NaN: that proves nothing.
-pub(crate) fn difference(a: &Tensor, b: &Tensor) -> (f64, f64) {
-    let (Ok(x), Ok(y)) = (a.as_f32(), b.as_f32()) else { return (f64::INFINITY, 1.0) };
-    if x.shape() != y.shape() {
-        return (f64::INFINITY, 1.0);
-    }
-    let largest = y.iter().fold(0.0_f64, |m, v| m.max(f64::from(v.abs())));
-    let apart = x.iter().zip(&y).fold(0.0_f64, |m, (x, y)| {
-        let d = (f64::from(*x) - f64::from(*y)).abs();
-        if d.is_nan() { f64::INFINITY } else { m.max(d) }
-    });
-    (apart, largest)
 }

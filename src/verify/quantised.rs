@@ -1,12 +1,13 @@
 //! A backbone in another precision: its matrices compared with the source's, and its taps with the manifest's figures.
 
+use lstc_base::scratch::Scratch;
 use lstc_models::Orientation;
 use lstc_passes::quantise::{Quantised, QuantisedProduct};
+use lstc_tuned::quantised::{Measured, TapError, spread};
+use lstc_tuned::{TOKENIZER, manifest};
 
 use super::{Check, Subject};
-use crate::rewrite::precision::{Given, Measured, TapError, measure, spread};
-use crate::rewrite::{TOKENIZER, manifest};
-use crate::scratch::Scratch;
+use crate::rewrite::precision::{Given, feeds, measure};
 
 /// The rounding of the step itself, in steps.
 const HALF: f64 = 0.5 + 1e-4;
@@ -83,7 +84,7 @@ fn errors(subject: &Subject) -> anyhow::Result<Vec<Check>> {
     let tokenizer = subject.directory.join(TOKENIZER);
     let tokenizer = tokenizer.is_file().then_some(tokenizer);
     let given = Given { reading: &config.data, tokenizer: tokenizer.as_deref(), special: record.tokens };
-    let feeds = match recorded.sample.feeds(&subject.module, &given) {
+    let feeds = match feeds(&recorded.sample, &subject.module, &given) {
         Ok(feeds) => feeds,
         Err(error) => return Ok(vec![Check::holds(name, "", &[format!("{error:#}")])]),
     };

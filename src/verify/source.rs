@@ -6,16 +6,18 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use lstc_base::scratch::Scratch;
 use lstc_graph::{DType, data_to_run, encode, load};
+use lstc_runtime::{Dim, ElementType, Optimisation, Port, Session, Tensor};
+use lstc_tuned::manifest;
+use lstc_tuned::opened::on_cpu;
 use ndarray::{ArrayD, IxDyn};
 
 use super::backbone::relative;
 use super::precision::Arithmetic;
-use super::{Check, Subject, give, run, sample};
-use crate::rewrite::manifest;
-use crate::rewrite::opened::on_cpu;
-use crate::runtime::{Dim, ElementType, Optimisation, Port, Session, Tensor};
-use crate::scratch::Scratch;
+use super::{Check, Subject};
+use crate::probe::{give, run, sample};
+use crate::rewrite::SourceModel;
 
 const NAME: &str = "the source's files, as ONNX Runtime reads them: logits";
 
@@ -27,7 +29,7 @@ const OF_DECODER: &str = "decoder_";
 
 pub(super) fn check(subject: &Subject) -> anyhow::Result<Check> {
     let module = &subject.module;
-    let files = manifest::model_of(&manifest::read(subject.directory)?.source)?.files().to_vec();
+    let files = SourceModel::recorded(&manifest::read(subject.directory)?.source)?.files().to_vec();
     let inputs = sample::square(module, subject.seed)?;
 
     let mut graph = super::backbone::source_of(subject)?;

@@ -6,10 +6,11 @@
 use anyhow::anyhow;
 use lstc_graph::ValueId;
 use lstc_passes::parts;
+use lstc_runtime::Optimisation;
+use lstc_tuned::manifest::{TapSummary, taps};
 
-use super::{Check, Subject, run, sample};
-use crate::rewrite::manifest::{TapSummary, taps};
-use crate::runtime::Optimisation;
+use super::{Check, Subject};
+use crate::probe::{run, sample};
 
 pub(super) fn check(subject: &Subject) -> anyhow::Result<Check> {
     let graph = subject.load("train.onnx")?;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use lstc::data::{SpecialTokens, Tokenizer};
+use lstc_data::{SpecialTokens, Tokenizer};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -51,7 +51,7 @@ impl Repository {
     }
 
     fn tokens(&self) -> SpecialTokens {
-        lstc::rewrite::manifest::record(&self.path("tuned")).expect("a manifest").tokens
+        lstc_tuned::manifest::record(&self.path("tuned")).expect("a manifest").tokens
     }
 }
 
@@ -139,7 +139,7 @@ fn files_that_contradict_each_other_are_named() {
         let (from, again) = (repository.path("tuned"), repository.path("again"));
         let done = lstc(&["rewrite", "--from", text(&from), "-o", text(&again)]);
         assert_eq!(code(&done), 0, "{}", stderr(&done));
-        assert_eq!(lstc::rewrite::manifest::record(&again).expect("a manifest").tokens, repository.tokens());
+        assert_eq!(lstc_tuned::manifest::record(&again).expect("a manifest").tokens, repository.tokens());
     }
 }
 

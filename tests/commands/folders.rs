@@ -36,7 +36,10 @@ fn found(folder: &Path) -> Result<Vec<String>, String> {
     match SourceModel::find(&[folder.to_owned()]) {
         Ok(model) => Ok(model.files().iter().map(name).collect()),
         Err(error) => {
-            let hint = error.downcast_ref::<lstc::report::Hinted>().map_or("", lstc::report::Hinted::hint).to_owned();
+            let hint = error
+                .downcast_ref::<lstc_base::report::Hinted>()
+                .map_or("", lstc_base::report::Hinted::hint)
+                .to_owned();
             Err(format!("{error:#}\nhint: {hint}").replace(&format!("{}", folder.display()), "FOLDER"))
         }
     }

@@ -2,8 +2,8 @@
 
 use std::sync::OnceLock;
 
-use lstc::runtime::install::{Request, install};
-use lstc::runtime::{Device, Error, Flavour, Runtime, find};
+use lstc_runtime::install::{Request, install};
+use lstc_runtime::{Device, Error, Flavour, Runtime, find};
 
 /// ONNX Runtime on the CPU: a library that is there, or else one that `lstc runtime install` would fetch. Test processes
 /// that run at the same time wait for one another's installation.

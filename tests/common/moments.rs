@@ -1,7 +1,7 @@
 //! AdamW's moments, as a graph takes them.
 
-use lstc::runtime::{Dim, Session};
-use lstc::side::Side;
+use lstc_runtime::{Dim, Session};
+use lstc_tuned::side::Side;
 use ndarray::{ArrayD, IxDyn};
 
 /// The moments that a graph takes, all zeros.

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use lstc::data::Batch;
-use lstc::rewrite::opened::{Execution, Opened};
-use lstc::train::Stepper;
+use lstc_data::Batch;
 use lstc_passes::Parts;
+use lstc_train::Stepper;
+use lstc_tuned::opened::{Execution, Opened};
 use ndarray::Array2;
 
 use crate::cli::{lstc, stderr, stdout, text};

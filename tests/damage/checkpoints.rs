@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lstc::side::{self, Side};
+use lstc_tuned::side::{self, Side};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
@@ -169,7 +169,7 @@ fn a_file_of_lstcs_does_not_lose_its_checksum() {
 #[test]
 fn the_same_run_writes_the_same_bytes() {
     let tuned = Tuned::new();
-    let config = lstc::rewrite::config::Config::read(&tuned.path("tuned/lst.yaml")).expect("a manifest");
+    let config = lstc_tuned::config::Config::read(&tuned.path("tuned/lst.yaml")).expect("a manifest");
     tuned.rewrite("again", &config);
     let mut names: Vec<_> =
         std::fs::read_dir(tuned.path("tuned")).expect("a folder").flatten().map(|e| e.file_name()).collect();

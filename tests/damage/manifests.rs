@@ -63,7 +63,7 @@ fn how_a_model_is_trained_stays_free() {
 #[test]
 fn a_graph_of_another_rewrite_is_refused() {
     let tuned = Tuned::new();
-    let mut config = lstc::rewrite::config::Config::read(&tuned.path("tuned/lst.yaml")).expect("a manifest");
+    let mut config = lstc_tuned::config::Config::read(&tuned.path("tuned/lst.yaml")).expect("a manifest");
     config.optimizer.beta2 = 0.99;
     tuned.rewrite("other", &config);
     tuned.put("tuned/apply.onnx", tuned.read("other/apply.onnx"));

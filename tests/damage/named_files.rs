@@ -99,7 +99,7 @@ fn keys_that_are_given_twice_are_refused_in_what_others_wrote_too() {
     let header = String::from_utf8(side[8..8 + length].to_vec()).expect("text");
     let name = format!(
         "\"{}\":",
-        lstc::side::load(&tuned.path("tuned/side.safetensors")).expect("ours").keys().next().expect("one")
+        lstc_tuned::side::load(&tuned.path("tuned/side.safetensors")).expect("ours").keys().next().expect("one")
     );
     let at = header.find(&name).expect("it has the tensor");
     let entry = header[at..].split_inclusive('}').next().expect("an object");

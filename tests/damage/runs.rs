@@ -3,8 +3,8 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use lstc::evaluate::Scorer;
-use lstc::rewrite::opened::{Execution, Opened};
+use lstc_train::evaluate::Scorer;
+use lstc_tuned::opened::{Execution, Opened};
 
 use super::common;
 use super::tuned::{Tuned, refused, said, succeeded};
@@ -127,7 +127,7 @@ fn another_tokenizer_than_the_run_had_is_refused() {
 #[test]
 fn a_side_network_of_another_rewrite_is_told_from_this_ones() {
     let tuned = Tuned::new();
-    let mut config = lstc::rewrite::config::Config::read(&tuned.path("tuned/lst.yaml")).expect("a manifest");
+    let mut config = lstc_tuned::config::Config::read(&tuned.path("tuned/lst.yaml")).expect("a manifest");
     config.method.temperature = 0.5;
     tuned.rewrite("other", &config);
     let data = ["--data", "eval.jsonl", "--no-generation"];

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use lstc::rewrite::config::Config;
 use lstc::rewrite::{Request, rewrite};
+use lstc_tuned::config::Config;
 
 use crate::common;
 

@@ -1,6 +1,6 @@
 //! The order of examples, and how they are padded.
 
-use lstc::data::{Batch, Batches, Corpus, Fixed, IGNORED, Order, Reading, epoch_batches, sequential_batches};
+use lstc_data::{Batch, Batches, Corpus, Fixed, IGNORED, Order, Reading, epoch_batches, sequential_batches};
 use ndarray::{Array2, array};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -98,7 +98,7 @@ fn small() -> Corpus {
 
 #[test]
 fn a_batch_is_padded_to_its_longest_example() {
-    let special = lstc::data::SpecialTokens { pad: 0, end: 1, start: 3 };
+    let special = lstc_data::SpecialTokens { pad: 0, end: 1, start: 3 };
     let batch = Batch::new(&small(), &[1, 0], special, &Fixed::default()).expect("two examples");
     let expected = Batch {
         rows: vec![2, 1],

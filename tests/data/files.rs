@@ -1,6 +1,6 @@
 //! Every form of file, what is tolerated in it, and what is refused.
 
-use lstc::data::{Corpus, DataFormat, Inputs, LONGEST_ROW, OnBadRow, Reading, Targets};
+use lstc_data::{Corpus, DataFormat, Inputs, LONGEST_ROW, OnBadRow, Reading, Targets};
 use proptest::prelude::*;
 
 use super::{File, SPECIAL, VOCABULARY, file, nano, texts};
@@ -411,7 +411,7 @@ fn what_is_no_data_is_refused() {
 fn text_without_a_tokenizer_is_refused() {
     let file = file("a.jsonl", "{\"text\": \"a\", \"label\": \"b\"}\n");
     let error = file.read_with(&Reading::default(), None).expect_err("there is no tokenizer");
-    let hinted = error.downcast_ref::<lstc::report::Hinted>().expect("a hint");
+    let hinted = error.downcast_ref::<lstc_base::report::Hinted>().expect("a hint");
     assert!(error.to_string().contains("no tokenizer") && hinted.hint().contains("--tokenizer"));
 }
 

@@ -1,6 +1,6 @@
 //! CSV and TSV: the fields are those that Python's csv module reads, and what is neither is refused.
 
-use lstc::data::{Quoting, Reading};
+use lstc_data::{Quoting, Reading};
 use serde::Deserialize;
 
 use super::{file, nano};
@@ -48,7 +48,7 @@ fn quotes_mean_what_is_asked_for() {
 #[test]
 fn a_quote_that_is_not_closed_ends_reading_even_where_bad_rows_are_skipped() {
     let text = "text,label\na,b\n\"We are done .,x\nc,d\ne,f\n";
-    let skipping = Reading { on_bad_row: lstc::data::OnBadRow::Skip, ..Reading::default() };
+    let skipping = Reading { on_bad_row: lstc_data::OnBadRow::Skip, ..Reading::default() };
     for reading in [&skipping, &Reading::default()] {
         insta::allow_duplicates! {
             insta::assert_snapshot!(file("a.csv", text).refusal(reading), @r"

@@ -1,6 +1,6 @@
 //! Rows of token ids: what they say of attention, of the decoder's tokens and of labels is honoured, or refused by name.
 
-use lstc::data::{Batch, Fixed, IGNORED, Reading};
+use lstc_data::{Batch, Fixed, IGNORED, Reading};
 
 use super::{SPECIAL, file};
 

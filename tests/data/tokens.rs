@@ -1,6 +1,6 @@
 //! Tokenizers against Hugging Face's own, and what is made of their configuration.
 
-use lstc::data::{SpecialTokens, Tokenizer};
+use lstc_data::{SpecialTokens, Tokenizer};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::Deserialize;

@@ -4,18 +4,18 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use lstc_data::Reading;
 use lstc_passes::Options;
 use lstc_passes::options::{
     BackboneOptions, BlockCounts, Down, Gate, Init, Int8Weights, Merge, Precision, Projections, Sizes, TowerName,
 };
 use lstc_passes::single;
+use lstc_runtime::Device;
+use lstc_tuned::config::Config;
 
 use crate::commands::arguments::at_least;
 use crate::commands::set;
-use crate::data::Reading;
-use crate::rewrite::config::Config;
 use crate::rewrite::{Choice, Measuring};
-use crate::runtime::Device;
 
 /// The options as flags. A flag that is not given leaves the configuration's value.
 #[derive(Debug, clap::Args)]

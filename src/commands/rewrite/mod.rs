@@ -9,16 +9,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use lstc_base::files::keep_private;
+use lstc_base::report::{self, Bytes, Exit, Format, Hinted, ProgressLine};
+use lstc_base::scratch::{self, Made};
 use lstc_graph::{Links, listing};
 use lstc_passes::{Module, Timing};
+use lstc_tuned::config::{Config, annotated};
+use lstc_tuned::manifest::{self, SourceFile};
+use lstc_tuned::output::{Inputs, Output};
 
-use crate::files::keep_private;
-use crate::output::{Inputs, Output};
-use crate::report::{self, Bytes, Exit, Format, Hinted, ProgressLine};
-use crate::rewrite::config::{Config, annotated};
-use crate::rewrite::manifest::{self, SourceFile, model_of};
 use crate::rewrite::{Backbone, Copying, Request, SourceModel, compile, rewrite_with, source_file};
-use crate::scratch::{self, Made};
 use flags::MethodFlags;
 use summary::Summary;
 
@@ -139,7 +139,7 @@ impl Rewrite {
             ([], []) => {
                 return Err(Hinted::new(anyhow!("no model is given"), "`lstc rewrite model.onnx -o tuned/`").into());
             }
-            ([], recorded) => model_of(recorded)?,
+            ([], recorded) => SourceModel::recorded(recorded)?,
             (given, _) => SourceModel::find(given)?,
         };
         if self.stop_after.is_none() {

@@ -3,14 +3,16 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use lstc_base::report;
 use lstc_graph::{Means, Saved};
 use lstc_passes::options::{BackboneOptions, Sizes};
+use lstc_tuned::manifest::{ChoiceSummary, FilePart, FoldedSummary};
+use lstc_tuned::quantised::{Lines, Quantised};
+use lstc_tuned::tokens::Settled;
 use serde::Serialize;
 
-use crate::report;
-use crate::rewrite::manifest::{ChoiceSummary, FilePart, FoldedSummary};
-use crate::rewrite::precision::{Candidate, Lines, Quantised};
-use crate::rewrite::{Settled, Written};
+use crate::rewrite::Written;
+use crate::rewrite::precision::Candidate;
 
 /// What was written, for the report.
 #[derive(Serialize)]

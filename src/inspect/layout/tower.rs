@@ -1,9 +1,9 @@
 //! One tower: its place in the drawing, and its parts.
 
 use lstc_passes::options::Merge;
+use lstc_tuned::gates::{Gate, State};
 
 use super::{Anchor, Arrangement, Block, Flow, Layout, Mark, Part, Rect, Side, Voice, Wire};
-use crate::inspect::gates::{Gate, State};
 use crate::inspect::ladder::{Ladder, Rung, Stack, Tap};
 use crate::inspect::text::Grouped;
 

@@ -10,18 +10,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use lstc_base::report::word;
+use lstc_data::Vocabulary;
 use lstc_graph::regular;
+use lstc_tuned::TOKENIZER;
+use lstc_tuned::config::Config;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::data::Vocabulary;
-use crate::report::word;
-use crate::rewrite::config::Config;
 use byte_tokenizer::byte_tokenizer;
-pub use special::{Origins, Settled, special_tokens};
-
-/// The tokenizer's file, beside a model and in a rewritten directory.
-pub const TOKENIZER: &str = "tokenizer.json";
+pub use special::special_tokens;
 
 /// The model's configuration, as Hugging Face transformers writes it.
 const CONFIGURATION: &str = "config.json";
@@ -110,7 +108,7 @@ impl Companions {
     pub fn write_tokenizer(&self, folder: &Path) -> anyhow::Result<()> {
         let target = folder.join(TOKENIZER);
         if let Some(Companion { path, .. }) = self.find(TOKENIZER) {
-            crate::files::copy(&path, &target).with_context(|| format!("cannot copy `{}`", path.display()))?;
+            lstc_base::files::copy(&path, &target).with_context(|| format!("cannot copy `{}`", path.display()))?;
         } else if self.is_of_bytes()? {
             fs::write(&target, serde_json::to_vec(&byte_tokenizer())?)
                 .with_context(|| format!("cannot write `{}`", target.display()))?;

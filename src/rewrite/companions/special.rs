@@ -4,46 +4,18 @@
 //! one, the family's own is taken if all that is known fits the family; otherwise the model is refused: a decoder that begins
 //! with a token other than the one it was trained with still computes something, and nothing shows that it is wrong.
 
-use std::fmt;
-
 use anyhow::{anyhow, bail};
+use lstc_base::report::Hinted;
+use lstc_data::Reading;
 use lstc_models::{SpecialTokens, families};
-use serde::{Deserialize, Serialize};
+use lstc_tuned::tokens::{Origins, Settled};
+use serde::Deserialize;
 
 use super::Companions;
-use crate::data::Reading;
-use crate::report::Hinted;
 
 const GENERATION: &str = "generation_config.json";
 /// Where the names of special tokens are, as Hugging Face transformers writes them.
 const NAMES: [&str; 2] = [super::TOKENIZER_CONFIGURATION, "special_tokens_map.json"];
-
-/// Where each special token comes from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Origins {
-    pub pad: String,
-    pub end: String,
-    pub start: String,
-}
-
-/// A model's special tokens, and where they come from.
-#[derive(Clone, Debug, Serialize)]
-pub struct Settled {
-    pub ids: SpecialTokens,
-    pub from: Origins,
-}
-
-impl fmt::Display for Settled {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let SpecialTokens { pad, end, start } = self.ids;
-        let from = &self.from;
-        if from.pad == from.end && from.end == from.start {
-            return write!(f, "padding {pad}, end {end}, decoder start {start} ({})", from.pad);
-        }
-        write!(f, "padding {pad} ({}), end {end} ({}), decoder start {start} ({})", from.pad, from.end, from.start)
-    }
-}
 
 /// The ids that a configuration gives to the special tokens.
 #[derive(Deserialize)]

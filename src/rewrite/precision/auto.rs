@@ -10,12 +10,12 @@ use lstc_passes::options::{BackboneOptions, Precision, Sizes};
 use lstc_passes::problem::listed;
 use lstc_passes::quantise::{Quantise, by_block, products};
 use lstc_passes::{Module, Options, Pipeline};
+use lstc_runtime::{Device, Runtime, Session, Tensor};
+use lstc_tuned::opened::runnable;
 use ndarray::{ArrayD, IxDyn};
 use serde::Serialize;
 
 use super::decided;
-use crate::rewrite::opened::runnable;
-use crate::runtime::{Device, Runtime, Session, Tensor};
 
 /// Sizes if none are fixed.
 const BATCH: usize = 8;

@@ -3,30 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
+use lstc_base::report::Hinted;
 use lstc_graph::{DataFiles, Graph, ValueId, data_to_run, encode};
 use lstc_passes::Module;
-use serde::{Deserialize, Serialize};
+use lstc_runtime::{Optimisation, Runtime, Session, Tensor};
+use lstc_tuned::opened::on_cpu;
+use lstc_tuned::quantised::{Measured, TapError};
 use tempfile::TempDir;
 
-use super::TapError;
 use super::sample::Feeds;
-use crate::report::Hinted;
-use crate::rewrite::opened::on_cpu;
-use crate::runtime::{Optimisation, Runtime, Session, Tensor};
-use crate::verify::{give, run};
-
-/// What a precision loses on a sample.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Measured {
-    pub taps: Vec<TapError>,
-    /// The error of the final output, if `merge_last` makes it a tap.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub output: Option<f64>,
-    /// The relative error of the backbone's own logits.
-    pub logits: f64,
-    /// The share of positions at which another token is the likeliest.
-    pub argmax_changed: f64,
-}
+use crate::probe::{give, run};
 
 /// Squares of differences and of the values that they are differences from.
 #[derive(Clone, Copy, Debug, Default)]

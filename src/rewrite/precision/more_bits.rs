@@ -17,11 +17,11 @@ use lstc_graph::{Builder, Graph, Origin, ValueId};
 use lstc_passes::Module;
 use lstc_passes::options::Precision;
 use lstc_passes::quantise::{Product, by_block, in_8_bits};
+use lstc_runtime::{Runtime, Tensor};
 
 use super::measure::{Bench, Squares, check_source, final_output};
 use super::sample::Feeds;
-use crate::runtime::{Runtime, Tensor};
-use crate::verify::{give, run};
+use crate::probe::{give, run};
 
 /// A product takes more bits if that lowers the error by at least this share of it.
 const WORTH: f64 = 0.01;

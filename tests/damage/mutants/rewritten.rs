@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use lstc::inspect::{RunReport, html};
-use lstc::rewrite::config::Config;
-use lstc::rewrite::opened::Opened;
-use lstc::rewrite::{DATA, GRAPHS, SEEN};
-use lstc::side;
+use lstc_tuned::config::Config;
+use lstc_tuned::opened::Opened;
+use lstc_tuned::side;
+use lstc_tuned::{DATA, GRAPHS, SEEN};
 use serde_json::Value;
 
 use super::chance::Chance;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use lstc::data::{Corpus, OnBadRow, Reading, SpecialTokens, Tokenizer};
+use lstc_data::{Corpus, OnBadRow, Reading, SpecialTokens, Tokenizer};
 use serde_json::{Value, json};
 
 use super::chance::Chance;

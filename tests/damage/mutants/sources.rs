@@ -4,11 +4,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lstc::rewrite::config::Config;
-use lstc::rewrite::{GRAPHS, Request, rewrite};
-use lstc::runtime::Optimisation;
+use lstc::rewrite::{Request, rewrite};
 use lstc::verify::{Verdict, verify};
 use lstc_graph::onnx::proto::ModelProto;
+use lstc_runtime::Optimisation;
+use lstc_tuned::GRAPHS;
+use lstc_tuned::config::Config;
 use prost::Message;
 
 use super::{FEW, bytes, each, graphs, names};

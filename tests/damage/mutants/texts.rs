@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lstc::data::{Reading, SpecialTokens, Tokenizer, Vocabulary};
 use lstc::rewrite::{open, tokens};
+use lstc_data::{Reading, SpecialTokens, Tokenizer, Vocabulary};
 use serde_json::{Value, json};
 
 use super::chance::Chance;

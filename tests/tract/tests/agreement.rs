@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use lstc::export::{Request, Weights, export};
-use lstc::rewrite::config::Config;
 use lstc::rewrite::{Request as Rewrite, rewrite};
-use lstc::runtime::install::{self, install};
-use lstc::runtime::{Device, Error, Flavour, Runtime, Tensor, find};
+use lstc_runtime::install::{self, install};
+use lstc_runtime::{Device, Error, Flavour, Runtime, Tensor, find};
+use lstc_tuned::config::Config;
 use ndarray::{ArrayD, IxDyn};
 use safetensors::SafeTensors;
 
