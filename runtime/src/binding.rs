@@ -284,7 +284,7 @@ impl Binding {
     }
 
     /// An output that is written where `tensor` lies. It may be an input's tensor too, where every node that reads the
-    /// input runs before the one that writes the output: see [`lstc_passes::written_in_place`].
+    /// input runs before the one that writes the output: see `written_in_place` of lstc-passes.
     pub fn output(&mut self, name: &str, tensor: &mut DeviceTensor) -> Result<()> {
         self.binding.bind_output(name, &mut tensor.value).map_err(Error::run)
     }
